@@ -24,13 +24,13 @@ FORMAT = 1         # version of the layout below
 FOLDER_LIMIT = 2_000   # up to this many clips: plain .npy files; beyond: tar shards
 SHARD_SIZE = 1_000     # clips per shard
 
-# %% ../nbs/25_tokenize.ipynb #1c920c8c
+# %% ../nbs/25_tokenize.ipynb #38da01ea
 def token_dtype(vocab_size: int) -> np.dtype:
     "The smallest signed integer type of 16 or 32 bits that holds the ids 0 to `vocab_size` - 1."
     return np.dtype(np.int16 if vocab_size <= 2**15 else np.int32)
 
 def file_stem(key: str) -> str:
-    "A file name for a clip's key: letters, digits, `_`, `-` stay, all else is percent-encoded (tar readers cut names at a dot)."
+    "A file name for a clip's key: letters, digits, `_`, `-` stay, the rest is percent-encoded (tar readers cut names at a dot)."
     return quote(str(key), safe="").replace(".", "%2E").replace("~", "%7E")
 
 # %% ../nbs/25_tokenize.ipynb #7be8a3d8
@@ -165,7 +165,7 @@ def shard_is_done(out: Path, number: int, settings: str) -> bool:
     try: return path.exists() and read_json(path)["settings"] == settings
     except (BadInput, KeyError, TypeError): return False
 
-# %% ../nbs/25_tokenize.ipynb #40546c1c
+# %% ../nbs/25_tokenize.ipynb #2e895a3b
 def _open_tokens(out: Path, senses: list, n: int, layout: str) -> str:
     "The layout of `out`, after making sure that it holds no tokens of other tokenizers."
     if layout not in ("auto", "folder", "shards"): raise BadInput(f"There is no layout {layout!r}; choose auto, folder or shards.")
@@ -174,7 +174,7 @@ def _open_tokens(out: Path, senses: list, n: int, layout: str) -> str:
     for s in senses:
         have = old["modalities"].get(s.name, {}).get("fingerprint")
         if have != s.tokenizer.fingerprint:
-            raise ConfigMismatch(f"{out}: its {s.name} tokens are of tokenizer {have}, not {s.tokenizer.fingerprint}; choose another folder.")
+            raise ConfigMismatch(f"{out}: its {s.name} tokens are by tokenizer {have}, not {s.tokenizer.fingerprint}; use another folder.")
     return old["layout"]
 
 # %% ../nbs/25_tokenize.ipynb #d472fb20
