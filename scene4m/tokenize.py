@@ -104,17 +104,18 @@ def describe_sense(
     return dict(tokenizer=type(t).__name__, fingerprint=t.fingerprint, vocab_size=int(t.vocab_size), grid=list(grid),
                 tokens=n, stored=sense.stored)
 
-# %% ../nbs/25_tokenize.ipynb #16939ea3
+# %% ../nbs/25_tokenize.ipynb #d4f9a937
 def token_row(row) -> dict:
     "What training needs to know of a clip, as plain JSON values, from a row of the data set's manifest."
     def parsed(v, empty):
-        if v is None or (isinstance(v, float) and np.isnan(v)): return empty
-        return json.loads(v) if isinstance(v, str) and v[:1] in '[{"n' else v
+        if v is None or (isinstance(v, float) and np.isnan(v)) or (isinstance(v, str) and not v): return empty
+        return json.loads(v) if isinstance(v, str) else v
     attributes = parsed(row.get("attributes"), None)
     if hasattr(attributes, "to_dict"): attributes = attributes.to_dict()
     text = {k: None if row.get(k) is None or row.get(k) != row.get(k) else str(row.get(k)) for k in ("key", "label", "split", "group")}
     return dict(**text, captions=list(parsed(row.get("captions"), [])), attributes=attributes,
-                has_audio=bool(row.get("has_audio", True)), has_video=bool(row.get("has_video", True)))
+                has_audio=bool(row.get("has_audio", True)), has_video=bool(row.get("has_video", True)),
+                silent=bool(row.get("silent", False)))
 
 # %% ../nbs/25_tokenize.ipynb #4970e711
 def encode_clips(
@@ -264,7 +265,7 @@ def _checked(ids: np.ndarray, about: dict) -> np.ndarray:
     if ids.min() < 0 or ids.max() >= about["vocab_size"]: raise ValueError(f"an id lies outside 0 to {about['vocab_size'] - 1}")
     return ids
 
-# %% ../nbs/25_tokenize.ipynb #f6500021
+# %% ../nbs/25_tokenize.ipynb #32a34bf2
 class TokenDataset(torch.utils.data.Dataset):
     "The tokens of a folder, in memory: about 0.7 kB per clip, so 200,000 clips take 130 MB."
     def __init__(self, root, **tokenizers):
@@ -281,7 +282,7 @@ class TokenDataset(torch.utils.data.Dataset):
         parts = []
         for number in range(-(-about["clips"] // about["shard_size"])):
             try: parts.append(read_shard(self.root, number, about["layout"], self.modalities))
-            except (ValueError, OSError, KeyError) as e: self.skipped.append(dict(shard=f"shard-{number:05d}", reason=str(e)))
+            except (ValueError, OSError, KeyError, TypeError) as e: self.skipped.append(dict(shard=f"shard-{number:05d}", reason=str(e)))
         if self.skipped:
             names = "; ".join(f"{s['shard']} ({s['reason']})" for s in self.skipped)
             warnings.warn(f"{self.root}: {len(self.skipped)} damaged shard(s) left out: {names}", stacklevel=3)
