@@ -117,7 +117,7 @@ class CosmosConfig:
     encoder_sha256: str = ""
     decoder_sha256: str = ""
 
-# %% ../nbs/24_cosmos.ipynb #3d954866
+# %% ../nbs/24_cosmos.ipynb #57927020
 class CosmosTokenizer(nn.Module):
     "COSMOS DV4x8x8: 4 × 8 × 8 pixels become one of 64,000 ids."
     vocab_size = VOCAB_SIZE
@@ -161,6 +161,7 @@ class CosmosTokenizer(nn.Module):
         c = self.settings; T, H, W = (c.frames, c.size, c.size) if shape is None else shape[-3:]
         t, h, w = cosmos_grid(T, H, W, c.window)
         if ids.shape[1] != t * h * w: raise ConfigMismatch(f"{ids.shape[1]} ids per clip do not fill the grid {(t, h, w)} of {(T, H, W)}.")
+        if ids.min() < 0 or ids.max() >= VOCAB_SIZE: raise BadInput(f"COSMOS ids lie between 0 and {VOCAB_SIZE - 1}.")
         ids, out = ids.reshape(-1, t, h, w).to(self._at.device, torch.int32), []
         for a, b in cosmos_windows(T, c.window):
             n = cosmos_grid(b - a, H, W, c.window)[0]; part, ids = ids[:, :n], ids[:, n:]
