@@ -59,7 +59,7 @@ run: setup  ## the whole fall on the toy street: about ten minutes, ends in a re
 
 test: dev chromium  ## ruff, spelling, every notebook and every quick test
 	@echo "→ ruff: the exported modules"
-	@$(BIN)/python -m ruff check --quiet scene4m tests scripts
+	@$(BIN)/python -m ruff check --quiet scene4m scripts
 	@echo "→ codespell: notebooks and pages"
 	@$(BIN)/codespell
 	@echo "→ pytest: notebooks and tests (the slow ones run in make test-all)"
