@@ -1,0 +1,151 @@
+"""The package as its users get it: a wheel, its metadata, and what it can do in an environment of its own."""
+import configparser
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+import zipfile
+from email import message_from_bytes
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+pytest.importorskip("build", reason="the package `build` is not installed")
+DEV_ONLY = {"nbdev", "fastcore", "execnb", "ghapi", "pytest", "ruff", "quarto", "jupyterlab", "notebook", "playwright", "nbgrader"}
+
+
+def sh(*args, **kw) -> str:
+    done = subprocess.run([str(a) for a in args], capture_output=True, text=True, **kw)
+    assert done.returncode == 0, f"{' '.join(map(str, args))}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def settings() -> configparser.SectionProxy:
+    parser = configparser.ConfigParser(delimiters=["="], interpolation=None)
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    return parser["DEFAULT"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    "A wheel built from the committed and uncommitted files of this checkout, copied first so that nothing is left behind in it."
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    listed = sh("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
+    for line in listed:
+        top = Path(line).parts[0]
+        if top in ("scene4m", "settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in") and (ROOT / line).is_file():
+            (source / line).parent.mkdir(parents=True, exist_ok=True)
+            (source / line).write_bytes((ROOT / line).read_bytes())
+    have_tools = subprocess.run([sys.executable, "-c", "import setuptools, wheel; assert int(setuptools.__version__.split('.')[0]) >= 77"],
+                                capture_output=True).returncode == 0
+    sh(sys.executable, "-m", "build", "--wheel", "--outdir", out, *(["--no-isolation"] if have_tools else []), source)
+    return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel):
+    with zipfile.ZipFile(wheel) as z:
+        return message_from_bytes(z.read(next(n for n in z.namelist() if n.endswith("METADATA"))))
+
+
+def required(metadata, extra: str | None = None) -> set[str]:
+    "Names that the wheel asks for, with or without an extra."
+    lines = [x for x in metadata.get_all("Requires-Dist") if (f'extra == "{extra}"' in x if extra else "extra ==" not in x)]
+    return {re.match(r"[\w.-]+", x)[0].lower().replace("_", "-") for x in lines}
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as z:
+        tops = {n.split("/")[0] for n in z.namelist()}
+        names = set(z.namelist())
+    assert {t for t in tops if not t.endswith(".dist-info")} == {"scene4m"}
+    assert {"scene4m/__init__.py", "scene4m/__main__.py", "scene4m/core.py", "scene4m/cli.py"} <= names
+    assert any(n.endswith("licenses/LICENSE") or n.endswith("dist-info/LICENSE") for n in names)
+
+
+def test_the_wheel_is_light(wheel):
+    assert wheel.stat().st_size < 25_000_000
+
+
+def test_metadata_comes_from_settings(metadata):
+    cfg = settings()
+    assert (metadata["Name"], metadata["Version"], metadata["Summary"]) == (cfg["lib_name"], cfg["version"], cfg["description"])
+    assert required(metadata) == {re.match(r"[\w.-]+", r)[0].lower().replace("_", "-") for r in cfg["requirements"].split()}
+    assert metadata["Requires-Python"] == f">={cfg['min_python']}"
+    assert "Apache-2.0" in (metadata["License-Expression"] or metadata["License"] or "")
+
+
+def test_metadata_names_no_person(metadata):
+    assert metadata["Author"] == "scene4m contributors"
+    assert not [v for k, v in metadata.items() if k in ("Author-email", "Maintainer", "Maintainer-email")]
+    assert "@" not in metadata["Author"]
+
+
+def test_the_library_runs_without_what_built_it(metadata):
+    assert not required(metadata) & DEV_ONLY
+    assert {"nbdev", "fastcore", "pytest", "ruff"} <= required(metadata, "dev")
+    assert {"jupyterlab", "voila"} <= required(metadata, "lab") and "yt-dlp" in required(metadata, "download")
+
+
+def test_dev_holds_every_other_extra(metadata):
+    extras = set(metadata.get_all("Provides-Extra")) - {"dev"}
+    assert extras == {"lab", "train", "download", "ray", "course"}
+    for extra in extras:
+        assert required(metadata, extra) <= required(metadata, "dev"), extra
+
+
+def environment(folder: Path, like_this_one: bool) -> Path:
+    "A fresh environment; `like_this_one` lets it see the packages that are installed here, but not this checkout."
+    venv.create(folder, with_pip=True)
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if like_this_one:
+        site = Path(sh(python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])").strip())
+        here = [p for p in sys.path if p.endswith(("site-packages", "dist-packages"))]
+        (site / "zz-installed-here.pth").write_text("\n".join(here) + "\n")
+    return python
+
+
+CHECK = """
+import importlib, json, pathlib, pkgutil, sys
+import scene4m
+assert pathlib.Path(scene4m.__file__).is_relative_to(sys.prefix), scene4m.__file__
+names = [m.name for m in pkgutil.iter_modules(scene4m.__path__) if not m.name.startswith("_")]
+for name in names: importlib.import_module(f"scene4m.{name}")
+print(json.dumps(dict(version=scene4m.__version__, modules=names, seen=[n for n in ("nbdev", "fastcore", "IPython") if n in sys.modules])))
+"""
+
+
+def imported(python: Path, cwd: Path) -> dict:
+    return json.loads(sh(python, "-c", CHECK, cwd=cwd, env={**os.environ, "PYTHONPATH": ""}).splitlines()[-1])
+
+
+def test_the_wheel_installs_and_every_module_imports(wheel, tmp_path):
+    python = environment(tmp_path / "env", like_this_one=True)
+    sh(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--force-reinstall", wheel)
+    told = imported(python, tmp_path)
+    assert told["version"] == settings()["version"]
+    with zipfile.ZipFile(wheel) as z:
+        packed = {Path(n).stem for n in z.namelist() if re.fullmatch(r"scene4m/[a-z]\w*\.py", n)}
+    assert set(told["modules"]) == packed
+    assert not {"nbdev", "fastcore"} & set(told["seen"])
+    assert "describe" in sh(python, "-m", "scene4m", "--help", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_the_wheel_works_in_an_empty_environment(wheel, tmp_path):
+    "Everything from the index, nothing of this environment: install, let the doctor look, describe a clip or be told why not."
+    python = environment(tmp_path / "env", like_this_one=False)
+    sh(python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel, timeout=1800)
+    assert not {p for p in DEV_ONLY if subprocess.run([str(python), "-c", f"import {p}"], capture_output=True).returncode == 0} - {"IPython"}
+    assert "torchaudio" in sh(python, "-m", "scene4m", "doctor", "--fix", cwd=tmp_path)
+    imported(python, tmp_path)
+    sh(python, "-m", "scene4m", "toy", "--n", "2", "--out", "street", cwd=tmp_path)
+    clip = next((tmp_path / "street").glob("**/*.mp4"))
+    done = subprocess.run([str(python), "-m", "scene4m", "describe", str(clip), "--json"], cwd=tmp_path, capture_output=True, text=True)
+    if (ROOT / "scene4m" / "pretrained" / "model.safetensors").exists():
+        assert done.returncode == 0 and json.loads(done.stdout)["description"], done.stderr
+    else:
+        assert done.returncode == 1 and "scene4m run" in done.stderr and "Traceback" not in done.stderr
