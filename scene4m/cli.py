@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DEBUG', 'app', 'GO_ON', 'Out', 'Model', 'Seed', 'Workers', 'PresetName', 'Settings', 'AsJson', 'Clips', 'CORES',
-           'DataFolder', 'explain', 'in_one_line', 'command', 'main', 'read_settings', 'run', 'toy', 'curate',
-           'train_audio', 'train_video', 'tokenize', 'finetune', 'describe_clips', 'in_words', 'describe',
-           'score_table', 'evaluate', 'transfer', 'app_notebook', 'serve_app', 'finding', 'check_python',
+           'VggList', 'Limit', 'DataFolder', 'explain', 'in_one_line', 'command', 'main', 'read_settings', 'run', 'toy',
+           'curate', 'download', 'train_audio', 'train_video', 'tokenize', 'finetune', 'describe_clips', 'in_words',
+           'describe', 'score_table', 'evaluate', 'transfer', 'app_notebook', 'serve_app', 'finding', 'check_python',
            'check_package', 'check_requirements', 'torchaudio_lib', 'remove_compiled', 'imports_cleanly',
            'check_torchaudio', 'check_program', 'check_processor', 'check_model', 'examine', 'doctor']
 
@@ -128,7 +128,7 @@ def run(
     run_pipeline(out, data=data, preset=recipe, seed=seed, workers=workers)
     typer.echo(f"The report: {out / 'report.html'}\nIts figures: {out / 'report.json'}")
 
-# %% ../nbs/60_cli.ipynb #dbbb0b16
+# %% ../nbs/60_cli.ipynb #aac68b1f
 @command(go_on=GO_ON)
 def toy(
     out: Out = Path("street"), n: Annotated[int, typer.Option("--n", "-n", min=1, help="Number of clips.")] = 100, seed: Seed = 0,
@@ -136,22 +136,41 @@ def toy(
 ):
     "Write toy street clips as mp4 files, with truth.csv."
     from scene4m.toystreet import write_street
-    folder = write_street(out, n, seed=seed, split=split, workers=workers)
-    typer.echo(f"{n} clips and truth.csv are in {folder or out}")
+    typer.echo(f"{n} clips and truth.csv are in {write_street(out, n, seed=seed, split=split, workers=workers)}")
 
-# %% ../nbs/60_cli.ipynb #f710aed3
+# %% ../nbs/60_cli.ipynb #1d94b9b4
+VggList = Annotated[Path | None, typer.Option("--vggsound", help="VGG-Sound's csv; the folder then holds clips named ID_START.mp4.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Stop after so many clips.")]
+
 @command(go_on=GO_ON)
 def curate(
-    source: Annotated[Path, typer.Argument(help="Folder of clips.", show_default=False)], out: Out = Path("data"),
+    folder: Annotated[Path, typer.Argument(help="Folder of clips.", show_default=False)], out: Out = Path("data"),
     labels: Annotated[Path | None, typer.Option(help="csv with the columns file and label, if it does not lie in the folder.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many clips.")] = None, seed: Seed = 0, workers: Workers = CORES,
+    vggsound: VggList = None, limit: Limit = None, seed: Seed = 0, workers: Workers = CORES,
 ):
     "Check a folder of clips and make a data set of them."
-    from scene4m.curation import curate as curate_clips
+    from scene4m.curation import curate as curate_clips, vggsound_rows
     from scene4m.run import MelFeature
+    source = vggsound_rows(vggsound, folder, limit=limit) if vggsound else folder
     manifest = curate_clips(source, out, labels_file=labels, features=dict(mel=MelFeature()), workers=workers, limit=limit, seed=seed)
     kept = int((manifest.status == "kept").sum())
-    typer.echo(f"{kept} of {len(manifest)} clips were kept; {out / 'manifest.parquet'} says why the others were not")
+    typer.echo(f"{kept} of {len(manifest)} clips were kept; {out / 'manifest.parquet'} says why others were not")
+
+# %% ../nbs/60_cli.ipynb #ace870ab
+@command(go_on=GO_ON)
+def download(
+    vggsound: Annotated[Path, typer.Argument(help="VGG-Sound's csv: youtube_id, start, label, split.", show_default=False)],
+    out: Out = Path("clips"), limit: Limit = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Whole videos instead of ten seconds each.")] = False,
+):
+    "Fetch the clips of VGG-Sound's list (needs the extra download)."
+    from scene4m.core import BadInput
+    if importlib.util.find_spec("yt_dlp") is None: raise BadInput('Fetching needs yt-dlp: pip install "scene4m[download]".')
+    from scene4m.curation import download as fetch_clips, vggsound_list
+    n = sum(1 for _ in vggsound_list(vggsound, limit=limit))
+    typer.echo(f"{n} clips are listed; at about half a megabyte each this is {n / 2:.0f} MB. What has been fetched is kept.", err=True)
+    counts = fetch_clips(vggsound, out, limit=limit, whole=whole)
+    typer.echo(f"{out}: " + (", ".join(f"{k} {v}" for k, v in sorted(counts.items())) or "nothing was left to fetch"))
 
 # %% ../nbs/60_cli.ipynb #e32000e5
 def _train_sense(sense, data, out, preset, seed, settings):
@@ -202,21 +221,28 @@ def finetune(
     folder = train(tokens, out, FinetuneConfig(**{**recipe.train, "seed": seed}), model=model)
     typer.echo(f"The model is in {folder or out}")
 
-# %% ../nbs/60_cli.ipynb #d201d3b6
+# %% ../nbs/60_cli.ipynb #81252d94
 def describe_clips(
     clips: list,         # paths
-    describer,           # callable from a path to something with `to_dict()`
-    say,                 # called with (dict, description or None) for each clip, in order
+    load,                # called once, at the first clip that can be opened: a function from a path to a list of descriptions
+    say,                 # called with (dict, description or None), in the order of the clips
+    check,               # called with each path first; raises where it is no clip
 ) -> int:                # number of clips that failed
     "Describes each clip in turn. One that fails gives `file` and `error`, and the others go on."
-    failed = 0
+    failed, describe_one = 0, None
     for clip in clips:
-        try: description = describer(clip)
+        try:
+            check(clip)
+            if describe_one is None: describe_one = load()
+            for d in describe_one(clip): say(d.to_dict(), d)
         except Exception as e:
-            if DEBUG: raise
+            if DEBUG or describe_one is None and not _is_about(e, clip): raise
             failed += 1; say(dict(file=str(clip), error=explain(e)), None)
-        else: say(description.to_dict(), description)
     return failed
+
+def _is_about(error: Exception, clip) -> bool:
+    "Whether an error speaks of this clip, and not of the model or the machine."
+    return Path(clip).name in str(error)
 
 # %% ../nbs/60_cli.ipynb #eebf315a
 def in_words(d: dict) -> str:
@@ -226,21 +252,42 @@ def in_words(d: dict) -> str:
     likely = ", ".join(f"{c['label']} {c['p']:.0%}" for c in d["categories"][:3])
     return f"{d['file']}\n  {d['description']}\n  sure: {d['confidence']:.0%} · {senses}\n  likely: {likely}"
 
-# %% ../nbs/60_cli.ipynb #26fc265d
+# %% ../nbs/60_cli.ipynb #2ec4b815
 @command()
 def describe(
     clips: Clips, model: Model = None, as_json: AsJson = False,
-    vtt: Annotated[Path | None, typer.Option(help="Write subtitles (WebVTT) of a long clip to this file.")] = None,
-    speak: Annotated[bool, typer.Option("--speak", help="Say the description aloud.")] = False,
+    vtt: Annotated[Path | None, typer.Option(help="Describe one clip from end to end and write WebVTT subtitles to this file.")] = None,
+    speak: Annotated[bool, typer.Option("--speak", help="Say the descriptions aloud.")] = False,
 ):
     "Describe clips in words, with how sure the model is."
     from scene4m.core import BadInput
     if vtt and len(clips) != 1: raise BadInput("--vtt writes the subtitles of one clip; name one clip.")
-    from scene4m.describe import Describer
-    describer = Describer.from_pretrained(model)
-    def say(d, description): typer.echo(json.dumps(d, ensure_ascii=False) if as_json else in_words(d))
-    failed = describe_clips(clips, describer, say)
+    from scene4m.media import probe
+    said = []
+    def load():
+        from scene4m.describe import Describer, describe_long
+        describer = Describer.from_pretrained(model)
+        return (lambda clip: describe_long(describer, clip)) if vtt else (lambda clip: [describer(clip)])
+    def say(d, description):
+        typer.echo(json.dumps(d, ensure_ascii=False, default=str) if as_json else in_words(d)); sys.stdout.flush()
+        if description is None: return
+        said.append(description)
+        if speak: _say_aloud(description.description)
+    if speak: _say_aloud("")
+    failed = describe_clips(clips, load, say, probe)
+    if vtt and not failed: _write_vtt(vtt, said)
     if failed: raise typer.Exit(1)
+
+def _say_aloud(text: str):
+    "Speaks `text`; with an empty text, only makes sure that there is a voice."
+    from scene4m.describe import speak, speech_command
+    if text: speak(text)
+    else: speech_command("")
+
+def _write_vtt(path: Path, descriptions: list):
+    from scene4m.core import atomic_write
+    from scene4m.describe import to_vtt
+    atomic_write(path, to_vtt(descriptions)); typer.echo(f"The subtitles are in {path}", err=True)
 
 # %% ../nbs/60_cli.ipynb #8074b4ad
 def score_table(
