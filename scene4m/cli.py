@@ -156,14 +156,14 @@ def curate(
     kept = int((manifest.status == "kept").sum())
     typer.echo(f"{kept} of {len(manifest)} clips were kept; {out / 'manifest.parquet'} says why others were not")
 
-# %% ../nbs/60_cli.ipynb #ace870ab
+# %% ../nbs/60_cli.ipynb #2d8551f8
 @command(go_on=GO_ON)
 def download(
     vggsound: Annotated[Path, typer.Argument(help="VGG-Sound's csv: youtube_id, start, label, split.", show_default=False)],
     out: Out = Path("clips"), limit: Limit = None,
     whole: Annotated[bool, typer.Option("--whole", help="Whole videos instead of ten seconds each.")] = False,
 ):
-    "Fetch the clips of VGG-Sound's list (needs the extra download)."
+    "Fetch clips of VGG-Sound's list (extra: download)."
     from scene4m.core import BadInput
     if importlib.util.find_spec("yt_dlp") is None: raise BadInput('Fetching needs yt-dlp: pip install "scene4m[download]".')
     from scene4m.curation import download as fetch_clips, vggsound_list
@@ -319,16 +319,16 @@ def evaluate(
     report = evaluate_folder(folder, model)
     typer.echo(json.dumps(report, ensure_ascii=False, default=str) if as_json else score_table(report))
 
-# %% ../nbs/60_cli.ipynb #b95b925c
+# %% ../nbs/60_cli.ipynb #57f5b43f
 @command()
 def transfer(clips: Clips, as_json: AsJson = False, settings: Settings = None):
-    "The paper's study: 16 frames, base 4M captions, T5 summary."
+    "The paper's study: 16 captions by 4M, one by T5."
     from scene4m.transfer import transfer_clip
     for clip in clips:
         result = transfer_clip(clip)
         typer.echo(json.dumps(result, ensure_ascii=False) if as_json else result["summary"])
 
-# %% ../nbs/60_cli.ipynb #bec6cd15
+# %% ../nbs/60_cli.ipynb #96fa0dfe
 def app_notebook(
     model: Path | None = None,   # model folder; None is the one in the package
 ) -> str:                        # a notebook as JSON text
@@ -344,7 +344,7 @@ def serve_app(
     model: Model = None, port: Annotated[int, typer.Option(help="Port on this machine.")] = 8866,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it in the browser.")] = True,
 ):
-    "Describe clips in the browser (needs the extra lab)."
+    "Describe clips in the browser (extra: lab)."
     from scene4m.core import BadInput, atomic_write
     if importlib.util.find_spec("voila") is None: raise BadInput('The app needs Voila: pip install "scene4m[lab]".')
     if model is not None and not model.is_dir(): raise BadInput(f"{model}: there is no such model folder.")

@@ -1,0 +1,217 @@
+"""The command line from outside: help, exit statuses, one sentence for every kind of bad input, Ctrl-C."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from scene4m import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("run", "toy", "curate", "download", "train-audio", "train-video", "tokenize", "finetune", "evaluate", "describe", "transfer",
+            "app", "doctor")
+
+
+def scene4m(*args, **kw):
+    "The command in a process of its own."
+    return subprocess.run([sys.executable, "-m", "scene4m", *map(str, args)], capture_output=True, text=True, encoding="utf-8", **kw)
+
+
+def inside(*args):
+    "The command in this process: much quicker, the same application."
+    return CliRunner().invoke(cli.app, [str(a) for a in args], prog_name="scene4m")
+
+
+def refuses(result, *words):
+    "Exit status 1 and one clear sentence on stderr that holds all `words`; nothing else."
+    err = [line for line in result.stderr.splitlines() if line.strip()]
+    assert result.exit_code == 1, (result.exit_code, result.output)
+    assert len(err) == 1 and err[0].startswith("scene4m: ") and err[0].rstrip()[-1] in ".;)", result.stderr
+    assert 20 < len(err[0]) < 400 and "Traceback" not in result.output and "unexpected" not in err[0], err[0]
+    for word in words:
+        assert str(word) in err[0], f"{word!r} is not in {err[0]!r}"
+
+
+# --- help and usage
+
+
+def test_help_is_quick_and_names_every_command():
+    start = time.perf_counter()
+    done = scene4m("--help")
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0 and all(f"  {c} " in done.stdout for c in COMMANDS)
+    assert not [line for line in done.stdout.splitlines() if line.endswith("...")], "a summary is too long for one line"
+    assert seconds < 1.5, f"{seconds:.1f} s"
+
+
+def test_the_list_of_commands_is_complete():
+    assert {c.name or c.callback.__name__ for c in cli.app.registered_commands} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command):
+    done = inside(command, "--help")
+    assert done.exit_code == 0 and f"scene4m {command}" in done.stdout
+
+
+def test_the_version():
+    from scene4m import __version__
+    assert inside("--version").stdout.strip() == f"scene4m {__version__}"
+
+
+@pytest.mark.parametrize("args", [["fly"], ["describe"], ["toy", "--n", "many"], ["toy", "--n", "0"], ["run", "--colour", "red"]],
+                         ids=lambda a: " ".join(a))
+def test_wrong_usage_is_exit_status_2(args):
+    done = inside(*args)
+    assert done.exit_code == 2 and "Usage" in done.stderr and "Traceback" not in done.output
+
+
+# --- bad input: one clear sentence, exit status 1
+
+
+@pytest.fixture
+def things(tmp_path):
+    "Files and folders that cannot be used."
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "unlabelled").mkdir()
+    (tmp_path / "text.mp4").write_text("This is not a film. " * 50)
+    (tmp_path / "zero.mp4").touch()
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "unlabelled" / "clip.mp4").write_text("not a film either")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["missing.mp4", "text.mp4", "zero.mp4", "empty"])
+def test_describe_refuses_what_is_no_clip(things, name):
+    done = inside("describe", things / name)
+    assert done.exit_code == 1 and "Traceback" not in done.output
+    assert name in done.stdout and "not described: " in done.stdout
+
+
+@pytest.mark.parametrize("name", ["missing.mp4", "text.mp4", "zero.mp4", "empty"])
+def test_describe_json_carries_the_error(things, name):
+    done = inside("describe", "--json", things / name)
+    line = json.loads(done.stdout)
+    assert done.exit_code == 1 and set(line) == {"file", "error"} and line["file"] == str(things / name)
+    assert 15 < len(line["error"]) < 300 and "\n" not in line["error"] and "unexpected" not in line["error"]
+
+
+@pytest.mark.parametrize("args", [["evaluate"], ["curate"], ["run", "--data"]], ids=" ".join)
+@pytest.mark.parametrize("name", ["missing", "empty", "unlabelled", "file"])
+def test_folders_that_cannot_be_used(things, args, name):
+    out = [] if args == ["evaluate"] else ["--out", things / "out"]
+    if args == ["curate"] and name == "unlabelled":
+        pytest.skip("curation also takes clips without labels; it refuses them one by one")
+    refuses(inside(*args, things / name, *out), things / name)
+
+
+@pytest.mark.parametrize("args", [["toy", "--n", "1"], ["run"], ["run", "--data", "CLIPS"], ["curate", "CLIPS"]], ids=" ".join)
+def test_an_output_folder_below_a_file(things, args):
+    args = [things / "unlabelled" if a == "CLIPS" else a for a in args]
+    refuses(inside(*args, "--out", things / "file" / "out"), things / "file")
+
+
+@pytest.mark.parametrize("args, word", [
+    (["run", "--preset", "huge"], "toy, shipped, paper"),
+    (["run", "--set", "seconds=5"], "part.key=value"),
+    (["run", "--set", "colour.seconds=5"], "colour"),
+    (["train-audio", "MISSING"], "missing"),
+    (["tokenize", "MISSING"], "missing"),
+    (["finetune", "MISSING"], "missing"),
+    (["download", "MISSING"], "missing"),
+    (["app", "--model", "MISSING"], "missing"),
+    (["describe", "a.mp4", "b.mp4", "--vtt", "a.vtt"], "one clip"),
+], ids=lambda a: " ".join(a) if isinstance(a, list) else a)
+def test_other_bad_input(things, args, word, monkeypatch):
+    monkeypatch.chdir(things)
+    refuses(inside(*["missing" if a == "MISSING" else a for a in args]), word)
+
+
+def test_a_real_process_ends_with_the_same_status(things):
+    done = scene4m("evaluate", things / "empty")
+    assert done.returncode == 1 and done.stderr.startswith("scene4m: ") and done.stdout == ""
+    assert scene4m("fly").returncode == 2
+
+
+def test_debug_shows_where(things):
+    for args in (["--debug", "evaluate", things / "empty"], ["evaluate", things / "empty", "--debug"]):
+        done = scene4m(*args)
+        assert done.returncode == 1 and "Traceback" in done.stderr and "BadInput" in done.stderr
+
+
+def test_one_bad_clip_does_not_stop_the_others(monkeypatch):
+    class Said:
+        def __init__(self, file): self.file = file
+        def to_dict(self): return dict(file=self.file)
+    def check(clip):
+        if clip == "bad.mp4": raise ValueError("bad.mp4: broken")
+    seen = []
+    assert cli.describe_clips(["a.mp4", "bad.mp4", "c.mp4"], lambda: lambda c: [Said(c)], lambda d, _: seen.append(d), check) == 1
+    assert [set(d) for d in seen] == [{"file"}, {"file", "error"}, {"file"}]
+
+
+# --- being stopped
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent differently on Windows")
+def test_ctrl_c_is_one_line_and_130_and_the_same_command_goes_on(tmp_path):
+    street = tmp_path / "street"
+    def clips(): return {p: p.stat().st_mtime_ns for p in street.glob("**/[!.]*.mp4")}
+    args = [sys.executable, "-m", "scene4m", "toy", "--n", "400", "--workers", "1", "--out", str(street)]
+    running = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if len(clips()) >= 2:
+            break
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert "Stopped." in err and "goes on" in err and "Traceback" not in err
+    kept = clips()
+    assert 2 <= len(kept) < 400
+    done = scene4m("toy", "--n", str(len(kept)), "--workers", "1", "--out", street)
+    assert done.returncode == 0, done.stderr
+    assert clips() == kept, "clips that were finished were made again"
+    assert (street / "truth.csv").exists()
+
+
+# --- the doctor
+
+
+def test_the_doctor_looks_at_everything_and_says_what_to_do():
+    done = inside("doctor", "--json")
+    findings = json.loads(done.stdout)
+    assert done.exit_code == 0 and {"python", "torch", "torchaudio", "processor", "model", "voila", "speech"} <= {f["name"] for f in findings}
+    assert all(f["do"] for f in findings if f["state"] != "ok")
+    assert {f["state"] for f in findings} <= {"ok", "note", "missing"}
+
+
+def test_the_doctor_fails_where_something_needed_is_missing(monkeypatch):
+    monkeypatch.setattr(cli, "requires", lambda name: ["no-such-package>=1", "ghost>=2; extra == 'dev'"])
+    done = inside("doctor")
+    assert done.exit_code == 1 and "no-such-package" in done.stdout and "ghost" not in done.stdout
+
+
+def test_the_cure_of_torchaudio_touches_compiled_files_only(monkeypatch, tmp_path):
+    for name in ("__init__.py", "_torchaudio.abi3.so", "libtorchaudio.so", "libctc.so"):
+        (tmp_path / name).touch()
+    answers = iter([False, True])
+    monkeypatch.setattr(cli, "torchaudio_lib", lambda: tmp_path)
+    monkeypatch.setattr(cli, "imports_cleanly", lambda package: next(answers))
+    monkeypatch.setattr("torch.version.cuda", None)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    found = cli.check_torchaudio(fix=True)
+    assert found["state"] == "ok" and "3 files" in found["found"] and [p.name for p in tmp_path.iterdir()] == ["__init__.py"]
+
+
+def test_the_cure_is_not_given_where_torch_is_built_for_cuda(monkeypatch, tmp_path):
+    (tmp_path / "_torchaudio.abi3.so").touch()
+    monkeypatch.setattr(cli, "torchaudio_lib", lambda: tmp_path)
+    monkeypatch.setattr(cli, "imports_cleanly", lambda package: False)
+    monkeypatch.setattr("torch.version.cuda", "13.2")
+    assert cli.check_torchaudio(fix=True)["state"] == "missing" and (tmp_path / "_torchaudio.abi3.so").exists()
