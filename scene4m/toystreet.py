@@ -4,27 +4,28 @@
 
 # %% auto #0
 __all__ = ['WORLD_VERSION', 'SECONDS', 'FPS', 'SIZE', 'SR', 'FOUR_WAYS', 'TWO_WAYS', 'MOTIONS_OF', 'SPLITS', 'CANVAS', 'RGB',
-           'SKIN', 'HAIR', 'DARK', 'GLASS', 'WHITE', 'WOOD', 'SHAPES', 'FAR', 'GROWTH', 'N', 'CONTROL', 'WAVE',
-           'VOWELS', 'SOUNDS', 'Scene', 'sample_scene', 'street_seed', 'events', 'activity', 'Pen', 'draw_bus',
-           'draw_car', 'draw_police', 'draw_engine', 'draw_horn', 'draw_motorcycle', 'draw_skateboarder', 'draw_dog',
-           'draw_speaker', 'draw_crowd', 'draw_worker', 'draw_chime', 'draw_eater', 'placement', 'backdrop',
+           'SKIN', 'HAIR', 'DARK', 'GLASS', 'WHITE', 'WOOD', 'SHAPES', 'ENDWISE', 'FAR', 'GROWTH', 'N', 'CONTROL',
+           'WAVE', 'VOWELS', 'SOUNDS', 'HEADS', 'Scene', 'sample_scene', 'street_seed', 'events', 'activity', 'Pen',
+           'draw_bus', 'draw_car', 'draw_police', 'draw_engine', 'draw_horn', 'draw_motorcycle', 'draw_skateboarder',
+           'draw_dog', 'draw_speaker', 'draw_crowd', 'draw_worker', 'draw_chime', 'draw_eater', 'placement', 'backdrop',
            'draw_rain', 'draw_frame', 'render_frames', 'noises', 'noise', 'slow', 'slow_time', 'harmonics', 'phase_of',
            'play', 'place_into', 'decay', 'resonances', 'sound_bus', 'sound_engine', 'sound_motorcycle', 'sound_police',
            'voice', 'sound_woman', 'sound_man', 'babble', 'sound_crowd', 'sound_dog', 'sound_hammer',
            'sound_skateboard', 'sound_chime', 'sound_eating', 'sound_horn', 'sound_car', 'db', 'background',
-           'render_sound', 'street_clip', 'write_scene', 'StreetClips', 'street_clips', 'write_street']
+           'render_sound', 'street_clip', 'write_scene', 'StreetClips', 'street_clips', 'write_street',
+           'attribute_targets', 'coarse_mel', 'examples', 'ceiling']
 
-# %% ../nbs/12_toystreet.ipynb #9e80cb2d
-import functools, json, math, os
+# %% ../nbs/12_toystreet.ipynb #fa718a64
+import functools, json, math
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from .captions import (BUS, CAR, CHIME, COLOURED, COLOURS, COUNTABLE, CROWD, DOG, EATING, ENGINE, HAMMER, HORN, LABELS, MAN,
-                              MOTORCYCLE, MOVING, POLICE, SKATEBOARD, WOMAN, Attributes, write_captions)
+                              MOTORCYCLE, POLICE, SKATEBOARD, WOMAN, Attributes, write_captions)
 from .core import BadInput, ClipSpec, atomic_write, progress
 from .media import write_clip
 
@@ -215,7 +216,7 @@ def draw_horn(p, scene, t, i, view):
         if on: p.oval(x, 0.26, 0.2, 0.2, (255, 226, 120), True)
         p.oval(x, 0.26, 0.1, 0.1, (255, 255, 235) if on else (170, 170, 150), on)
 
-# %% ../nbs/12_toystreet.ipynb #6bbd886a
+# %% ../nbs/12_toystreet.ipynb #a2fea878
 def draw_motorcycle(p, scene, t, i, view):
     c = RGB[scene.colour]
     if view == "side":
@@ -231,14 +232,14 @@ def draw_motorcycle(p, scene, t, i, view):
         else: p.box(-0.07, 0.34, 0.07, 0.42, (255, 30, 24), True)
 
 def draw_skateboarder(p, scene, t, i, view):
-    c, push = RGB[scene.colour], math.sin(2 * math.pi * (0.7 * t + 0.3 * i))
-    half = 0.3 if view == "side" else 0.12
-    p.box(-half, 0.06, half, 0.11, (120, 70, 30))
-    for x in (-half * 0.7, half * 0.7): p.oval(x, 0.04, 0.045, 0.045, WHITE)
-    p.line(((-0.12, 0.1), (-0.12 - 0.04 * push, 0.28), (0, 0.42)), 0.09, (52, 56, 84)); p.line(((0.14, 0.1), (0.16, 0.3), (0, 0.42)), 0.09, (52, 56, 84))
-    p.poly(((-0.11, 0.4), (0.11, 0.4), (0.17, 0.74), (-0.1, 0.74)), c)
-    p.line(((-0.08, 0.7), (-0.3, 0.58 + 0.12 * push)), 0.08, c); p.line(((0.13, 0.7), (0.34, 0.62 - 0.12 * push)), 0.08, c)
-    p.oval(0.05, 0.86, 0.1, 0.11, SKIN); p.poly(((-0.06, 0.88), (0.16, 0.88), (0.12, 0.99), (-0.03, 0.99)), DARK)
+    c, push = RGB[scene.colour], math.sin(2 * math.pi * (0.7 * t + 0.3 * i)); trousers = (60, 66, 104)
+    half = 0.36 if view == "side" else 0.16
+    p.poly(((-half, 0.16), (-half + 0.06, 0.09), (half - 0.06, 0.09), (half, 0.16), (half, 0.2), (-half, 0.2)), (214, 140, 60))
+    for x in (-half * 0.66, half * 0.66): p.oval(x, 0.06, 0.065, 0.065, WHITE)
+    p.line(((-0.16, 0.18), (-0.22, 0.34), (-0.02, 0.46)), 0.1, trousers); p.line(((0.14, 0.18), (0.2, 0.36), (0, 0.46)), 0.1, trousers)
+    p.poly(((-0.12, 0.42), (0.1, 0.42), (0.2, 0.74), (-0.04, 0.78)), c)
+    p.line(((0.0, 0.72), (-0.3, 0.66 + 0.14 * push)), 0.09, c); p.line(((0.14, 0.72), (0.4, 0.64 - 0.14 * push)), 0.09, c)
+    p.oval(0.12, 0.88, 0.11, 0.11, SKIN); p.poly(((0.0, 0.9), (0.3, 0.9), (0.22, 0.95), (0.2, 1.0), (0.04, 1.0)), DARK)
 
 def draw_dog(p, scene, t, i, view):
     c, bark = RGB[scene.colour], activity(scene, t, i)
@@ -253,7 +254,7 @@ def draw_dog(p, scene, t, i, view):
     p.poly(((0.4, y - 0.03), (0.58, y - 0.06 - 0.1 * bark), (0.4, y - 0.1)), fur); p.oval(0.61, y + 0.04 + 0.05 * bark, 0.03, 0.03, DARK)
     p.poly(((0.22, y + 0.12), (0.32, y + 0.1), (0.24, y - 0.1), (0.16, y - 0.04)), tuple(v // 2 for v in fur))
 
-# %% ../nbs/12_toystreet.ipynb #a73fe117
+# %% ../nbs/12_toystreet.ipynb #f4c06af3
 def draw_speaker(p, scene, t, i, view):
     "A person from head to coat, with a mouth that moves with the voice."
     c, open_, woman = RGB[scene.colour], activity(scene, t, i), scene.label == WOMAN
@@ -268,7 +269,7 @@ def draw_speaker(p, scene, t, i, view):
         p.poly([(sway + 0.2 * math.cos(a), 0.93 + 0.23 * math.sin(a)) for a in np.linspace(math.pi, 2 * math.pi, 9)], hair)
         p.box(-0.2 + sway, 1.1, 0.2 + sway, 1.28, DARK); p.box(-0.32 + sway, 1.07, 0.32 + sway, 1.13, DARK)
     for x in (-0.08, 0.08): p.oval(x + sway, 1.02, 0.028, 0.035, DARK)
-    p.oval(sway, 0.85, 0.07, 0.015 + 0.07 * open_, (150, 20, 30)); 
+    p.oval(sway, 0.85, 0.07, 0.015 + 0.07 * open_, (150, 20, 30))
     hand = 0.3 + 0.18 * open_
     p.line(((0.4, 0.12), (0.5, hand)), 0.12, c); p.oval(0.5, hand + 0.05, 0.07, 0.07, SKIN)
 
@@ -317,7 +318,7 @@ def draw_eater(p, scene, t, i, view):
     hand = (0.3 - 0.2 * bite, 0.46 + 0.26 * bite)
     p.line(((0.24, 0.6), (0.36, 0.46), hand), 0.09, c); p.oval(*hand, 0.05, 0.05, SKIN); p.line((hand, (hand[0] - 0.1, hand[1] + 0.02)), 0.03, (200, 200, 205))
 
-# %% ../nbs/12_toystreet.ipynb #9269e655
+# %% ../nbs/12_toystreet.ipynb #2e93aa02
 # how it is drawn, its unit near by as a part of the frame, how it shrinks where there are two or three, how far apart they stand (in units)
 SHAPES = {
     BUS: (draw_bus, 0.66, (1, 1, 1), 1), ENGINE: (draw_engine, 0.62, (1, 1, 1), 1), MOTORCYCLE: (draw_motorcycle, 0.54, (1, 1, 1), 1),
@@ -326,51 +327,52 @@ SHAPES = {
     DOG: (draw_dog, 0.5, (1, 0.74, 0.54), 1.2), CAR: (draw_car, 0.6, (1, 1, 1), 1), HAMMER: (draw_worker, 0.6, (1, 0.74, 0.56), 1.0),
     CHIME: (draw_chime, 0.66, (1, 0.76, 0.6), 0.8), EATING: (draw_eater, 0.62, (1, 0.76, 0.58), 1.0), HORN: (draw_horn, 0.6, (1, 1, 1), 1),
 }
-FAR, GROWTH = 0.58, 1.85    # size of what is far against what is near; growth of what comes closer, over the ten seconds
+ENDWISE = {BUS: 1.15, MOTORCYCLE: 1.2, SKATEBOARD: 1.0, POLICE: 0.95, ENGINE: 1.0, HORN: 1.0}   # the unit where it is seen from the front or behind
+FAR, GROWTH = 0.62, 1.85    # size of what is far against what is near; growth of what comes closer, over the ten seconds
 
 def placement(scene: Scene, t: float, i: int) -> tuple[float, float, float, int, str]:
     "Where thing `i` is at time `t`: x, y of its foot and unit as parts of the frame, +1 or -1 for facing right or left, and the view."
     _, unit, shrink, apart = SHAPES[scene.label]
     scale = (1.0 if scene.near else FAR) * (1 + 0.06 * scene.size); u = t / SECONDS - 0.5
     if scene.motion in ("towards", "away"): scale *= (GROWTH + 0.3 * scene.speed) ** (u if scene.motion == "towards" else -u)
-    unit = unit * shrink[scene.count - 1] * scale
+    view = {"towards": "front", "away": "back"}.get(scene.motion, "side")
+    unit = unit * shrink[scene.count - 1] * scale * (1.0 if view == "side" else ENDWISE.get(scene.label, 1.0))
     x = 0.5 + 0.08 * scene.place + (i - (scene.count - 1) / 2) * apart * unit
     if scene.motion in TWO_WAYS: x += (0.62 + 0.25 * scene.speed) * u * (1 if scene.motion == "right" else -1)
     y = 0.6 + 0.33 * min(scale, 1.15)
     if scene.label in (WOMAN, MAN): y = 0.66 + 0.42 * min(scale, 1.0)
     if scene.label == CHIME: y = 0.22 - 0.14 * scale
     facing = -1 if scene.motion == "left" or (scene.motion not in TWO_WAYS and scene.seed % 2) else 1
-    view = {"towards": "front", "away": "back"}.get(scene.motion, "side")
     return x, y, unit, facing, view
 
-# %% ../nbs/12_toystreet.ipynb #157609b0
+# %% ../nbs/12_toystreet.ipynb #5aaea6b1
 @functools.lru_cache(32)
 def backdrop(scene: Scene) -> Image.Image:
     "The empty street: sky, houses, pavement and road, by day or night, wet or dry."
     rng, n = scene.rng(3), CANVAS
-    sky, road = ((14, 18, 44), (40, 42, 52)) if scene.night else ((150, 198, 240), (150, 148, 144))
-    if scene.rain: sky, road = ((20, 24, 40), (30, 36, 56)) if scene.night else ((120, 132, 148), (92, 104, 124))
+    sky, road = ((12, 14, 44), (78, 80, 92)) if scene.night else ((150, 198, 240), (162, 160, 156))
+    if scene.rain: sky, road = ((22, 26, 38), (50, 62, 96)) if scene.night else ((116, 128, 144), (104, 122, 150))
     shift = rng.uniform(0.92, 1.08)
     img = Image.new("RGB", (n, n), tuple(int(c * shift) for c in sky)); d = ImageDraw.Draw(img); x = -int(rng.integers(30))
     while x < n:
-        w, h = int(rng.integers(26, 52)), int(rng.integers(30, 74)); g = int(rng.integers(26, 44) if scene.night else rng.integers(165, 205))
-        if scene.rain and not scene.night: g = int(g * 0.72)
-        top = int(0.6 * n) - h; d.rectangle((x, top, x + w, int(0.62 * n)), fill=(g, g, int(g * (1.2 if scene.night else 0.96))))
-        for wx in range(x + 5, x + w - 6, 12):
-            for wy in range(top + 6, int(0.6 * n) - 8, 16):
-                lit = rng.random() < 0.35
-                d.rectangle((wx, wy, wx + 5, wy + 8), fill=((150, 130, 80) if lit else (20, 22, 34)) if scene.night else (g - 40, g - 36, g - 28))
+        w, h = int(rng.integers(40, 80)), int(rng.integers(30, 74)); g = int(rng.integers(30, 44) if scene.night else rng.integers(178, 208))
+        if scene.rain and not scene.night: g = int(g * 0.78)
+        top = int(0.6 * n) - h; d.rectangle((x, top, x + w, int(0.62 * n)), fill=(g, g, int(g * (1.25 if scene.night else 0.96))))
+        for wx in range(x + 8, x + w - 14, 22):
+            for wy in range(top + 8, int(0.6 * n) - 12, 24):
+                lit = scene.night and rng.random() < 0.3
+                d.rectangle((wx, wy, wx + 8, wy + 12), fill=(118, 104, 70) if lit else tuple(int(g * v) for v in (0.8, 0.82, 0.86)))
         x += w + int(rng.integers(0, 8))
     d.rectangle((0, int(0.62 * n), n, int(0.66 * n)), fill=tuple(int(c * 1.18) for c in road)); d.rectangle((0, int(0.66 * n), n, n), fill=road)
     if scene.rain:
         for _ in range(5):
             cx, cy, r = rng.uniform(0, n), rng.uniform(0.7 * n, n), rng.uniform(10, 26)
-            d.ellipse((cx - r, cy - r / 4, cx + r, cy + r / 4), fill=(66, 78, 112) if scene.night else (164, 180, 200))
+            d.ellipse((cx - r, cy - r / 4, cx + r, cy + r / 4), fill=(84, 98, 140) if scene.night else (166, 184, 208))
     return img
 
 def draw_rain(draw, scene: Scene, t: float) -> None:
     "Streaks that depend on the scene and the time of the frame only."
-    rng = scene.rng(4, round(t * 1000)); n = 20; tone = (150, 168, 205) if scene.night else (236, 243, 252)
+    rng = scene.rng(4, round(t * 1000)); n = 16; tone = (150, 168, 205) if scene.night else (236, 243, 252)
     x, y, length = rng.uniform(-10, CANVAS, n), rng.uniform(-20, CANVAS, n), rng.uniform(20, 34, n)
     for a, b, m in zip(x, y, length): draw.line((a, b, a + 0.22 * m, b + m), fill=tone, width=3)
 
@@ -382,7 +384,7 @@ def draw_frame(scene: Scene, t: float) -> Image.Image:
             y = placement(scene, t, 0)[1] * CANVAS; d.rectangle((0, y - 7, CANVAS, y), fill=(52, 40, 30))
         for i in range(scene.count):
             x, y, unit, facing, view = placement(scene, t, i)
-            SHAPES[scene.label][0](Pen(d, x, y, unit, facing, 0.74 if scene.night else 1.0), scene, t, i, view)
+            SHAPES[scene.label][0](Pen(d, x, y, unit, facing, 0.82 if scene.night else 1.0), scene, t, i, view)
     if scene.rain: draw_rain(d, scene, t)
     return img
 
@@ -667,3 +669,100 @@ def write_street(
     text = io.StringIO(newline=""); w = csv.DictWriter(text, rows[0], lineterminator="\n"); w.writeheader(); w.writerows(rows)
     atomic_write(folder / "truth.csv", text.getvalue())
     return folder
+
+# %% ../nbs/12_toystreet.ipynb #7867e4c6
+HEADS = dict(label=LABELS, colour=COLOURS, count=(1, 2, 3), motion=("left", "right", "towards", "away", "still"), night=(False, True),
+             rain=(False, True), near=(False, True), on_screen=(False, True))
+
+def attribute_targets(scenes) -> dict[str, np.ndarray]:
+    "For each attribute the index of its value in `HEADS`, -1 where it cannot be perceived."
+    def index(values, v): return -1 if v is None else values.index(v)
+    return {name: np.array([index(values, getattr(s.attributes, name)) for s in scenes]) for name, values in HEADS.items()}
+
+def _picture_net(width: int):
+    from torch import nn
+    w, act = width, nn.ReLU
+    def block(a, b, kernel, stride): return [nn.Conv3d(a, b, kernel, stride, [k // 2 for k in kernel], bias=False), nn.BatchNorm3d(b), act()]
+    return nn.Sequential(*block(6, w, (1, 3, 3), (1, 2, 2)), *block(w, 2 * w, (3, 3, 3), (2, 2, 2)), *block(2 * w, 3 * w, (3, 3, 3), (1, 1, 1)),
+                         *block(3 * w, 4 * w, (3, 3, 3), (2, 2, 2)), nn.AdaptiveAvgPool3d((4, 2, 2)), nn.Flatten(), nn.Dropout(0.1),
+                         nn.Linear(64 * w, 128), act(), nn.Linear(128, sum(map(len, HEADS.values()))))
+
+def _sound_net(width: int):
+    from torch import nn
+    w, act = width, nn.ReLU
+    def block(a, b, stride): return [nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), act()]
+    return nn.Sequential(*block(1, w, 2), *block(w, 2 * w, 2), *block(2 * w, 4 * w, 2), *block(4 * w, 4 * w, 2), nn.AdaptiveAvgPool2d((5, 1)),
+                         nn.Flatten(), nn.Linear(20 * w, 128), act(), nn.Linear(128, sum(map(len, HEADS.values()))))
+
+# %% ../nbs/12_toystreet.ipynb #f04a6f5d
+def _pixels(frames: np.ndarray):
+    "Float32 (B, 6, T, H, W): the colours and where and when they are."
+    import torch
+    x = torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    b, _, *shape = x.shape; axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in shape), indexing="ij")
+    return torch.cat([x, torch.stack(axes).expand(b, 3, *shape)], 1)
+
+def coarse_mel(wave: np.ndarray) -> np.ndarray:
+    "A plain log-mel picture (1, 64, 313), float16, in units of about one: what the ceiling of the sound is measured on."
+    import torch
+    from scene4m.core import import_torchaudio
+    bank = _mel_bank(); spec = torch.stft(torch.from_numpy(wave), 1024, 512, window=torch.hann_window(1024), return_complex=True).abs() ** 2
+    assert import_torchaudio() is not None
+    return ((10 * torch.log10(bank.T @ spec + 1e-6) + 20) / 20).half().numpy()[None]
+
+@functools.lru_cache(1)
+def _mel_bank():
+    from scene4m.core import import_torchaudio
+    return import_torchaudio().functional.melscale_fbanks(513, 0.0, 8000.0, 64, SR)
+
+def _one_example(job):
+    scene, sense = job
+    return render_frames(scene, np.arange(16) / 1.6, 32) if sense == "picture" else coarse_mel(render_sound(scene))
+
+def examples(split: str, n: int, seed: int, sense: str, workers: int = 2):
+    "(arrays, scenes) of `n` clips of a split, for the sense `picture` or `sound`."
+    import multiprocessing
+    scenes = [sample_scene(street_seed(split, i, seed)) for i in range(n)]; jobs = [(s, sense) for s in scenes]
+    if workers < 2: return np.stack([_one_example(j) for j in progress(jobs, sense)]), scenes
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return np.stack(list(progress(pool.map(_one_example, jobs, chunksize=16), sense, total=n))), scenes
+
+# %% ../nbs/12_toystreet.ipynb #2115c27d
+def _score(logits, targets, used):
+    "Accuracy of every attribute on the clips of `used` where it can be perceived, with n and the best constant answer."
+    out = {}
+    for (name, truth), z in zip(targets.items(), logits.split([len(v) for v in HEADS.values()], 1)):
+        here = (truth >= 0) & used; truth = truth[here]
+        if not len(truth): continue
+        out[name] = dict(n=len(truth), accuracy=float((z.argmax(1).numpy()[here] == truth).mean()), chance=float(np.bincount(truth).max() / len(truth)))
+    return out
+
+def ceiling(
+    sense: str,              # `picture` or `sound`
+    n_train: int = 3000,
+    n_test: int = 600,
+    epochs: int = 12,
+    seed: int = 0,
+    width: int = 16,
+    workers: int = 2,
+    test_split: str = "val",
+) -> dict:                   # attribute -> {n, accuracy, chance}; for clips with something to see, or to hear
+    "What a small network that reads the clips themselves, not tokens of them, can tell: what any describer should be measured against."
+    import torch
+    if sense not in ("picture", "sound"): raise BadInput(f"A ceiling is measured for the picture or the sound, not for {sense!r}.")
+    torch.manual_seed(seed); prepare = _pixels if sense == "picture" else lambda a: torch.from_numpy(a).float()
+    x, scenes = examples("train", n_train, seed, sense, workers); y = {k: torch.from_numpy(v) for k, v in attribute_targets(scenes).items()}
+    net = (_picture_net if sense == "picture" else _sound_net)(width)
+    steps = epochs * -(-n_train // 32); opt = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, 3e-3, steps)
+    for _ in progress(range(epochs), f"{sense} ceiling"):
+        for rows in torch.randperm(n_train).split(32):
+            parts = net(prepare(x[rows.numpy()])).split([len(v) for v in HEADS.values()], 1)
+            losses = [torch.nn.functional.cross_entropy(z, y[k][rows], ignore_index=-1, reduction="sum") / 32 for k, z in zip(HEADS, parts)]
+            opt.zero_grad(); sum(losses).backward(); opt.step(); schedule.step()
+    x, scenes = examples(test_split, n_test, seed, sense, workers); net.eval()
+    with torch.no_grad(): logits = torch.cat([net(prepare(x[i:i + 64])) for i in range(0, n_test, 64)])
+    used = np.array([s.seen if sense == "picture" else s.heard for s in scenes])
+    out = _score(logits, attribute_targets(scenes), used)
+    out["on_screen"] = _score(logits, attribute_targets(scenes), np.ones(n_test, bool))["on_screen"]
+    return out, logits, scenes
