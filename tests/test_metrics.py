@@ -62,6 +62,8 @@ def test_sentences_at_the_edges():
     always = cider_d([cands[0]] * 80, refs)
     assert always < 0.25 * cider_d(cands, refs)              # one sentence for all clips is worth little
     assert caption_diversity([cands[0]] * 80)["unique"] == 1 / 80
+    assert np.isclose(bleu(["a b c d"], [["a b", "a b c d e"]])[0], np.exp(1 - 5 / 4))   # five words are closer to four than two are
+    assert bleu(["a b c d"], [["a b c", "a b c d e"]])[0] == 1                            # as close on both sides: the shorter
     with pytest.raises(BadInput): cider_d("a dog", ["a dog"])
     with pytest.raises(BadInput): bleu(["a dog"], [[]])
 
@@ -122,6 +124,8 @@ def test_attributes_right_wrong_left_out_and_invented():
     assert got["on_screen"] == dict(n=4, accuracy=0.25) and got["exact"] == 0.25      # the invented colour of the third does not hide its slip
     assert got["invented_rate"] == 0.25 and got["invented"] == dict(colour=1, count=1, motion=1, near=1, night=0, rain=0, on_screen=0)
     assert tuple(got["invented"]) == STATED == ("colour", "count", "motion", "night", "rain", "near", "on_screen")
+    far = attribute_accuracy([Attributes("dog barking", near=False)], [Attributes("dog barking")])
+    assert far["invented_rate"] == 1 and far["invented"]["near"] == 1                 # "far off" is a statement, not an absence
     json.dumps(got)                                                                   # goes into report.json as it is
 
 def test_a_false_value_counts_and_is_not_taken_for_nothing():
