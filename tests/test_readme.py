@@ -1,0 +1,50 @@
+"""README.md and its table of chapters follow from the notebooks."""
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+NBS = ROOT / "nbs"
+sys.path.insert(0, str(ROOT / "scripts"))
+import readme  # noqa: E402
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_is_in_step_with_index():
+    assert not readme.differences(), "run `python scripts/readme.py`"
+
+
+def test_a_change_of_index_would_be_noticed(monkeypatch):
+    text, pictures = readme.readme()
+    monkeypatch.setattr(readme, "readme", lambda: (text + "more", pictures))
+    assert readme.differences() == ["README.md"]
+
+
+def test_the_table_of_chapters_names_every_notebook_with_its_module():
+    rows = re.findall(r"^\| \[[^\]]+\]\(nbs/([\w.]+)\) \| `(\w+)` \| `scene4m\.(\w+)` \|", README, re.M)
+    assert {f"{name}.ipynb" for _, name, _ in rows} == {p.name for p in NBS.glob("[0-9]*.ipynb")}
+    for file, name, module in rows:
+        source = (NBS / file).read_text(encoding="utf-8")
+        assert file == f"{name}.ipynb" and re.search(rf"#\|\s*default_exp\s+{module}\b", source), name
+
+
+def test_links_of_the_readme_lead_to_files():
+    targets = [t for t in re.findall(r"\]\(([^)#]+)", README) if not re.match(r"\w+:", t)]
+    assert targets and not [t for t in targets if not (ROOT / t).exists()]
+
+
+def test_the_readme_names_only_make_targets_that_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    assert set(re.findall(r"\bmake ([a-z-]+)", "\n".join(re.findall(r"`[^`]+`|```.*?```", README, re.S)))) <= targets
+
+
+def test_the_readme_names_only_commands_that_exist():
+    from scene4m import cli
+    commands = {c.name or c.callback.__name__ for c in cli.app.registered_commands}
+    code = "\n".join(re.findall(r"`[^`]+`|```.*?```", README, re.S))
+    assert set(re.findall(r"\bscene4m ([a-z][\w-]*)", code)) <= commands
+
+
+def test_pictures_have_words():
+    assert not [a for a in re.findall(r"!\[([^\]]*)\]", README) if len(a) < 15]
