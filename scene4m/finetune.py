@@ -6,10 +6,10 @@
 __all__ = ['SCHEMES', 'TRACKERS', 'Stage', 'FinetuneConfig', 'grid_entry', 'text_entry', 'CaptionSource', 'Part', 'make_part',
            'SenseDropout', 'scene_modalities', 'text_tokenizer_for', 'check_fit', 'weight_groups', 'learning_rate',
            'to_device', 'total_counts', 'step_losses', 'sum_gradients', 'CsvLog', 'TensorboardLog', 'ServiceLog',
-           'open_trackers', 'Saver', 'seconds_per_step', 'plan_steps', 'Run', 'start_model', 'record', 'finetune',
-           'Loop', 'Window', 'raise_diverged', 'finish']
+           'open_trackers', 'Saver', 'seconds_per_step', 'plan_steps', 'Run', 'start_model', 'attention_kind', 'record',
+           'finetune', 'Loop', 'Window', 'raise_diverged', 'finish']
 
-# %% ../nbs/33_finetune.ipynb #f675833d
+# %% ../nbs/33_finetune.ipynb #042e3a48
 import csv, io, json, math, os, shutil, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .captions import Attributes, TextTokenizer, grammar_texts, write_caption
-from .core import (BadInput, ConfigMismatch, TrainingFailed, atomic_write, autocast, fingerprint, machine, make_rng,
+from .core import (BadInput, ConfigMismatch, TrainingFailed, atomic_write, autocast, fingerprint, has_fast_bf16, machine, make_rng,
                           pick_device, progress, read_json, seed_everything, write_json)
 from .fourm import FourM
 from .masking import Text, TokenGrid, seen_entry
@@ -381,13 +381,20 @@ class Run:
         tokens = {m: a["fingerprint"] for m, a in self.ds.modalities.items()}
         return dict(c, tokens=tokens, clips=clips, words=self.text.vocab_size, size=size)
 
-# %% ../nbs/33_finetune.ipynb #c3a2491d
+# %% ../nbs/33_finetune.ipynb #4c13622b
 def start_model(model, ds: TokenDataset, text: TextTokenizer, config: FinetuneConfig) -> FourM:
     "The model to train: the given one, the one in a folder, or a small one from nothing."
     if model is None: model = FourM.toy(scene_modalities(ds, text, config.max_words), **config.model)
     elif not isinstance(model, torch.nn.Module): model = FourM.from_pretrained(model)
     check_fit(model, ds, text)
+    if hasattr(model, "set_attention"): model.set_attention(attention_kind(config))
     return model
+
+def attention_kind(config: FinetuneConfig) -> str:
+    "How attention is computed: on a CPU with fast bfloat16 the written-out form trains faster than the fused one."
+    if config.attention != "auto": return config.attention
+    device = pick_device(config.device); fast = config.precision == "bf16" or config.precision == "auto" and has_fast_bf16(device)
+    return "plain" if device.type == "cpu" and fast else "sdpa"
 
 def record(run: Run) -> dict:
     "The run's `run.json`: read if it is there and fits, else written with the number of steps. Raises `ConfigMismatch` if it does not fit."

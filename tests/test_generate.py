@@ -18,8 +18,11 @@ def model():
     torch.manual_seed(0); torch.set_num_threads(1)
     m = FourM.toy([TokenGrid("audio", 30, (5, 3)), TokenGrid("video", 40, (2, 3, 3)), Text("caption", 230, 48)], dim=64, encoder_depth=2,
                   decoder_depth=2, num_heads=4, share_embedding=False).eval()
-    for name, p in m.named_parameters(): torch.nn.init.normal_(p, std=1.0 if "token_emb" in name else 0.15)
-    m.decoder_embeddings["caption"].to_logits.weight.data[6] *= 1.6        # so that samples end at different lengths
+    for name, p in m.named_parameters(): torch.nn.init.normal_(p, std=1.0 if "token_emb" in name else 0.3)
+    texts = generate_text(m, batch(6), max_tokens=20); places = {t: [x.index(t) if t in x else 20 for x in texts] for x in texts for t in x}
+    word = max(places, key=lambda t: len(set(places[t])))        # the word that comes up at the most different places …
+    rows = m.decoder_embeddings["caption"].to_logits.weight.data
+    rows[6] = 1.01 * rows[word]                                  # … becomes the end: texts of different lengths
     return m
 
 def batch(n=4, seed=0):
@@ -76,7 +79,7 @@ def test_a_batch_writes_what_each_sample_writes_alone(model):
         alone = {m: {k: t[i:i + 1] for k, t in e.items()} for m, e in b.items()}
         assert generate_text(model, alone, max_tokens=20)[0] == together[i]
     lengths = {len(t) for t in together}
-    assert len({tuple(t) for t in together}) > 3 and len(lengths) > 2 and min(lengths) < 19, lengths    # some leave the batch early
+    assert len({tuple(t) for t in together}) > 3 and len(lengths) > 2, lengths    # some leave the batch early
 
 def test_scores_are_the_models_own_likelihood(model):
     b = batch(3); captions = [[10, 20, 30], [40, 50, 60, 70, 80]]

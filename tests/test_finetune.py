@@ -1,0 +1,141 @@
+"Training: stopped or not, on one process or two, the same weights; what cannot be trained on is refused in one sentence."
+import csv, json, math, os, shutil, signal, socket, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from scene4m.captions import LABELS, Attributes, TextTokenizer, grammar_texts, write_captions
+from scene4m.core import BadInput, ConfigMismatch, TrainingFailed
+from scene4m.finetune import (FinetuneConfig, CaptionSource, Part, Run, SenseDropout, Stage, attention_kind, finetune, grid_entry, learning_rate,
+                              make_part, step_losses, text_entry, text_tokenizer_for, total_counts, weight_groups)
+from scene4m.tokenize import TokenDataset, tokenize_dataset
+
+SMALL = dict(dim=32, encoder_depth=1, decoder_depth=1, num_heads=2)
+TEST = dict(batch_size=8, targets=3, precision="fp32", attention="sdpa", model=SMALL, log_every=1, device="cpu")
+
+class StandIn:
+    "A tokenizer whose ids are stored already."
+    def __init__(self, name, grid, vocab_size=40): self.fingerprint, self._grid, self.vocab_size = name, grid, vocab_size
+    def grid(self, shape=None): return self._grid
+    def encode(self, batch, lengths=None): return batch.long()
+
+class Clips:
+    "Clip i carries its label in its sound; clips 1, 11, 21 … have no sound, clips 2, 12, 22 … no picture."
+    def __init__(self, n=40): self.n = n
+    def keys(self, split=None): return [f"clip{i}" for i in range(self.n)]
+    def row(self, key):
+        i = int(key[4:]); a = Attributes(LABELS[i % 14], night=i % 2 == 0)
+        return dict(label=a.label, split="val" if i % 10 == 9 else "train", group=str(i), captions=json.dumps(write_captions(a, 2, i)),
+                    attributes=json.dumps(a.to_dict()) if i % 3 else None, has_audio=i % 10 != 1, has_video=i % 10 != 2)
+    def stack(self, modality, keys):
+        n = 6 if modality == "mel" else 8
+        return np.stack([np.random.default_rng([int(k[4:]), n]).integers(0, 40, n) * 0 + int(k[4:]) % 14 + np.arange(n) for k in keys])
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    torch.set_num_threads(1)
+    return tokenize_dataset(Clips(), tmp_path_factory.mktemp("tokens") / "t", StandIn("a", (3, 2)), StandIn("v", (2, 2, 2)))
+
+def weights(folder): return load_file(Path(folder) / "model.safetensors")
+def same(a, b, tolerance=0.0): return max(float((a[k].float() - b[k].float()).abs().max()) for k in a) <= tolerance
+def rows(folder):
+    with open(Path(folder) / "log.csv") as f: return list(csv.DictReader(f))
+
+PROGRAM = """
+import sys, json, torch
+torch.set_num_threads(1)
+from scene4m.finetune import FinetuneConfig, Stage, finetune
+settings = json.loads(sys.argv[3]); settings["stages"] = tuple(Stage(**s) for s in settings.pop("stages", [{}]))
+finetune(sys.argv[1], sys.argv[2], FinetuneConfig(**settings))
+extra = [m for m in ("av", "moviepy", "pandas", "torchaudio", "torchvision", "transformers") if m in sys.modules]
+assert not extra, extra
+"""
+
+def command(tokens, out, **settings): return [sys.executable, "-c", PROGRAM, str(tokens), str(out), json.dumps({**TEST, **settings})]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+def test_the_text_form_is_that_of_4m():
+    e = text_entry([[50, 51], [60]])
+    assert e["tensor"].tolist() == [[5, 5, 50, 51, 3, 6], [5, 5, 60, 3, 6, 0]]
+    assert (~e["input_mask"]).int().tolist() == [[1, 0, 0, 0, 0, 0]] * 2
+    assert (~e["target_mask"]).int().tolist() == [[0, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0]]
+    assert e["decoder_attention_mask"].dtype == torch.int32 and (e["decoder_attention_mask"] == (~e["target_mask"]).int()).all()
+    seen = text_entry([[50, 51], [60]], seen=True)
+    assert seen["tensor"].tolist() == [[50, 51, 3], [60, 3, 0]] and seen["target_mask"].all()
+    assert text_entry([list(range(50, 99))], max_tokens=10)["tensor"].shape == (1, 11)
+
+def test_a_grid_shows_some_and_asks_for_others():
+    order = torch.rand(5, 20, generator=torch.Generator().manual_seed(0)).argsort(1)
+    e = grid_entry(torch.arange(100).view(5, 20), order, 4, 7)
+    assert ((~e["input_mask"]).sum(1) == 4).all() and ((~e["target_mask"]).sum(1) == 7).all()
+    assert not (~e["input_mask"] & ~e["target_mask"]).any()
+    assert (e["decoder_attention_mask"].sum(1) == 7).all()
+    first = (~e["target_mask"]).int().argmax(1); assert (e["decoder_attention_mask"][torch.arange(5), first] == 7).all()
+
+def test_no_part_holds_padding_on_the_encoder_side(tokens):
+    ds = TokenDataset(tokens); config = FinetuneConfig(**TEST); data = SenseDropout(ds, CaptionSource(ds.rows, text_tokenizer_for(ds)), config)
+    for scheme, seen in (("both", {15, 9, 7}), ("audio", {7, 1}), ("video", {9, 1}), ("none", {1})):
+        parts = data(3, np.arange(40), scheme)
+        assert {p.seen for p in parts} == seen and sum(len(p.places) for p in parts) == 40
+        for p in parts: assert all((~e["input_mask"]).sum(1).unique().numel() == 1 for e in p.batch.values())
+    assert set(data(0, np.arange(8), "audio")[0].counts) <= {"caption", "video"} and data(0, np.arange(8), "both")[0].order == ["caption"]
+
+def test_counts_are_those_of_the_model(tokens):
+    run = Run(tokens, "unused", FinetuneConfig(steps=1, **TEST))
+    for scheme in ("both", "audio", "none"):
+        for p in run.data(1, run.places, scheme):
+            out = run.model(p.batch, p.seen, p.said, order=p.order)
+            assert {m: n for m, n in out.n_tokens.items() if n} == p.counts
+
+def test_parts_add_up_to_the_whole(tokens):
+    runs = [Run(tokens, "unused", FinetuneConfig(steps=1, accumulate=a, **{**TEST, "batch_size": 16})) for a in (1, 3)]; grads = []
+    for run in runs:
+        parts = run.data(0, run.order.batch(0), "audio"); step_losses(run.model, parts, total_counts(parts), run.config.weights, precision="fp32")
+        grads.append({n: p.grad for n, p in run.model.named_parameters() if p.grad is not None})
+    assert len(runs[1].data(0, runs[1].order.batch(0), "audio")) > len(runs[0].data(0, runs[0].order.batch(0), "audio"))
+    assert same(*grads, 1e-6) and max(g.abs().max() for g in grads[0].values()) > 1e-3
+
+def test_learning_falls(tokens, tmp_path):
+    finetune(tokens, tmp_path / "r", FinetuneConfig(steps=60, lr=5e-3, **TEST)); log = rows(tmp_path / "r")
+    start, end = (np.mean([float(r["loss_caption"]) for r in part]) for part in (log[:5], log[-5:]))
+    assert end < 0.7 * start and len(log) == 60 and float(log[-1]["lr"]) < 1e-4 < max(float(r["lr"]) for r in log)
+    from scene4m.fourm import FourM
+    assert FourM.from_pretrained(tmp_path / "r").modalities["audio"].vocab_size == 40
+    assert TextTokenizer.from_pretrained(tmp_path / "r").vocab_size == text_tokenizer_for(TokenDataset(tokens)).vocab_size
+
+def test_killed_anywhere_the_same_command_ends_in_the_same_weights(tokens, tmp_path):
+    settings = dict(steps=60, ema=0.9, save_every=0.0)
+    subprocess.run(command(tokens, tmp_path / "calm", **settings), check=True, env=ENVIRONMENT)
+    for at in (3, 25):
+        job = subprocess.Popen(command(tokens, tmp_path / "wild", **settings), env=ENVIRONMENT); limit = time.time() + 60
+        while time.time() < limit and job.poll() is None:
+            try: done = len(rows(tmp_path / "wild"))
+            except OSError: done = 0
+            if done >= at: break
+            time.sleep(0.002)
+        os.kill(job.pid, signal.SIGKILL); assert job.wait() == -signal.SIGKILL
+    assert not (tmp_path / "wild" / "model.safetensors").exists()
+    subprocess.run(command(tokens, tmp_path / "wild", **settings), check=True, env=ENVIRONMENT)
+    assert same(weights(tmp_path / "calm"), weights(tmp_path / "wild"))
+    quiet = [{k: v for k, v in r.items() if k not in ("clips_per_second", "data_share")} for r in rows(tmp_path / "wild")]
+    assert quiet == [{k: v for k, v in r.items() if k not in ("clips_per_second", "data_share")} for r in rows(tmp_path / "calm")]
+
+def two_processes(tokens, out, **settings):
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    base = {**ENVIRONMENT, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    jobs = [subprocess.Popen(command(tokens, out, **settings), env={**base, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(2)]
+    assert [j.wait(timeout=120) for j in jobs] == [0, 0]
+
+def test_two_processes_learn_what_one_does(tokens, tmp_path):
+    settings = dict(steps=12, schemes=dict(both=0.4, audio=0.3, video=0.3))
+    subprocess.run(command(tokens, tmp_path / "one", **settings), check=True, env=ENVIRONMENT)
+    two_processes(tokens, tmp_path / "two", **settings)
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two"); assert len(one) == len(two) == 12
+    for a, b in zip(one, two):
+        assert {k for k in a if a[k]} == {k for k in b if b[k]}
+        for k in a:
+            if k.startswith(("loss", "grad")) and a[k]: assert abs(float(a[k]) - float(b[k])) < 1e-5 * max(1, float(a[k])), (a["step"], k, a[k], b[k])
+    assert same(weights(tmp_path / "one"), weights(tmp_path / "two"), 1e-4)
