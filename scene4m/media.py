@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['REASONS', 'MAX_PIXELS', 'FORMATS', 'MAX_PACKETS', 'MAX_BYTES', 'SKIPPABLE', 'ClipRefused', 'FrameSpec', 'frame_times',
-           'ClipInfo', 'probe', 'resample', 'find_bars', 'Clip', 'read_clip', 'write_wav', 'to_int16', 'write_clip',
-           'write_side_by_side']
+           'ClipInfo', 'probe', 'resample', 'find_bars', 'Clip', 'read_clip', 'IsolatedReader', 'write_wav', 'to_int16',
+           'write_clip', 'write_side_by_side']
 
-# %% ../nbs/10_media.ipynb #3287d863
-import contextlib, functools, math, os, time, wave as wave_file
+# %% ../nbs/10_media.ipynb #6d7587f5
+import contextlib, functools, math, os, sys, time, warnings, wave as wave_file
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -57,7 +57,7 @@ def frame_times(
     if not (frames > 0 and fps > 0 and math.isfinite(fps)): raise BadInput(f"{frames} frames at {fps} fps: both must be above zero.")
     return np.arange(frames) / fps
 
-# %% ../nbs/10_media.ipynb #61a26fd2
+# %% ../nbs/10_media.ipynb #c138881a
 @dataclass(frozen=True)
 class ClipInfo:
     "What the header of a file says, before anything is decoded."
@@ -73,7 +73,7 @@ class ClipInfo:
     video_codec: str = ""
     audio_codec: str = ""
 
-MAX_PIXELS = 36_000_000    # a little more than 8K video
+MAX_PIXELS = 64_000_000    # the largest photographs of telephones; 8K video has half of it
 FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,wav,flac,ogg,mp3,aac,amr,amrnb,amrwb,aiff,au,caf,w64,gif,asf,mpegts,mpeg,flv,"
            "mpegvideo,h264,hevc,ivf,m4v,obu,ac3,eac3,dts,wv,ape,tta,png_pipe,jpeg_pipe,bmp_pipe,webp_pipe,apng,mxf,dv,h263,rm,swf")
 
@@ -215,19 +215,17 @@ def _place(pieces, rate: int, origin: float, seconds: float) -> tuple[np.ndarray
         position += len(samples)
     return out, min(seconds, max(0, position or 0) / rate)
 
-# %% ../nbs/10_media.ipynb #60b27df9
-def _decode(context, packet):
-    import av
-    try: return context.decode(packet)
-    except (av.error.FFmpegError, ValueError): return []
-
+# %% ../nbs/10_media.ipynb #50a0a20a
 def _decode_all(context, packets, times, clock, fps: float = 25.0):
     "The frame shown at each of `times`, by decoding every packet; slow and right whatever the file is."
-    shown, last, k, count = [None] * len(times), None, 0, 0
+    import av
+    shown, last, k, count, unit = [None] * len(times), None, 0, 0, packets[0].time_base
     for packet in [*packets, None]:
         clock.check()
-        for frame in _decode(context, packet):
-            when = frame.time if frame.time is not None else count / fps
+        try: frames = context.decode(packet)
+        except (av.error.FFmpegError, ValueError): continue               # a broken packet: the picture before it stays
+        for frame in frames:
+            when = count / fps if frame.pts is None or unit is None else float(frame.pts * unit)
             count += 1
             while last is not None and k < len(times) and times[k] + 1e-3 < when: shown[k] = last; k += 1
             last = _shrink(frame)
@@ -241,11 +239,12 @@ def _shrink(frame, limit: int = 2_100_000):
     s = math.sqrt(limit / pixels)
     return frame.reformat(max(2, int(frame.width * s) // 2 * 2), max(2, int(frame.height * s) // 2 * 2), interpolation="AREA", threads=1)
 
-# %% ../nbs/10_media.ipynb #c5301149
+# %% ../nbs/10_media.ipynb #54caf502
 SKIPPABLE = ("h264", "mpeg4", "mpeg1video", "mpeg2video")  # codecs where a frame that nothing refers to is marked as such
 
 def _decode_skipping(context, packets, times, clock):
-    "As `_decode_all`, bit for bit, but frames that nothing refers to and nobody asked for are skipped; None where that cannot be done."
+    "As `_decode_all`, bit for bit, but frames that nothing refers to and nobody asked for are skipped; None for a broken stream."
+    import av
     stamps = sorted({p.pts for p in packets if not p.is_discard})
     seconds = np.array(stamps, float) * float(packets[0].time_base)
     index = np.clip(np.searchsorted(seconds, np.asarray(times) + 1e-3, side="right") - 1, 0, None)
@@ -254,13 +253,14 @@ def _decode_skipping(context, packets, times, clock):
         clock.check()
         now = "DEFAULT" if packet is None or packet.pts in wanted else "NONREF"
         if now != skip: context.skip_frame = skip = now
-        for frame in _decode(context, packet):
-            if frame.pts in wanted: found[frame.pts] = _shrink(frame)
+        try: frames = context.decode(packet)
+        except (av.error.FFmpegError, ValueError): return None
+        if any(f.is_corrupt for f in frames): return None
+        found.update((f.pts, _shrink(f)) for f in frames if f.pts in wanted)
         if len(found) == len(wanted): break
-    context.skip_frame = "DEFAULT"
     return [found[stamps[i]] for i in index] if len(found) == len(wanted) else None
 
-# %% ../nbs/10_media.ipynb #73b2d85a
+# %% ../nbs/10_media.ipynb #9b65d4f3
 def _decode_video(stream, packets, times, clock):
     "(frames or None, how they were decoded): exact-skip where the file allows it, every frame otherwise."
     context = stream.codec_context
@@ -269,7 +269,7 @@ def _decode_video(stream, packets, times, clock):
     if context.name in SKIPPABLE and all(p.pts is not None for p in packets) and not all(p.is_discard for p in packets):
         frames = _decode_skipping(context, packets, times, clock)
         if frames: return frames, "exact-skip"
-        context.flush_buffers()
+        context.skip_frame = "DEFAULT"; context.flush_buffers()
     frames = _decode_all(context, packets, times, clock, float(stream.average_rate or 25))
     return (frames, "every frame") if frames and frames[0] is not None else (None, "none")
 
@@ -425,6 +425,79 @@ def _finish_sound(sound, origin: float, seconds: float, sr: int):
     wave, n = resample(wave, rate, sr), round(seconds * sr)
     wave = np.pad(wave[:n], (0, max(0, n - len(wave))))
     return np.clip(wave, -1, 1), heard
+
+# %% ../nbs/10_media.ipynb #e1dbea76
+def _limit_memory(extra: int):
+    "Lets this process take `extra` bytes more than it holds now (Linux; elsewhere only the time is limited)."
+    with contextlib.suppress(ImportError, OSError, ValueError, StopIteration):
+        import resource
+        held = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmData"))
+        resource.setrlimit(resource.RLIMIT_DATA, (held + extra, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+def _close_files_but(kept: int):
+    "Closes what a forked process inherited, so that it holds no lock and no pipe of its parent."
+    if sys.platform == "linux": os.closerange(3, kept); os.closerange(kept + 1, 1 << 20)
+
+def _serve(conn, memory: int):
+    "The child's loop: takes (path, arguments), sends back a `Clip` or the exception."
+    import signal
+    import torch
+    torch.set_num_threads(1); _limit_memory(memory); signal.signal(signal.SIGINT, signal.SIG_IGN); _close_files_but(conn.fileno())
+    alarm, parent = hasattr(signal, "SIGALRM"), os.getppid()
+    if alarm: signal.signal(signal.SIGALRM, signal.SIG_DFL)         # the kernel ends a decoder that never comes back
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            while not conn.poll(1):
+                if os.getppid() != parent: return
+            path, options = conn.recv()
+            if alarm: signal.setitimer(signal.ITIMER_REAL, options["timeout"] + 1)
+            answer = _answer(path, options)
+            if alarm: signal.setitimer(signal.ITIMER_REAL, 0)
+            conn.send(answer)
+
+def _answer(path, options):
+    try: return read_clip(path, **options)
+    except ClipRefused as e: return e
+    except MemoryError: return ClipRefused("too large", f"{os.fspath(path)!r}: decoding it takes too much memory.")
+    except Exception as e: return ClipRefused("crashed", f"{os.fspath(path)!r}: reading it failed ({type(e).__name__}: {e}).")
+
+# %% ../nbs/10_media.ipynb #b0a2eb8f
+class IsolatedReader:
+    "Reads clips in a process of its own: a decoder that hangs, dies or takes all memory costs one clip and nothing else."
+    def __init__(self, memory: int = 2 << 30):  # bytes that decoding one clip may take
+        self.memory, self.process, self.conn = memory, None, None
+    def __enter__(self): return self
+    def __exit__(self, *exc): self.close()
+
+    def read(self, path, *, timeout: float = 20.0, **options) -> Clip:
+        "As `read_clip`, with the same arguments. Raises `ClipRefused`, also for a stalled or crashed decoder."
+        if self.process is None: self._begin()
+        try:
+            self.conn.send((path, dict(options, timeout=timeout)))
+            answer = self.conn.recv() if self.conn.poll(timeout + 5) else None
+        except (EOFError, OSError): answer = None
+        if answer is None: answer = self._why_it_ended(path, timeout)
+        if isinstance(answer, Exception): raise answer
+        return answer
+
+    def _begin(self):
+        import multiprocessing
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        self.conn, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, self.memory), daemon=True)
+        with warnings.catch_warnings(): warnings.simplefilter("ignore"); self.process.start()
+        theirs.close()
+
+    def _why_it_ended(self, path, timeout) -> ClipRefused:
+        self.process.join(0.2); code = self.process.exitcode
+        self.close()
+        stalled = f"{os.fspath(path)!r}: the decoder did not come back within {timeout:g} s."
+        if code in (None, -14): return ClipRefused("stalled", stalled)
+        return ClipRefused("crashed", f"{os.fspath(path)!r}: the decoder died (exit code {code}).")
+
+    def close(self):
+        if self.process is None: return
+        self.conn.close(); self.process.kill(); self.process.join(5); self.process = None
 
 # %% ../nbs/10_media.ipynb #114a5b2b
 def write_wav(
