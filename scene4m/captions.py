@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'BUS', 'ENGINE', 'MOTORCYCLE', 'CROWD', 'POLICE', 'WOMAN', 'MAN', 'SKATEBOARD', 'DOG', 'CAR', 'HAMMER',
-           'CHIME', 'EATING', 'HORN', 'COLOURS', 'MOTIONS', 'COUNTS', 'COLOURED', 'COUNTABLE', 'MOVING',
-           'ATTRIBUTE_VALUES', 'NOUNS', 'DRESSED', 'PHRASES', 'COUNT_WORDS', 'LABEL_WORDS', 'PAPER_CAPTIONS',
-           'SPECIAL_TOKENS', 'Attributes', 'write_caption', 'write_captions', 'parse_caption', 'TextTokenizer',
-           'grammar_texts']
+           'CHIME', 'EATING', 'HORN', 'PAPER_CAPTIONS', 'COLOURS', 'MOTIONS', 'COUNTS', 'COLOURED', 'COUNTABLE',
+           'MOVING', 'ATTRIBUTE_VALUES', 'NOUNS', 'DRESSED', 'PHRASES', 'COUNT_WORDS', 'LABEL_WORDS', 'SPECIAL_TOKENS',
+           'FOURM_TOKENIZER', 'Attributes', 'write_caption', 'write_captions', 'parse_caption', 'bert_pieces',
+           'TokenizerFile', 'TextTokenizer', 'grammar_texts', 'fetch_fourm_tokenizer']
 
-# %% ../nbs/11_captions.ipynb #be196dd8
+# %% ../nbs/11_captions.ipynb #2cd76818
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,57 @@ LABELS = ("driving buses", "engine accelerating, revving, vroom", "driving motor
           "hammering nails", "wind chime", "people eating", "vehicle horn, car horn, honking")
 BUS, ENGINE, MOTORCYCLE, CROWD, POLICE, WOMAN, MAN, SKATEBOARD, DOG, CAR, HAMMER, CHIME, EATING, HORN = LABELS
 
+# %% ../nbs/11_captions.ipynb #a772c8f4
+PAPER_CAPTIONS = {
+    BUS: ("A city bus rolls along the street and its heavy motor hums as it leaves the stop.",
+          "A long bus full of passengers drives down the road, brakes hissing.",
+          "The deep sound of a diesel bus fills the street while it moves through the traffic.",
+          "A bus drives by, large and slow, with many windows."),
+    ENGINE: ("Someone presses the accelerator again and again, and the engine of a parked car roars.",
+             "An engine revs loudly, rising in pitch and falling back.",
+             "The engine of a car growls and speeds up, smoke coming from the exhaust."),
+    MOTORCYCLE: ("A motorcycle speeds along the road with a sharp, rattling sound.",
+                 "A rider in a helmet drives a motorcycle past and the noise fades.",
+                 "The rough buzz of a motorcycle grows as it comes down the street."),
+    CROWD: ("A crowd of people stands in the street and many voices mix into a murmur.",
+            "Many people crowd together, talking and calling.",
+            "A large crowd fills the pavement; it may be hard to walk through."),
+    POLICE: ("A police car hurries through the street with its siren wailing and lights flashing.",
+             "The siren of a police car rises and falls; it may need room to pass.",
+             "Lights flash on the roof of a police car that drives fast."),
+    WOMAN: ("A woman is speaking in a clear voice to someone in front of her.",
+            "A woman talks calmly, her face towards the listener.",
+            "The voice of a woman can be heard speaking sentence after sentence."),
+}
+
+# %% ../nbs/11_captions.ipynb #830297b2
+PAPER_CAPTIONS.update({
+    MAN: ("A man is speaking in a deep voice to someone in front of him.",
+          "A man talks steadily, his face towards the listener.",
+          "The low voice of a man can be heard speaking sentence after sentence."),
+    SKATEBOARD: ("Someone rides a skateboard over the pavement, wheels rattling on the joints.",
+                 "A skateboarder pushes off, rolls and lands with a clack.",
+                 "The hard wheels of a skateboard rumble along the ground."),
+    DOG: ("A dog barks again and again at something in the street.",
+          "A dog stands on the pavement and barks in short bursts.",
+          "The loud bark of a dog echoes between the houses."),
+    CAR: ("A car passes by, its sound swelling and fading again.",
+          "A car drives along the road past the listener, tyres hissing.",
+          "The noise of a car grows, goes by and disappears down the street."),
+    HAMMER: ("Someone is hammering nails into a board with steady blows.",
+             "A worker swings a hammer and each hit rings out sharply.",
+             "The knocking of a hammer on wood repeats again and again."),
+    CHIME: ("A wind chime hangs in the breeze and its tubes ring softly.",
+            "Bright, bell like notes come from a wind chime swinging to and fro.",
+            "The metal tubes of a wind chime touch each other and sound in turn."),
+    EATING: ("People sit at a table and eat, chewing and moving their forks.",
+             "Someone is eating a meal, bringing bite after bite to the mouth.",
+             "The crunch of food and the clink of plates tell that people eat here."),
+    HORN: ("A car sounds its horn to warn the others in the street.",
+           "A driver leans on the horn and the honking is loud and long.",
+           "Short, hard blasts of a vehicle horn come from the traffic."),
+})
+
 # %% ../nbs/11_captions.ipynb #67d240bb
 COLOURS = ("red", "yellow", "green", "turquoise", "blue", "pink")
 MOTIONS = ("left", "right", "towards", "away", "still")
@@ -32,38 +83,46 @@ COLOURED = frozenset(LABELS) - {CROWD, POLICE}
 COUNTABLE = frozenset({WOMAN, MAN, SKATEBOARD, DOG, HAMMER, CHIME, EATING})
 MOVING = frozenset({BUS, ENGINE, MOTORCYCLE, CROWD, POLICE, SKATEBOARD, DOG, CAR, HORN})
 
-# %% ../nbs/11_captions.ipynb #0816f498
+# %% ../nbs/11_captions.ipynb #a16307c7
+ATTRIBUTE_VALUES = dict(label=LABELS, colour=COLOURS, count=COUNTS, motion=MOTIONS,
+                        **dict.fromkeys(("night", "rain", "near", "on_screen"), (True, False)))
+
+
+def _checked(name: str, value):
+    "The value as plain Python, if the attribute can have it."
+    if isinstance(value, np.generic): value = value.item()
+    allowed = ATTRIBUTE_VALUES[name]
+    if value is None or (value in allowed and isinstance(value, bool) == isinstance(allowed[0], bool)): return value
+    raise BadInput(f"The attribute {name} cannot be {value!r}; use None or one of {', '.join(map(str, allowed))}.")
+
+# %% ../nbs/11_captions.ipynb #a260028f
 @dataclass(frozen=True)
 class Attributes:
     "What can be perceived of a scene; None means that it cannot be perceived, or does not apply, and must not be stated."
     label: str | None = None       # one of `LABELS`
     colour: str | None = None      # one of `COLOURS`
     count: int | None = None       # 1, 2 or 3
-    motion: str | None = None      # one of `MOTIONS`
+    motion: str | None = None      # one of `MOTIONS`, as seen by the listener
     night: bool | None = None
     rain: bool | None = None
     near: bool | None = None
     on_screen: bool | None = None  # False where the source is heard but cannot be seen
 
     def __post_init__(self):
-        for name, allowed in ATTRIBUTE_VALUES.items():
-            value = getattr(self, name)
-            if value is not None and (value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool)):
-                raise BadInput(f"The attribute {name} cannot be {value!r}; use None or one of {', '.join(map(str, allowed))}.")
+        for name in ATTRIBUTE_VALUES: object.__setattr__(self, name, _checked(name, getattr(self, name)))
 
-    def to_dict(self) -> dict: return asdict(self)
+    def to_dict(self) -> dict:
+        "Every attribute by name, for JSON."
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> "Attributes":
         "The record from a dict; raises `BadInput` for a name or value it does not know."
-        unknown = set(values) - {f.name for f in fields(cls)}
+        unknown = set(values) - set(ATTRIBUTE_VALUES)
         if unknown: raise BadInput(f"There is no attribute {sorted(unknown)[0]!r}; known are {', '.join(ATTRIBUTE_VALUES)}.")
         return cls(**values)
 
-ATTRIBUTE_VALUES = dict(label=LABELS, colour=COLOURS, count=COUNTS, motion=MOTIONS,
-                        **dict.fromkeys(("night", "rain", "near", "on_screen"), (True, False)))
-
-# %% ../nbs/11_captions.ipynb #d3494468
+# %% ../nbs/11_captions.ipynb #45d95943
 # one thing, several things, what it does; a colour is put before the thing, or after it where clothes are meant
 NOUNS = {
     BUS: ("bus", "buses", ("driving", "rolling")), ENGINE: ("car", "cars", ("revving the engine", "roaring with the engine")),
@@ -80,31 +139,32 @@ DRESSED = frozenset({WOMAN, MAN, SKATEBOARD, DOG, HAMMER, EATING})   # their col
 PHRASES = {
     ("near", True): ("close by", "near you"), ("near", False): ("far off", "in the distance"),
     ("on_screen", True): ("in view", "visible"), ("on_screen", False): ("out of sight", "unseen"),
-    ("motion", "left"): ("moving to the left", "heading left"), ("motion", "right"): ("moving to the right", "heading right"),
+    ("motion", "left"): ("moving left", "heading left"), ("motion", "right"): ("moving right", "heading right"),
     ("motion", "towards"): ("coming towards you", "coming closer"), ("motion", "away"): ("going away", "getting smaller"),
-    ("motion", "still"): ("standing still", "staying in place"),
+    ("motion", "still"): ("standing still", "staying put"),
     ("night", True): ("at night", "in the dark"), ("night", False): ("by day", "in daylight"),
     ("rain", True): ("in the rain", "while rain falls"), ("rain", False): ("in dry weather", "without rain"),
 }
-COUNT_WORDS = {1: ("one", "a single"), 2: ("two", "a pair of"), 3: ("three", "a group of three")}
 
-# %% ../nbs/11_captions.ipynb #b2f0bc25
+# %% ../nbs/11_captions.ipynb #f78c3687
+COUNT_WORDS = {1: ("one", "a single"), 2: ("two", "a pair of"), 3: ("three", "a trio of")}
+
 def _pick(rng, options): return options[int(rng.integers(len(options)))]
 
 def _subject(a: Attributes, rng) -> str:
     "The thing itself: how many, which colour, and what it does."
     one, many, acts = NOUNS[a.label]
-    noun, act = (many if (a.count or 1) > 1 else one), _pick(rng, acts)
-    article = "a" if a.count is None else _pick(rng, COUNT_WORDS[a.count])
-    verb = "is" if (a.count or 1) == 1 else "are"
+    noun, verb = (many, "are") if (a.count or 1) > 1 else (one, "is")
+    article, act = "a" if a.count is None else _pick(rng, COUNT_WORDS[a.count]), _pick(rng, acts)
     if a.colour is None: return f"{article} {noun} {verb} {act}"
-    worn = a.label in DRESSED or rng.random() < 0.25
-    return f"{article} {noun} in {a.colour} {verb} {act}" if worn else f"{article} {a.colour} {noun} {verb} {act}"
+    after = a.label in DRESSED or rng.random() < 0.25
+    return f"{article} {noun} in {a.colour} {verb} {act}" if after else f"{article} {a.colour} {noun} {verb} {act}"
 
+# %% ../nbs/11_captions.ipynb #c92f8289
 def write_caption(
     attrs: Attributes,          # what may be said
     rng: np.random.Generator,   # chooses among the forms
-) -> str:                       # one sentence of about 12 to 20 words
+) -> str:                       # one sentence, of 15 to 20 words where everything is known
     "A sentence that states every attribute that is not None, and nothing else."
     def say(name):
         value = getattr(attrs, name)
@@ -115,8 +175,13 @@ def write_caption(
     text = " ".join(parts).replace(" ,", ",")
     return text[0].upper() + text[1:] + "."
 
-def write_captions(attrs: Attributes, n: int, seed: int) -> list[str]:
-    "`n` different sentences for the same attributes, fewer where the grammar has fewer; always the same for the same seed."
+# %% ../nbs/11_captions.ipynb #18598f9f
+def write_captions(
+    attrs: Attributes,
+    n: int,            # how many are wanted
+    seed: int,
+) -> list[str]:        # fewer than n where the grammar has fewer
+    "Different sentences for the same attributes, always the same for the same seed."
     rng, out = make_rng("captions", seed), []
     for _ in range(20 * n):
         if len(out) == n: break
@@ -124,7 +189,7 @@ def write_captions(attrs: Attributes, n: int, seed: int) -> list[str]:
         if text not in out: out.append(text)
     return out
 
-# %% ../nbs/11_captions.ipynb #086a0085
+# %% ../nbs/11_captions.ipynb #b575438d
 # what names the category, in the order in which it is looked for: a car is only a car if it is nothing else
 LABEL_WORDS = (
     (POLICE, r"police|sirens?"), (HORN, r"horns?|honk\w*"), (ENGINE, r"engines?|rev|revs|revving"), (MOTORCYCLE, r"motorcycles?|motorbikes?"),
@@ -132,9 +197,10 @@ LABEL_WORDS = (
     (EATING, r"eat|eats|eating|meals?"), (CROWD, r"crowds?"), (WOMAN, r"woman|women|female"), (MAN, r"man|men|male"), (CAR, r"cars?"))
 _LABEL_PATTERNS = tuple((label, re.compile(rf"\b(?:{words})\b")) for label, words in LABEL_WORDS)
 _COLOUR = re.compile(r"\b(" + "|".join(COLOURS) + r")\b")
-_COUNT = re.compile(r"\b(one|single|two|pair|three)\b")
-_COUNT_VALUE = dict(one=1, single=1, two=2, pair=2, three=3)
+_COUNT = re.compile(r"\b(one|single|two|pair|three|trio)\b")
+_COUNT_VALUE = dict(one=1, single=1, two=2, pair=2, three=3, trio=3)
 
+# %% ../nbs/11_captions.ipynb #ac752a99
 def _stated(text: str, name: str):
     "The value of an attribute whose phrase comes first in the text, or None."
     found = [(text.find(p), v) for (n, v), forms in PHRASES.items() if n == name for p in forms if p in text]
@@ -148,67 +214,70 @@ def parse_caption(text: str) -> Attributes:
     return Attributes(label=label, colour=colour and colour[1], count=count and _COUNT_VALUE[count[1]],
                       **{name: _stated(text, name) for name in ("motion", "night", "rain", "near", "on_screen")})
 
-# %% ../nbs/11_captions.ipynb #ce0acc17
-PAPER_CAPTIONS = {
-    BUS: ("A city bus rolls along the street and its heavy engine hums as it pulls away from the stop.",
-          "A long bus full of passengers drives down the road, brakes hissing.",
-          "The deep sound of a diesel bus fills the street while it moves through the traffic.",
-          "A bus drives by, large and slow, with many windows."),
-    ENGINE: ("Someone presses the accelerator again and again, and the engine of a parked car roars.",
-             "An engine revs loudly, rising in pitch and falling back.",
-             "The engine of a car growls and speeds up, smoke coming from the exhaust."),
-    MOTORCYCLE: ("A motorcycle speeds along the road with a sharp, rattling sound.",
-                 "A rider in a helmet drives a motorcycle past and the noise fades.",
-                 "The rough buzz of a motorcycle grows as it comes down the street."),
-    CROWD: ("A crowd of people stands in the street and many voices mix into one murmur.",
-            "Many people gather close together, talking and calling.",
-            "A large crowd fills the pavement; it may be hard to walk through."),
-    POLICE: ("A police car hurries through the street with its siren wailing and lights flashing.",
-             "The siren of a police car rises and falls; it may need room to pass.",
-             "Blue and red lights flash on a police car that drives fast."),
-    WOMAN: ("A woman is speaking in a clear voice to someone in front of her.",
-            "A woman talks calmly, her face towards the listener.",
-            "The voice of a woman can be heard speaking sentence after sentence."),
-    MAN: ("A man is speaking in a deep voice to someone in front of him.",
-          "A man talks steadily, his face towards the listener.",
-          "The low voice of a man can be heard speaking sentence after sentence."),
-    SKATEBOARD: ("Someone rides a skateboard over the pavement, wheels rattling on the joints.",
-                 "A skateboarder pushes off, rolls and lands with a clack.",
-                 "The hard wheels of a skateboard rumble along the ground."),
-    DOG: ("A dog barks again and again at something in the street.",
-          "A dog stands on the pavement and barks in short bursts.",
-          "The loud bark of a dog echoes between the houses."),
-    CAR: ("A car passes by, its sound swelling and fading again.",
-          "A single car drives along the road past the listener, tyres hissing.",
-          "The noise of a car grows, goes by and disappears down the street."),
-    HAMMER: ("Someone is hammering nails into a board with steady blows.",
-             "A worker swings a hammer and each hit rings out sharply.",
-             "The knocking of a hammer on wood repeats again and again."),
-    CHIME: ("A wind chime hangs in the breeze and its tubes ring softly.",
-            "Bright, bell like notes come from a wind chime swinging to and fro.",
-            "The metal tubes of a wind chime touch each other and sound in turn."),
-    EATING: ("People sit at a table and eat, chewing and moving their forks.",
-             "Someone is eating a meal, bringing bite after bite to the mouth.",
-             "The crunch of food and the clink of plates tell that people eat here."),
-    HORN: ("A car sounds its horn to warn the others in the street.",
-           "A driver leans on the horn and the honking is loud and long.",
-           "Short, hard blasts of a vehicle horn come from the traffic."),
-}
-assert tuple(PAPER_CAPTIONS) == LABELS and all(3 <= len(c) <= 4 for c in PAPER_CAPTIONS.values())
-
-# %% ../nbs/11_captions.ipynb #bc8e3258
+# %% ../nbs/11_captions.ipynb #1d98f61d
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[SOS]", "[EOS]", *(f"[S_{i}]" for i in range(200)))
-_BRACKETED = re.compile(r"^\[[A-Z]+(_\d+)?\]$")
 
-class TextTokenizer:
-    "WordPiece text tokens with the special tokens and ids of 4M: PAD 0, UNK 1, SOS 2, EOS 3, sentinels from 4."
-    PAD, UNK, SOS, EOS = 0, 1, 2, 3
+def bert_pieces(vocab: dict):
+    "A WordPiece tokenizer of the `tokenizers` library with the normaliser and the word splitter of BERT, as in 4M."
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    tok = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+    tok.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tok.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    return tok
 
+# %% ../nbs/11_captions.ipynb #bd45a2e9
+def _whole_words(texts):
+    "Special tokens, then letters and signs alone and as continuations, then every word, in alphabetical order."
+    empty = bert_pieces({"[UNK]": 0})
+    words = {w for t in texts for w, _ in empty.pre_tokenizer.pre_tokenize_str(empty.normalizer.normalize_str(t))}
+    letters = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789.,'-") | set("".join(words)))
+    pieces = [*SPECIAL_TOKENS, *letters, *(f"##{c}" for c in letters), *sorted(words - set(letters))]
+    tok = bert_pieces({p: i for i, p in enumerate(pieces)})
+    tok.add_special_tokens(list(SPECIAL_TOKENS))
+    return tok
+
+def _merged_pieces(texts, vocab_size: int):
+    "Pieces merged by frequency until there are `vocab_size` of them, as WordPiece does."
+    from tokenizers.trainers import WordPieceTrainer
+    tok = bert_pieces({"[UNK]": 0})
+    tok.train_from_iterator(texts, WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False))
+    return tok
+
+# %% ../nbs/11_captions.ipynb #31dece70
+class TokenizerFile:
+    "Saving and loading of a text tokenizer."
     def __init__(self, tokenizer):  # a `tokenizers.Tokenizer`
         for i in (0, 1, 2, 3, 4, 203):
             if tokenizer.token_to_id(SPECIAL_TOKENS[i]) != i:
                 raise ConfigMismatch(f"The text tokenizer does not have {SPECIAL_TOKENS[i]} as number {i}; it was not made for 4M.")
         self.tokenizer = tokenizer
+
+    def save(self, path) -> Path:
+        "Writes the json file."
+        return atomic_write(path, self.tokenizer.to_str(pretty=True))
+
+    @classmethod
+    def from_file(cls, path):
+        "The tokenizer in a json file. Raises `BadInput` where it is missing or something else, `ConfigMismatch` where it is not 4M's kind."
+        from tokenizers import Tokenizer
+        if not Path(path).is_file(): raise BadInput(f"{path}: there is no such text tokenizer.")
+        try: tokenizer = Tokenizer.from_file(str(path))
+        except Exception as e: raise BadInput(f"{path}: this is not a text tokenizer ({e}).") from e
+        try: return cls(tokenizer)
+        except ConfigMismatch as e: raise ConfigMismatch(f"{path}: {e}") from None
+
+    @classmethod
+    def from_pretrained(cls, where):
+        "The tokenizer in a file, or in `text_tokenizer.json` of a checkpoint folder."
+        where = Path(where)
+        return cls.from_file(where / "text_tokenizer.json" if where.is_dir() else where)
+
+# %% ../nbs/11_captions.ipynb #ddd6dd4a
+class TextTokenizer(TokenizerFile):
+    "WordPiece text tokens with the special tokens and ids of 4M: PAD 0, UNK 1, SOS 2, EOS 3, sentinels from 4."
+    PAD, UNK, SOS, EOS = 0, 1, 2, 3
+    BRACKETED = re.compile(r"^\[[A-Z]+(_\d+)?\]$")
 
     @property
     def vocab_size(self) -> int: return self.tokenizer.get_vocab_size()
@@ -226,24 +295,7 @@ class TextTokenizer:
     def decode(self, ids) -> str:
         "The text of ids: bracketed special tokens are left out, class words are kept although 4M calls them special."
         tokens = [self.tokenizer.id_to_token(int(i)) for i in ids]
-        return self.tokenizer.decoder.decode([t for t in tokens if t is not None and not _BRACKETED.match(t)])
-
-    def save(self, path) -> Path: return atomic_write(path, self.tokenizer.to_str(pretty=True))
-
-    @classmethod
-    def from_file(cls, path) -> "TextTokenizer":
-        "The tokenizer in a json file. Raises `BadInput` where the file is missing or is something else."
-        from tokenizers import Tokenizer
-        if not Path(path).is_file(): raise BadInput(f"{path}: there is no such text tokenizer.")
-        try: return cls(Tokenizer.from_file(str(path)))
-        except ConfigMismatch as e: raise ConfigMismatch(f"{path}: {e}") from None
-        except Exception as e: raise BadInput(f"{path}: this is not a text tokenizer ({e}).") from e
-
-    @classmethod
-    def from_pretrained(cls, where) -> "TextTokenizer":
-        "The tokenizer in a file, or in `text_tokenizer.json` of a checkpoint folder."
-        where = Path(where)
-        return cls.from_file(where / "text_tokenizer.json" if where.is_dir() else where)
+        return self.tokenizer.decoder.decode([t for t in tokens if t is not None and not self.BRACKETED.match(t)])
 
     @classmethod
     def train(cls,
@@ -253,36 +305,32 @@ class TextTokenizer:
         "A tokenizer made from `texts`."
         return cls(_whole_words(texts) if vocab_size is None else _merged_pieces(texts, vocab_size))
 
-# %% ../nbs/11_captions.ipynb #7860b937
-def _bare(vocab: dict):
-    "A WordPiece tokenizer with the normaliser and splitter of BERT, as in 4M."
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-    tok = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
-    tok.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tok.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    return tok
-
-def _whole_words(texts):
-    "Special tokens, then letters and signs alone and as continuations, then every word, in alphabetical order."
-    empty = _bare({"[UNK]": 0})
-    words = {w for t in texts for w, _ in empty.pre_tokenizer.pre_tokenize_str(empty.normalizer.normalize_str(t))}
-    letters = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789.,'-") | set("".join(words)))
-    pieces = [*SPECIAL_TOKENS, *letters, *(f"##{c}" for c in letters), *sorted(words - set(letters))]
-    tok = _bare({p: i for i, p in enumerate(pieces)})
-    tok.add_special_tokens(list(SPECIAL_TOKENS))
-    return tok
-
-def _merged_pieces(texts, vocab_size: int):
-    "Pieces merged by frequency, as WordPiece does."
-    from tokenizers import trainers
-    tok = _bare({"[UNK]": 0})
-    tok.train_from_iterator(texts, trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False))
-    return tok
-
+# %% ../nbs/11_captions.ipynb #fe4a045e
 def grammar_texts() -> list[str]:
-    "Sentences that contain every word the grammar can say: what a small tokenizer is made from."
+    "Lines that contain every word the grammar can say: what a small tokenizer is made from."
     words = [" ".join((one, many, *acts)) for one, many, acts in NOUNS.values()]
-    words += [" ".join(forms) for forms in (*PHRASES.values(), *COUNT_WORDS.values())] + [" ".join(COLOURS) + " a and in is are, ."]
-    return words
+    words += [" ".join(forms) for forms in (*PHRASES.values(), *COUNT_WORDS.values())]
+    return words + [" ".join(COLOURS) + " a and in is are, ."]
+
+# %% ../nbs/11_captions.ipynb #61112460
+FOURM_TOKENIZER = dict(name="text_tokenizer_4m_wordpiece_30k.json", size=1_451_469,
+    url="https://raw.githubusercontent.com/apple/ml-4m/main/fourm/utils/tokenizer/trained/text_tokenizer_4m_wordpiece_30k.json",
+    sha256="8e684e9a0673e39f70702a698869f909ba697f871a0c6b2a07b5f61e91b3526e")
+
+def fetch_fourm_tokenizer(
+    folder,                          # where the file is kept
+    url: str = FOURM_TOKENIZER["url"],
+) -> TextTokenizer:
+    "4M's own tokenizer, from `folder` if it is there, else downloaded. Raises `BadInput` where the checksum differs or nothing comes."
+    import hashlib, urllib.request
+    path = Path(folder) / FOURM_TOKENIZER["name"]
+    if not path.exists():
+        print(f"downloading {FOURM_TOKENIZER['size'] / 1e6:.2f} MB from {url}")
+        try: data = urllib.request.urlopen(url, timeout=30).read(2 * FOURM_TOKENIZER["size"])
+        except (OSError, ValueError) as e:
+            raise BadInput(f"{url}: nothing came ({e}); fetch the file by other means and put it at {path}.") from e
+        if hashlib.sha256(data).hexdigest() == FOURM_TOKENIZER["sha256"]: atomic_write(path, data)
+        else: raise BadInput(f"{url}: the checksum differs from 4M's tokenizer; nothing was kept.")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != FOURM_TOKENIZER["sha256"]:
+        raise BadInput(f"{path}: the checksum differs from 4M's tokenizer; delete the file and fetch it again.")
+    return TextTokenizer.from_file(path)
