@@ -86,12 +86,19 @@ def _check_file(path) -> str:
     if stat.st_size == 0: raise ClipRefused("empty", f"{name!r}: the file is empty; fetch or record it again.")
     return os.path.abspath(name)
 
-# %% ../nbs/10_media.ipynb #8982fc7d
+# %% ../nbs/10_media.ipynb #ed4eb2f2
+class _Bytes:
+    "A file without a name: the demuxer cannot take `%d`, `http:` or `concat:` in a name for an instruction, nor open a second file."
+    def __init__(self, file): self.read, self.seek, self.tell, self.file = file.read, file.seek, file.tell, file
+    def __del__(self): self.file.close()
+
 def _open(path, timeout: float):
     import av
     av.logging.set_level(None)
-    full, options = _check_file(path), dict(protocol_whitelist="file", format_whitelist=FORMATS, max_pixels=str(MAX_PIXELS))
-    try: return av.open(full, options=options, metadata_errors="replace", timeout=timeout)
+    options = dict(protocol_whitelist="file", format_whitelist=FORMATS, max_pixels=str(MAX_PIXELS))
+    try: file = _Bytes(open(_check_file(path), "rb"))
+    except OSError as e: raise ClipRefused("missing", f"{os.fspath(path)!r}: the file cannot be read ({e.strerror}).") from e
+    try: return av.open(file, options=options, metadata_errors="replace", timeout=timeout)
     except MemoryError as e: raise ClipRefused("too large", f"{os.fspath(path)!r}: opening it takes too much memory.") from e
     except (av.error.FFmpegError, OSError, ValueError) as e:
         why = getattr(e, "strerror", None) or str(e)
@@ -273,7 +280,7 @@ def _decode_video(stream, packets, times, clock):
     frames = _decode_all(context, packets, times, clock, float(stream.average_rate or 25))
     return (frames, "every frame") if frames and frames[0] is not None else (None, "none")
 
-# %% ../nbs/10_media.ipynb #196e71b5
+# %% ../nbs/10_media.ipynb #247a86d7
 def _side_bars(luma: np.ndarray) -> tuple[int, int]:
     "Bars at the two ends of axis 1 of `luma` (T, L, K), in lines."
     lines = luma.shape[1]
@@ -286,9 +293,11 @@ def _side_bars(luma: np.ndarray) -> tuple[int, int]:
 
 def _one_bar(luma, bright, width: int) -> int:
     "`width` if the first `width` lines are a bar: broad enough, flat, and with a sharp edge; else 0."
-    if width < max(1, 0.02 * luma.shape[1]) or luma[:, :max(1, width - 1), ::4].astype(np.float32).std() >= 4: return 0
+    if width < max(1, 0.02 * luma.shape[1]): return 0
+    part, level = luma[:, :max(1, width - 1), ::4], bright[:, :max(1, width - 1), None]
+    spread = float(part[part <= level].std(dtype=np.float32))                # the brightest fifth of a line may be a station's logo
     step = bright[:, width:width + 3].mean(1) - bright[:, max(0, width - 3):width].mean(1)
-    return width if (step >= 8).sum() >= min(2, len(luma)) else 0
+    return width if spread < 4 and (step >= (5 if spread < 1 else 8)).sum() >= min(2, len(luma)) else 0
 
 # %% ../nbs/10_media.ipynb #35f02e2b
 def find_bars(
@@ -321,7 +330,7 @@ def _cut(frames, crop):
     source.link_to(cut); cut.link_to(sink := graph.add("buffersink")); graph.configure()
     for frame in frames: source.push(frame); yield sink.pull()
 
-# %% ../nbs/10_media.ipynb #7a1d9816
+# %% ../nbs/10_media.ipynb #f5fbac17
 def _views(frames, specs, crop) -> tuple[list, tuple]:
     "One uint8 (T, H, W, 3) array for each spec, and the crop as it stands in the turned picture."
     distinct = list({id(f): f for f in frames}.values())
@@ -339,7 +348,7 @@ def _views(frames, specs, crop) -> tuple[list, tuple]:
 
 def _resize(frames, hw, turns: int) -> np.ndarray:
     height, width = hw if turns % 2 == 0 else hw[::-1]
-    def shrink(f): return f.reformat(width, height, format="rgb24", interpolation="AREA", threads=1).to_ndarray()
+    def shrink(f): return f.reformat(width, height, format="gbrp", interpolation="AREA", threads=1).to_ndarray()   # planes: full colour when small
     small = {id(f): f for f in frames}
     small = {i: np.rot90(shrink(f), turns) for i, f in small.items()}
     return np.stack([small[id(f)] for f in frames])
@@ -517,7 +526,7 @@ def to_int16(wave: np.ndarray) -> np.ndarray:
     "int16 (N,) of a float waveform in [-1, 1]; what lies outside is cut off."
     return np.clip(np.rint(np.asarray(wave, np.float32) * 32767), -32768, 32767).astype("<i2")
 
-# %% ../nbs/10_media.ipynb #3e534c51
+# %% ../nbs/10_media.ipynb #caa12364
 def write_clip(
     path,                      # where to write; the ending chooses the container, normally .mp4
     frames: np.ndarray,        # uint8 (T, H, W, 3)
@@ -531,7 +540,8 @@ def write_clip(
         raise BadInput(f"write_clip takes uint8 frames of shape (T, H, W, 3), not {frames.dtype} {frames.shape}.")
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     name = Path(path).suffix.lstrip(".").lower() or "mp4"
-    return atomic_write(path, lambda f: _encode(f, "matroska" if name == "mkv" else name, frames, wave, fps, sr))
+    if name not in ("mp4", "mkv", "mov", "m4v"): raise BadInput(f"{path}: clips are written as .mp4, .mov or .mkv, not as .{name}.")
+    return atomic_write(path, lambda f: _encode(f, "matroska" if name == "mkv" else name.replace("m4v", "mp4"), frames, wave, fps, sr))
 
 # %% ../nbs/10_media.ipynb #154b7896
 def _encode(file, container_format: str, frames, wave, fps, sr):

@@ -131,13 +131,14 @@ def test_refusals(tmp_path):
 
 def test_feature_that_fails_is_one_sentence(tmp_path):
     def broken(frames, wave, valid): return 1 / 0
-    with pytest.raises(BadInput, match="feature 'x' fails on clip 'c0000' .ZeroDivisionError"): curate([raw(0)], tmp_path, clip=SMALL, features=dict(x=broken))
+    with pytest.raises(BadInput, match="feature 'x' fails on clip 'c0000' .ZeroDivisionError"):
+        curate([raw(0)], tmp_path, clip=SMALL, features=dict(x=broken))
 
 
 # ---------------------------------------------------------------- folders
 
-NAMES = ["plain.mp4", "with space.mp4", "it's \"quoted\".mp4", "new\nline.mp4", "-dash.mp4", "Übergrößenträger.mp4", "日本語.mp4", "semi;colon$(touch x).mp4",
-         "dots.in.name.mp4", "CON.mp4", "%03d.mp4", "concat:x.mp4", "a" * 200 + ".mp4", "UPPER.MP4"]
+NAMES = ["plain.mp4", "with space.mp4", "it's \"quoted\".mp4", "new\nline.mp4", "-dash.mp4", "Übergrößenträger.mp4", "日本語.mp4",
+         "semi;colon$(touch x).mp4", "dots.in.name.mp4", "CON.mp4", "%03d.mp4", "concat:x.mp4", "a" * 200 + ".mp4", "UPPER.MP4"]
 
 
 def test_folder_with_names_of_every_kind(tmp_path):
@@ -161,7 +162,8 @@ def test_labels_from_folders_and_from_a_list(tmp_path):
     table = curate(tmp_path / "in", tmp_path / "o2", clip=SMALL)
     assert list(table.reason) == ["", "missing", "outside", "outside", "", "bad row"]
     first = ClipDataset(tmp_path / "o2").row("c")
-    assert first["captions"] == '["a", "b"]' and json.loads(first["attributes"]) == dict(colour="red") and first["split"] == "test" and first["group"] == "g"
+    assert first["captions"] == '["a", "b"]' and json.loads(first["attributes"]) == dict(colour="red")
+    assert first["split"] == "test" and first["group"] == "g"
     assert json.loads(table.captions[4]) == ["one sentence"] and table.attributes[4] != table.attributes[4]
     assert len(curate(tmp_path / "in", tmp_path / "o3", clip=SMALL, labels=["wind chime"])) == 1
 
@@ -319,8 +321,9 @@ class Deadly(Factory):
 
 # ---------------------------------------------------------------- VGG-Sound
 
-ROWS = [("-abcdefghij", 30, "engine accelerating, revving, vroom", "train"), ("_bcdefghijk", 5, "dog barking", "test"), ("cccccccccc1", 0, "dog barking", "train"),
-        ("cccccccccc1", 40, "wind chime", "test"), ("dddddddddd1", 100, "baby crying", "train"), ("eeeeeeeeee1", 7, "people crowd", "train")]
+ROWS = [("-abcdefghij", 30, "engine accelerating, revving, vroom", "train"), ("_bcdefghijk", 5, "dog barking", "test"),
+        ("cccccccccc1", 0, "dog barking", "train"), ("cccccccccc1", 40, "wind chime", "test"),
+        ("dddddddddd1", 100, "baby crying", "train"), ("eeeeeeeeee1", 7, "people crowd", "train")]
 
 
 def write_list(path: Path, rows=ROWS) -> Path:
@@ -335,8 +338,8 @@ def test_list_and_namings(tmp_path):
     square(clips / "-abcdefghij_000030.mp4", 1); square(clips / "_bcdefghijk_5000_15000.mp4", 2); square(clips / "eeeeeeeeee1.mp4", 3, seconds=10)
     assert set(clip_files(clips)) == {("-abcdefghij", 30), ("_bcdefghijk", 5), ("eeeeeeeeee1", None)}
     table = curate(file, tmp_path / "out", clips=clips, clip=SMALL).set_index("key")
-    assert table.reason.to_dict() == {"-abcdefghij_000030": "", "_bcdefghijk_000005": "", "cccccccccc1_000000": "missing", "cccccccccc1_000040": "missing",
-                                      "eeeeeeeeee1_000007": ""}
+    assert table.reason.to_dict() == {"-abcdefghij_000030": "", "_bcdefghijk_000005": "", "cccccccccc1_000000": "missing",
+                                      "cccccccccc1_000040": "missing", "eeeeeeeeee1_000007": ""}
     assert set(table.split[table.group == "cccccccccc1"]) == {"test"} and table.start["eeeeeeeeee1_000007"] == 7 and table.label.iloc[0] == ROWS[0][2]
     whole, piece = media.read_clip(clips / "eeeeeeeeee1.mp4", start=7, seconds=2, specs=[FrameSpec(4, 2, 16)]), ClipDataset(tmp_path / "out")
     assert np.array_equal(whole.frames, piece.load("frames", "eeeeeeeeee1_000007"))
@@ -373,7 +376,8 @@ def test_long_list_is_streamed(tmp_path):
 def test_table_one():
     rows = [("x" * 11, 0, "driving buses", "train")] * 3 + [("x" * 11, 0, "wind chime", "test")]
     table = class_table(rows).set_index("label")
-    assert table.clips["driving buses"] == 3 and table.share["driving buses"] == 75 and table.paper.sum() == 7643 and table.paper_share["driving buses"] == 10.39
+    assert table.clips["driving buses"] == 3 and table.share["driving buses"] == 75
+    assert table.paper.sum() == 7643 and table.paper_share["driving buses"] == 10.39
     assert table.clips["people eating"] == 0
 
 
@@ -426,7 +430,8 @@ def test_download_stops_when_refused(tmp_path):
 
 
 @pytest.mark.parametrize("message, kind", [
-    ("[youtube] x: Video unavailable. This video has been removed by the uploader", "gone"), ("Private video. Sign in if you've been granted access", "private"),
+    ("[youtube] x: Video unavailable. This video has been removed by the uploader", "gone"),
+    ("Private video. Sign in if you've been granted access", "private"),
     ("Sign in to confirm you're not a bot. Use --cookies", "blocked"), ("The uploader has not made this video available in your country", "blocked"),
     ("HTTP Error 429: Too Many Requests", "throttled"), ("This video is no longer available because the account has been terminated", "gone"),
     ("Sign in to confirm your age", "blocked"), ("Connection reset by peer", "failed"), ("HTTP Error 403: Forbidden", "blocked")])
@@ -497,7 +502,8 @@ def test_loader_shuffles_and_goes_on(tmp_path, workers):
     first, second = [list(one) for _ in range(2)]
     keys = [k for b in first for k in b["key"]]
     assert sorted(keys) == sorted(data.keys()) and keys != data.keys() and keys != [k for b in second for k in b["key"]] and len(one) == 3
-    assert tuple(first[0]["frames"].shape) == (5, 4, 16, 16, 3) and np.array_equal(first[0]["frames"][2].numpy(), data.load("frames", first[0]["key"][2]))
+    assert tuple(first[0]["frames"].shape) == (5, 4, 16, 16, 3)
+    assert np.array_equal(first[0]["frames"][2].numpy(), data.load("frames", first[0]["key"][2]))
     stopped = loader(); it = iter(stopped); next(it); next(it)
     again = loader(); again.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
     assert [b["key"] for b in again] == [b["key"] for b in first[2:]]

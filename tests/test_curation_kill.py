@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_curation import SMALL, Slow, square, tree  # noqa: E402
+from test_curation import SMALL, square, tree  # noqa: E402
 
 from scene4m.curation import ClipDataset, curate, verify_dataset  # noqa: E402
 
