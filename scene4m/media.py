@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REASONS', 'MAX_PIXELS', 'FORMATS', 'MAX_PACKETS', 'MAX_BYTES', 'SKIPPABLE', 'ClipRefused', 'FrameSpec', 'frame_times',
-           'ClipInfo', 'probe', 'resample', 'find_bars', 'Clip', 'read_clip', 'IsolatedReader', 'write_wav', 'to_int16',
+           'ClipInfo', 'probe', 'find_bars', 'resample', 'Clip', 'read_clip', 'IsolatedReader', 'to_int16', 'write_wav',
            'write_clip', 'write_side_by_side']
 
 # %% ../nbs/10_media.ipynb #6d7587f5
@@ -36,7 +36,7 @@ class ClipRefused(BadInput):
         super().__init__(message); self.reason = reason
     def __reduce__(self): return ClipRefused, (self.reason, str(self))
 
-# %% ../nbs/10_media.ipynb #1a65dfac
+# %% ../nbs/10_media.ipynb #147ea99c
 @dataclass(frozen=True)
 class FrameSpec:
     "Which pictures to take from a clip: `frames` of them at t = k / fps, each `size` pixels high and wide."
@@ -49,6 +49,7 @@ class FrameSpec:
     @property
     def times(self) -> np.ndarray: return frame_times(self.frames, self.fps)
 
+# %% ../nbs/10_media.ipynb #bdc0d54a
 def frame_times(
     frames: int,   # how many frames
     fps: float,    # frames per second
@@ -57,7 +58,7 @@ def frame_times(
     if not (frames > 0 and fps > 0 and math.isfinite(fps)): raise BadInput(f"{frames} frames at {fps} fps: both must be above zero.")
     return np.arange(frames) / fps
 
-# %% ../nbs/10_media.ipynb #c138881a
+# %% ../nbs/10_media.ipynb #970cb029
 @dataclass(frozen=True)
 class ClipInfo:
     "What the header of a file says, before anything is decoded."
@@ -73,6 +74,7 @@ class ClipInfo:
     video_codec: str = ""
     audio_codec: str = ""
 
+# %% ../nbs/10_media.ipynb #0f5a80ca
 MAX_PIXELS = 64_000_000    # the largest photographs of telephones; 8K video has half of it
 FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,wav,flac,ogg,mp3,aac,amr,amrnb,amrwb,aiff,au,caf,w64,gif,asf,mpegts,mpeg,flv,"
            "mpegvideo,h264,hevc,ivf,m4v,obu,ac3,eac3,dts,wv,ape,tta,png_pipe,jpeg_pipe,bmp_pipe,webp_pipe,apng,mxf,dv,h263,rm,swf")
@@ -86,7 +88,7 @@ def _check_file(path) -> str:
     if stat.st_size == 0: raise ClipRefused("empty", f"{name!r}: the file is empty; fetch or record it again.")
     return os.path.abspath(name)
 
-# %% ../nbs/10_media.ipynb #ed4eb2f2
+# %% ../nbs/10_media.ipynb #fd53a069
 class _Bytes:
     "A file without a name: the demuxer cannot take `%d`, `http:` or `concat:` in a name for an instruction, nor open a second file."
     def __init__(self, file): self.read, self.seek, self.tell, self.file = file.read, file.seek, file.tell, file
@@ -104,6 +106,7 @@ def _open(path, timeout: float):
         why = getattr(e, "strerror", None) or str(e)
         raise ClipRefused("not media", f"{os.fspath(path)!r}: this is not a video or sound file that can be opened ({why}).") from e
 
+# %% ../nbs/10_media.ipynb #eced45bf
 def _pick(container):
     from av.stream import Disposition
     video, audio = container.streams.best("video"), container.streams.best("audio")
@@ -111,7 +114,7 @@ def _pick(container):
     if audio is not None and audio.codec_context is None: audio = None
     return video, audio
 
-# %% ../nbs/10_media.ipynb #4d75e0d3
+# %% ../nbs/10_media.ipynb #34545651
 def _header(path, container, video, audio, rotation: int = 0) -> ClipInfo:
     fps = float(video.average_rate or video.guessed_rate or 0) if video else 0.0
     v, a = video and video.codec_context, audio and audio.codec_context
@@ -123,6 +126,7 @@ def _quarter_turns(frame) -> int:
     degrees = int(getattr(frame, "rotation", 0) or 0)
     return (degrees // 90) % 4 if abs(degrees) <= 360 and degrees % 90 == 0 else 0
 
+# %% ../nbs/10_media.ipynb #6b98b3f2
 def probe(
     path,                   # a file
     timeout: float = 10.0,  # seconds
@@ -135,18 +139,20 @@ def probe(
             with contextlib.suppress(Exception): turns = _quarter_turns(next(container.decode(video)))
         return _header(path, container, video, audio, 90 * turns)
 
-# %% ../nbs/10_media.ipynb #8aa54d1f
+# %% ../nbs/10_media.ipynb #37dc0ec3
 class _Clock:
     "Raises `ClipRefused` once the time is over; asked between packets."
     def __init__(self, path, seconds: float): self.path, self.seconds, self.end = os.fspath(path), seconds, time.monotonic() + seconds
     def check(self):
         if time.monotonic() > self.end: raise ClipRefused("stalled", f"{self.path!r}: decoding was stopped after {self.seconds:g} s.")
 
+# %% ../nbs/10_media.ipynb #2a45ad58
 MAX_PACKETS, MAX_BYTES = 100_000, 256 << 20
 
 def _start_of(stream) -> float | None:
     return None if stream is None or stream.start_time is None else float(stream.start_time * stream.time_base)
 
+# %% ../nbs/10_media.ipynb #191e3a88
 def _packets(container, streams, start: float, stop: float, clock) -> dict:
     "The packets of each stream from the last seek point before `start` up to `stop` seconds, by stream index."
     import av
@@ -166,63 +172,7 @@ def _packets(container, streams, start: float, stop: float, clock) -> dict:
     except av.error.FFmpegError: pass   # a file that breaks off: what came before is used
     return kept
 
-# %% ../nbs/10_media.ipynb #6d459e43
-@functools.lru_cache(maxsize=16)
-def _resampler(up: int, down: int):
-    torchaudio = import_torchaudio()
-    return torchaudio.transforms.Resample(down, up, resampling_method="sinc_interp_kaiser", lowpass_filter_width=64,
-                                          rolloff=0.9475937167399596, beta=14.769656459379492)
-
-def resample(
-    wave: np.ndarray,  # float32 (N,) at sr_in Hz
-    sr_in: int,        # Hz
-    sr_out: int,       # Hz
-) -> np.ndarray:       # float32 (ceil(N · sr_out / sr_in),)
-    "The same sound at another rate, low-passed so that nothing folds back. Raises `BadInput` for a rate that is not positive."
-    import torch
-    if not (sr_in > 0 and sr_out > 0): raise BadInput(f"Cannot resample from {sr_in} to {sr_out} Hz: both must be above zero.")
-    wave = np.ascontiguousarray(wave, dtype=np.float32)
-    ratio = Fraction(int(sr_out), int(sr_in)).limit_denominator(1000)
-    if ratio == 1 or len(wave) == 0: return wave
-    with torch.inference_mode(): return _resampler(ratio.numerator, ratio.denominator)(torch.from_numpy(wave)).numpy()
-
-# %% ../nbs/10_media.ipynb #1a5cf4c3
-_SCALE = {"u1": 128.0, "i2": 32768.0, "i4": 2.0 ** 31, "i8": 2.0 ** 63, "f4": 1.0, "f8": 1.0}
-
-def _mono(frame) -> np.ndarray:
-    "float32 (N,): the plain mean of a decoded frame's channels."
-    data, channels = frame.to_ndarray(), max(1, frame.layout.nb_channels)
-    kind = data.dtype.str[1:]
-    if not frame.format.is_planar: data = data.reshape(-1, channels).T
-    mono = data.astype(np.float64 if kind in ("i4", "f8") else np.float32)
-    if kind == "u1": mono -= 128
-    return np.nan_to_num((mono.mean(0) / _SCALE[kind]).astype(np.float32), nan=0.0, posinf=1.0, neginf=-1.0)
-
-def _decode_audio(stream, packets, clock):
-    "Yields (seconds or None, rate, float32 (N,)) for each decoded frame; packets that do not decode are left out."
-    import av
-    context = stream.codec_context
-    for packet in [*packets, None]:
-        clock.check()
-        try: frames = context.decode(packet)
-        except (av.error.FFmpegError, ValueError): continue
-        for frame in frames:
-            if frame.samples and frame.sample_rate: yield frame.time, frame.sample_rate, _mono(frame)
-
-# %% ../nbs/10_media.ipynb #c3b257fe
-def _place(pieces, rate: int, origin: float, seconds: float) -> tuple[np.ndarray, float]:
-    "float32 (seconds · rate,): pieces of sound laid where their time stamps say, and the second at which they end."
-    out, position = np.zeros(round(seconds * rate), np.float32), None
-    for when, samples in pieces:
-        there = None if when is None else round((when - origin) * rate)
-        if position is None: position = there if there is not None else 0
-        elif there is not None and there - position > 0.1 * rate: position = there      # a gap: leave it silent
-        a, b = max(0, position), min(len(out), position + len(samples))
-        if b > a: out[a:b] = samples[a - position:b - position]
-        position += len(samples)
-    return out, min(seconds, max(0, position or 0) / rate)
-
-# %% ../nbs/10_media.ipynb #50a0a20a
+# %% ../nbs/10_media.ipynb #2a3a905c
 def _decode_all(context, packets, times, clock, fps: float = 25.0):
     "The frame shown at each of `times`, by decoding every packet; slow and right whatever the file is."
     import av
@@ -239,6 +189,7 @@ def _decode_all(context, packets, times, clock, fps: float = 25.0):
             if k == len(times): return shown
     return [f if f is not None else last for f in shown]
 
+# %% ../nbs/10_media.ipynb #274f2238
 def _shrink(frame, limit: int = 2_100_000):
     "The frame itself, or a smaller copy of a picture that is larger than full HD, so that a handful of them fits into memory."
     pixels = frame.width * frame.height
@@ -280,7 +231,7 @@ def _decode_video(stream, packets, times, clock):
     frames = _decode_all(context, packets, times, clock, float(stream.average_rate or 25))
     return (frames, "every frame") if frames and frames[0] is not None else (None, "none")
 
-# %% ../nbs/10_media.ipynb #247a86d7
+# %% ../nbs/10_media.ipynb #b6ab9921
 def _side_bars(luma: np.ndarray) -> tuple[int, int]:
     "Bars at the two ends of axis 1 of `luma` (T, L, K), in lines."
     lines = luma.shape[1]
@@ -291,6 +242,7 @@ def _side_bars(luma: np.ndarray) -> tuple[int, int]:
     if abs(sides[0] - sides[1]) > 0.03 * lines: sides = [min(sides)] * 2
     return (0, 0) if lines - sum(sides) < 0.2 * lines else tuple(sides)
 
+# %% ../nbs/10_media.ipynb #684ade32
 def _one_bar(luma, bright, width: int) -> int:
     "`width` if the first `width` lines are a bar: broad enough, flat, and with a sharp edge; else 0."
     if width < max(1, 0.02 * luma.shape[1]): return 0
@@ -312,7 +264,7 @@ def find_bars(
     left, right = _side_bars(luma[:, top:luma.shape[1] - bottom].swapaxes(1, 2))
     return top, bottom, left, right
 
-# %% ../nbs/10_media.ipynb #15544c80
+# %% ../nbs/10_media.ipynb #5a65a7c3
 def _luma(frame) -> np.ndarray:
     "uint8 (H, W) as the file stores it."
     if frame.format.name not in ("yuv420p", "yuvj420p", "yuv422p", "yuv444p", "nv12"):
@@ -320,6 +272,7 @@ def _luma(frame) -> np.ndarray:
     plane = frame.planes[0]
     return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:frame.height, :frame.width]
 
+# %% ../nbs/10_media.ipynb #beed2026
 def _cut(frames, crop):
     "The frames without `crop` = (top, bottom, left, right), cut in their own pixel format."
     import av
@@ -330,7 +283,7 @@ def _cut(frames, crop):
     source.link_to(cut); cut.link_to(sink := graph.add("buffersink")); graph.configure()
     for frame in frames: source.push(frame); yield sink.pull()
 
-# %% ../nbs/10_media.ipynb #f5fbac17
+# %% ../nbs/10_media.ipynb #ea98b28c
 def _views(frames, specs, crop) -> tuple[list, tuple]:
     "One uint8 (T, H, W, 3) array for each spec, and the crop as it stands in the turned picture."
     distinct = list({id(f): f for f in frames}.values())
@@ -346,12 +299,73 @@ def _views(frames, specs, crop) -> tuple[list, tuple]:
     for _ in range(turns): crop = (crop[3], crop[2], crop[0], crop[1])
     return out, crop
 
+# %% ../nbs/10_media.ipynb #5e901a4a
 def _resize(frames, hw, turns: int) -> np.ndarray:
     height, width = hw if turns % 2 == 0 else hw[::-1]
     def shrink(f): return f.reformat(width, height, format="gbrp", interpolation="AREA", threads=1).to_ndarray()   # planes: full colour when small
     small = {id(f): f for f in frames}
     small = {i: np.rot90(shrink(f), turns) for i, f in small.items()}
     return np.stack([small[id(f)] for f in frames])
+
+# %% ../nbs/10_media.ipynb #fbf1f13a
+_SCALE = {"u1": 128.0, "i2": 32768.0, "i4": 2.0 ** 31, "i8": 2.0 ** 63, "f4": 1.0, "f8": 1.0}
+
+def _mono(frame) -> np.ndarray:
+    "float32 (N,): the plain mean of a decoded frame's channels."
+    data, channels = frame.to_ndarray(), max(1, frame.layout.nb_channels)
+    kind = data.dtype.str[1:]
+    if not frame.format.is_planar: data = data.reshape(-1, channels).T
+    mono = data.astype(np.float64 if kind in ("i4", "f8") else np.float32)
+    if kind == "u1": mono -= 128
+    return np.nan_to_num((mono.mean(0) / _SCALE[kind]).astype(np.float32), nan=0.0, posinf=1.0, neginf=-1.0)
+
+# %% ../nbs/10_media.ipynb #490819a6
+def _decode_audio(stream, packets, clock, longest: float = 3600.0):
+    "Yields (seconds or None, rate, float32 (N,)) for each decoded frame, up to `longest` seconds; what does not decode is left out."
+    import av
+    context, total = stream.codec_context, 0.0
+    for packet in [*packets, None]:
+        clock.check()
+        try: frames = context.decode(packet)
+        except (av.error.FFmpegError, ValueError): continue
+        for frame in frames:
+            if frame.samples and frame.sample_rate: yield frame.time, frame.sample_rate, _mono(frame)
+            total += frame.samples / max(1, frame.sample_rate)
+        if total > longest: return
+
+# %% ../nbs/10_media.ipynb #c3b257fe
+def _place(pieces, rate: int, origin: float, seconds: float) -> tuple[np.ndarray, float]:
+    "float32 (seconds · rate,): pieces of sound laid where their time stamps say, and the second at which they end."
+    out, position = np.zeros(round(seconds * rate), np.float32), None
+    for when, samples in pieces:
+        there = None if when is None else round((when - origin) * rate)
+        if position is None: position = there if there is not None else 0
+        elif there is not None and there - position > 0.1 * rate: position = there      # a gap: leave it silent
+        a, b = max(0, position), min(len(out), position + len(samples))
+        if b > a: out[a:b] = samples[a - position:b - position]
+        position += len(samples)
+    return out, min(seconds, max(0, position or 0) / rate)
+
+# %% ../nbs/10_media.ipynb #5be29fdc
+@functools.lru_cache(maxsize=16)
+def _resampler(up: int, down: int):
+    torchaudio = import_torchaudio()
+    return torchaudio.transforms.Resample(down, up, resampling_method="sinc_interp_kaiser", lowpass_filter_width=64,
+                                          rolloff=0.9475937167399596, beta=14.769656459379492)
+
+# %% ../nbs/10_media.ipynb #a50dbc91
+def resample(
+    wave: np.ndarray,  # float32 (N,) at sr_in Hz
+    sr_in: int,        # Hz
+    sr_out: int,       # Hz
+) -> np.ndarray:       # float32 (ceil(N · sr_out / sr_in),)
+    "The same sound at another rate, low-passed so that nothing folds back. Raises `BadInput` for a rate that is not positive."
+    import torch
+    if not (sr_in > 0 and sr_out > 0): raise BadInput(f"Cannot resample from {sr_in} to {sr_out} Hz: both must be above zero.")
+    wave = np.ascontiguousarray(wave, dtype=np.float32)
+    ratio = Fraction(int(sr_out), int(sr_in)).limit_denominator(1000)
+    if ratio == 1 or len(wave) == 0: return wave
+    with torch.inference_mode(): return _resampler(ratio.numerator, ratio.denominator)(torch.from_numpy(wave)).numpy()
 
 # %% ../nbs/10_media.ipynb #c4e4c457
 @dataclass
@@ -388,13 +402,13 @@ def read_clip(
         if math.prod(size) > MAX_PIXELS: raise ClipRefused("too large", f"{clock.path!r}: claims {size[0]} x {size[1]} pixels.")
         return _read(path, container, video, audio, specs, start, seconds, sr, crop, clock)
 
-# %% ../nbs/10_media.ipynb #b66fc2b8
+# %% ../nbs/10_media.ipynb #6896d63a
 def _read(path, container, video, audio, specs, start, seconds, sr, crop, clock) -> Clip:
     begins = [b for b in (_start_of(video), _start_of(audio)) if b is not None]
     packets = _packets(container, [s for s in (video, audio) if s], start + min(begins, default=0) if start > 0 else 0,
                        start + seconds + max(begins, default=0), clock)
     v, a = packets.get(video.index, []) if video else [], packets.get(audio.index, []) if audio else []
-    sound = _read_sound(audio, a, clock) if a else None
+    sound = _read_sound(audio, a, clock, start + seconds + 60) if a else None
     zero = _time_zero(v, sound, begins if start > 0 else [])
     frames, kind = _decode_video(video, v, np.concatenate([s.times for s in specs]) + zero + start, clock) if v else (None, "none")
     wave, heard = _finish_sound(sound, zero + start, seconds, sr) if sound else (None, 0.0)
@@ -405,7 +419,7 @@ def _read(path, container, video, audio, specs, start, seconds, sr, crop, clock)
     silent = wave is None or float(np.abs(wave).max(initial=0)) < 1e-4
     return Clip(views[0] if views else None, views, wave, info, cropped, max(seen, heard), bool(frames), wave is not None, silent, kind)
 
-# %% ../nbs/10_media.ipynb #b63dcf61
+# %% ../nbs/10_media.ipynb #33ee382c
 def _time_zero(packets, sound, begins) -> float:
     "The second at which the clip begins: the first picture or sound that is shown, whichever is earlier."
     stamps = [p.pts for p in packets if p.pts is not None and not p.is_discard]
@@ -414,19 +428,21 @@ def _time_zero(packets, sound, begins) -> float:
     first = begins or first
     return min(first) if first and max(first) - min(first) < 10 else max(first, default=0.0)
 
+# %% ../nbs/10_media.ipynb #060d9ffa
 def _seconds_seen(packets, origin: float, seconds: float) -> float:
     ends = [float((p.pts + (p.duration or 0)) * p.time_base) for p in packets if p.pts is not None]
     return min(seconds, max(0.0, max(ends, default=0.0) - origin))
 
-# %% ../nbs/10_media.ipynb #1f2b8219
-def _read_sound(stream, packets, clock):
+# %% ../nbs/10_media.ipynb #b6645413
+def _read_sound(stream, packets, clock, longest: float):
     "(rate, [(seconds, samples), …]) or None; a file that changes its rate is followed as far as the first rate goes."
-    pieces = list(_decode_audio(stream, packets, clock))
+    pieces = list(_decode_audio(stream, packets, clock, longest))
     if not pieces: return None
     rate = pieces[0][1]
     if not 1000 <= rate <= 768_000: raise ClipRefused("too large", f"{clock.path!r}: claims sound at {rate} Hz.")
     return rate, [(when, x) for when, r, x in pieces if r == rate]
 
+# %% ../nbs/10_media.ipynb #9b0bec01
 def _finish_sound(sound, origin: float, seconds: float, sr: int):
     "float32 (seconds · sr,) in [-1, 1], and how many seconds of it are real."
     rate, pieces = sound
@@ -435,7 +451,7 @@ def _finish_sound(sound, origin: float, seconds: float, sr: int):
     wave = np.pad(wave[:n], (0, max(0, n - len(wave))))
     return np.clip(wave, -1, 1), heard
 
-# %% ../nbs/10_media.ipynb #e1dbea76
+# %% ../nbs/10_media.ipynb #b756ece5
 def _limit_memory(extra: int):
     "Lets this process take `extra` bytes more than it holds now (Linux; elsewhere only the time is limited)."
     with contextlib.suppress(ImportError, OSError, ValueError, StopIteration):
@@ -443,10 +459,12 @@ def _limit_memory(extra: int):
         held = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmData"))
         resource.setrlimit(resource.RLIMIT_DATA, (held + extra, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
+# %% ../nbs/10_media.ipynb #ae5c30ea
 def _close_files_but(kept: int):
     "Closes what a forked process inherited, so that it holds no lock and no pipe of its parent."
     if sys.platform == "linux": os.closerange(3, kept); os.closerange(kept + 1, 1 << 20)
 
+# %% ../nbs/10_media.ipynb #7be4b2f8
 def _serve(conn, memory: int):
     "The child's loop: takes (path, arguments), sends back a `Clip` or the exception."
     import signal
@@ -464,13 +482,14 @@ def _serve(conn, memory: int):
             if alarm: signal.setitimer(signal.ITIMER_REAL, 0)
             conn.send(answer)
 
+# %% ../nbs/10_media.ipynb #10194539
 def _answer(path, options):
     try: return read_clip(path, **options)
     except ClipRefused as e: return e
     except MemoryError: return ClipRefused("too large", f"{os.fspath(path)!r}: decoding it takes too much memory.")
     except Exception as e: return ClipRefused("crashed", f"{os.fspath(path)!r}: reading it failed ({type(e).__name__}: {e}).")
 
-# %% ../nbs/10_media.ipynb #b0a2eb8f
+# %% ../nbs/10_media.ipynb #441bc0a2
 class IsolatedReader:
     "Reads clips in a process of its own: a decoder that hangs, dies or takes all memory costs one clip and nothing else."
     def __init__(self, memory: int = 2 << 30):  # bytes that decoding one clip may take
@@ -485,7 +504,7 @@ class IsolatedReader:
             self.conn.send((path, dict(options, timeout=timeout)))
             answer = self.conn.recv() if self.conn.poll(timeout + 5) else None
         except (EOFError, OSError): answer = None
-        if answer is None: answer = self._why_it_ended(path, timeout)
+        if answer is None: answer = _why_it_ended(self, path, timeout)
         if isinstance(answer, Exception): raise answer
         return answer
 
@@ -497,18 +516,24 @@ class IsolatedReader:
         with warnings.catch_warnings(): warnings.simplefilter("ignore"); self.process.start()
         theirs.close()
 
-    def _why_it_ended(self, path, timeout) -> ClipRefused:
-        self.process.join(0.2); code = self.process.exitcode
-        self.close()
-        stalled = f"{os.fspath(path)!r}: the decoder did not come back within {timeout:g} s."
-        if code in (None, -14): return ClipRefused("stalled", stalled)
-        return ClipRefused("crashed", f"{os.fspath(path)!r}: the decoder died (exit code {code}).")
-
     def close(self):
         if self.process is None: return
         self.conn.close(); self.process.kill(); self.process.join(5); self.process = None
 
-# %% ../nbs/10_media.ipynb #114a5b2b
+# %% ../nbs/10_media.ipynb #df073fb8
+def _why_it_ended(reader: IsolatedReader, path, timeout: float) -> ClipRefused:
+    "The refusal for a clip whose decoder was ended by the clock or by itself; the next clip gets a fresh process."
+    reader.process.join(0.2); code, name = reader.process.exitcode, os.fspath(path)
+    reader.close()
+    if code in (None, -14): return ClipRefused("stalled", f"{name!r}: the decoder did not come back within {timeout:g} s.")
+    return ClipRefused("crashed", f"{name!r}: the decoder died (exit code {code}).")
+
+# %% ../nbs/10_media.ipynb #c40ceb72
+def to_int16(wave: np.ndarray) -> np.ndarray:
+    "int16 (N,) of a float waveform in [-1, 1]; what lies outside is cut off."
+    return np.clip(np.rint(np.asarray(wave, np.float32) * 32767), -32768, 32767).astype("<i2")
+
+# %% ../nbs/10_media.ipynb #4ad5fffa
 def write_wav(
     path,              # where to write
     wave: np.ndarray,  # float (N,) in [-1, 1]
@@ -521,10 +546,6 @@ def write_wav(
         with wave_file.open(f, "wb") as w:
             w.setnchannels(1); w.setsampwidth(2); w.setframerate(int(sr)); w.writeframes(to_int16(wave).tobytes())
     return atomic_write(path, write)
-
-def to_int16(wave: np.ndarray) -> np.ndarray:
-    "int16 (N,) of a float waveform in [-1, 1]; what lies outside is cut off."
-    return np.clip(np.rint(np.asarray(wave, np.float32) * 32767), -32768, 32767).astype("<i2")
 
 # %% ../nbs/10_media.ipynb #caa12364
 def write_clip(
@@ -543,7 +564,7 @@ def write_clip(
     if name not in ("mp4", "mkv", "mov", "m4v"): raise BadInput(f"{path}: clips are written as .mp4, .mov or .mkv, not as .{name}.")
     return atomic_write(path, lambda f: _encode(f, "matroska" if name == "mkv" else name.replace("m4v", "mp4"), frames, wave, fps, sr))
 
-# %% ../nbs/10_media.ipynb #154b7896
+# %% ../nbs/10_media.ipynb #117a106c
 def _encode(file, container_format: str, frames, wave, fps, sr):
     import av
     rate = Fraction(fps).limit_denominator(10_000)
@@ -558,6 +579,7 @@ def _encode(file, container_format: str, frames, wave, fps, sr):
         out.mux(video.encode(None))
         if audio is not None: _encode_sound(out, audio, np.asarray(wave, np.float32), sr)
 
+# %% ../nbs/10_media.ipynb #c7d5ad70
 def _encode_sound(out, stream, wave, sr, step: int = 1024):
     import av
     for k in range(0, len(wave), step):
