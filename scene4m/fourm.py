@@ -349,7 +349,7 @@ The code is under the Apache licence 2.0. **The weights that EPFL and Apple rele
 non-commercial use only; a model that was trained further from them is bound by their licence too.** A model trained from nothing is not.
 """
 
-# %% ../nbs/31_fourm.ipynb #6f1bb0a6
+# %% ../nbs/31_fourm.ipynb #24a16034
 class FourM(nn.Module, PyTorchModelHubMixin):
     "The 4M encoder-decoder over any set of modalities."
     def __init__(self, config: dict):
@@ -463,8 +463,7 @@ class FourM(nn.Module, PyTorchModelHubMixin):
             if n is not None and n < 1: raise BadInput(f"{name} is {n}; a budget must be at least one token.")
         rows = {len(e["tensor"]) for e in batch.values()}
         if len(rows) > 1: raise BadInput(f"The modalities of a batch must have the same number of samples, not {sorted(rows)}.")
-        for m, e in batch.items():
-            self.modalities[m].check(e["tensor"]); self.modalities[m].check_masks(e, masks)
+        for m, e in batch.items(): self.modalities[m].check(e, masks)
 
     def forward(
         self,
