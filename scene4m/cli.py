@@ -207,7 +207,7 @@ def tokenize(
     audio_tokenizer, video_tokenizer = (load_tokenizer(folder) if folder else None for folder in (audio, video))
     typer.echo(f"The tokens are in {tokenize_dataset(data, out, audio_tokenizer, video_tokenizer)}")
 
-# %% ../nbs/60_cli.ipynb #87a98f5a
+# %% ../nbs/60_cli.ipynb #19bea2e6
 @command(go_on=GO_ON)
 def finetune(
     tokens: Annotated[Path, typer.Argument(help="Token shards that `scene4m tokenize` made.", show_default=False)],
@@ -218,8 +218,8 @@ def finetune(
     from scene4m.core import get_preset
     recipe = get_preset(preset, **read_settings(settings))
     from scene4m.finetune import FinetuneConfig, finetune as train
-    folder = train(tokens, out, FinetuneConfig(**{**recipe.train, "seed": seed}), model=model)
-    typer.echo(f"The model is in {folder or out}")
+    sizes = dict(recipe.model); begin = model or sizes.pop("pretrained", None)
+    typer.echo(f"The model is in {train(tokens, out, FinetuneConfig(**{**recipe.train, 'model': sizes, 'seed': seed}), model=begin)}")
 
 # %% ../nbs/60_cli.ipynb #81252d94
 def describe_clips(
@@ -308,15 +308,16 @@ def score_table(
     lines = [line for n in names if n in report for line in rows(n, report[n], chance.get(n))]
     return "\n".join([f"  {report['n']} clips{'':<30}{'right':>10}{'chance':>10}", *lines])
 
-# %% ../nbs/60_cli.ipynb #2d9182a9
+# %% ../nbs/60_cli.ipynb #8fb63ef4
 @command()
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="Folder of clips with truth.csv, labels.csv or manifest.csv.", show_default=False)],
-    model: Model = None, as_json: AsJson = False,
+    model: Model = None, out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for report.html and report.json.")] = None,
+    limit: Limit = None, workers: Workers = CORES, as_json: AsJson = False,
 ):
     "Measure a model on clips whose answers are known."
     from scene4m.evaluate import evaluate_folder
-    report = evaluate_folder(folder, model)
+    report = evaluate_folder(folder, model, workers=workers, limit=limit, out=out)
     typer.echo(json.dumps(report, ensure_ascii=False, default=str) if as_json else score_table(report))
 
 # %% ../nbs/60_cli.ipynb #57f5b43f
