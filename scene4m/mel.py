@@ -117,7 +117,7 @@ def mel_in_db(
 
 MelFrontEnd.db = mel_in_db
 
-# %% ../nbs/20_mel.ipynb #99b59aa3
+# %% ../nbs/20_mel.ipynb #4e84e494
 @functools.lru_cache(maxsize=16)
 def inverse_bank(clip: ClipSpec = ClipSpec()) -> torch.Tensor:
     "The pseudo-inverse of `mel_bank`: float32 (n_mels, n_fft / 2 + 1)."
@@ -125,11 +125,16 @@ def inverse_bank(clip: ClipSpec = ClipSpec()) -> torch.Tensor:
 
 def linear_power(
     front: MelFrontEnd, mel,           # (…, 80, T) normalised
-    statistics: tuple | None = None,
+    statistics: tuple | None = None,   # (median, deviation), as for `MelFrontEnd.db`
+    updates: int = 20,                 # multiplicative updates after the pseudo-inverse
 ) -> torch.Tensor:                     # (…, 513, T), not negative
-    "The power spectrum that the bands of `mel` may have come from."
+    "The power spectrum that the bands of `mel` may have come from (updates: Lee and Seung 2001)."
     power = (10 ** (front.db(mel, statistics) / 10) - front.floor).clamp(min=0)
-    return (inverse_bank(front.clip).to(power.device).t() @ power).clamp(min=0)
+    bank, inverse = mel_bank(front.clip).to(power.device), inverse_bank(front.clip).to(power.device)
+    x = (inverse.t() @ power).clamp(min=0)
+    if updates: x = x + 0.01 * (bank / bank.sum(0)) @ power + 1e-10     # a little everywhere: zero times anything stays zero
+    for _ in range(updates): x = x * ((bank @ power) / (bank @ (bank.t() @ x) + 1e-10))
+    return x
 
 def griffin_lim(
     power: torch.Tensor,               # (…, 513, T) squared magnitude
@@ -145,7 +150,7 @@ def griffin_lim(
         momentum=0.99, length=length, rand_init=False)
     return wave[..., :wanted]
 
-# %% ../nbs/20_mel.ipynb #81e6f813
+# %% ../nbs/20_mel.ipynb #f7ba495f
 def mel_to_wave(
     front: MelFrontEnd,
     mel,                               # (80, T) or (B, 80, T) normalised
@@ -153,7 +158,7 @@ def mel_to_wave(
     iterations: int = 32,              # of Griffin-Lim
     vocoder=None,                      # from `load_vocoder`, in place of Griffin-Lim
 ) -> torch.Tensor:                     # float32 (N,) or (B, N) in [-1, 1]
-    "Sound whose mel spectrogram comes near `mel`: pseudo-inverse of the filterbank, then Griffin-Lim or a vocoder."
+    "Sound whose mel spectrogram comes near `mel`: the filterbank undone, then Griffin-Lim or a vocoder."
     linear = linear_power(front, mel, statistics)
     wave = griffin_lim(linear, front.clip, iterations) if vocoder is None else vocoder(linear, front.clip)
     return wave.clamp(-1, 1)
