@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['REASONS', 'COLUMNS', 'MEDIA', 'LISTS', 'PAPER_COUNTS', 'FAILURES', 'RawClip', 'versions', 'CurationSettings',
-           'process_clip', 'FolderShard', 'TarShard', 'ShardJob', 'read_ledger', 'do_shard', 'FactoryRange', 'FileRow',
-           'read_row', 'safe_key', 'read_lines', 'read_table', 'folder_rows', 'vggsound_list', 'class_table',
+           'process_clip', 'FolderShard', 'TarShard', 'ShardJob', 'read_ledger', 'do_shard', 'as_clip', 'FactoryRange',
+           'FileRow', 'read_row', 'safe_key', 'read_lines', 'read_table', 'folder_rows', 'vggsound_list', 'class_table',
            'clip_files', 'vggsound_rows', 'join_captions', 'failure_kind', 'read_downloads', 'yt_dlp_fetch', 'download',
            'unpack_clips', 'assign_splits', 'curate', 'assemble', 'summarise', 'verify_dataset', 'ClipDataset',
            'ClipLoader']
 
-# %% ../nbs/13_curation.ipynb #e7c190b2
+# %% ../nbs/13_curation.ipynb #d08a3e76
 import contextlib, csv, functools, hashlib, io, itertools, json, multiprocessing, os, re, sys, tarfile, threading, time, zlib
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ class RawClip:
     views: dict = field(default_factory=dict)    # further arrays to store, by name
     facts: dict = field(default_factory=dict)    # columns of the manifest that the reader knows: start, duration, fps, size, crop, decode
 
-# %% ../nbs/13_curation.ipynb #98f2b56d
+# %% ../nbs/13_curation.ipynb #146dd0e4
 REASONS = {**READ_REASONS,
     "outside": "the file lies outside the folder that was given",
     "bad row": "the line of the list cannot be understood",
@@ -53,10 +53,13 @@ REASONS = {**READ_REASONS,
     "gone": "the video was removed", "private": "the video is private",
     "blocked": "the video is not shown here or without an account", "throttled": "the server asked to slow down",
 }
+
+# %% ../nbs/13_curation.ipynb #f0bf41ef
 COLUMNS = ("key", "label", "split", "group", "source", "start", "duration", "fps", "size", "crop", "has_audio", "has_video",
            "silent", "still", "rms", "decode", "captions", "attributes", "other_labels", "status", "reason", "message", "versions",
            "content", "shard")
 
+# %% ../nbs/13_curation.ipynb #828be147
 @functools.cache
 def versions() -> str:
     "The versions that decide what the arrays look like, for the manifest."
@@ -66,7 +69,7 @@ def versions() -> str:
         except PackageNotFoundError: return "?"
     return " ".join(f"{n}={of(n)}" for n in ("scene4m", "av", "numpy", "torchaudio"))
 
-# %% ../nbs/13_curation.ipynb #df4b4062
+# %% ../nbs/13_curation.ipynb #eaab0897
 @dataclass(frozen=True)
 class CurationSettings:
     "Everything that decides what ends up in the data set; two runs with equal settings may continue each other."
@@ -89,6 +92,7 @@ class CurationSettings:
     @property
     def modalities(self) -> tuple: return (*self.store, *(n for n, _ in self.views), *(n for n, _ in self.features))
 
+# %% ../nbs/13_curation.ipynb #f30f32a2
 def _describe_feature(f) -> str:
     config = getattr(f, "config", None)
     if config is None and hasattr(f, "front"): config = getattr(f.front, "config", None)
@@ -124,7 +128,7 @@ def _measure(clip: RawClip, spec: ClipSpec) -> dict:
         if clip.frames is not None: out.update(size=f"{clip.frames.shape[2]}x{clip.frames.shape[1]}")
     return out
 
-# %% ../nbs/13_curation.ipynb #bb157ff6
+# %% ../nbs/13_curation.ipynb #83e6fb7d
 def _wrong_arrays(clip: RawClip, spec: ClipSpec) -> str:
     "What is wrong with the arrays, or an empty text."
     want = (spec.frames, spec.size, spec.size, 3)
@@ -134,6 +138,7 @@ def _wrong_arrays(clip: RawClip, spec: ClipSpec) -> str:
     if clip.wave is not None and np.ndim(clip.wave) != 1: return f"the waveform has shape {clip.wave.shape}, not (N,)"
     return "" if clip.wave is None or np.isfinite(clip.wave).all() else "the waveform holds values that are not numbers"
 
+# %% ../nbs/13_curation.ipynb #a721ffea
 def _why_refused(clip: RawClip, row: dict, s: CurationSettings) -> tuple[str, str] | None:
     "(reason, message) why a readable clip is refused, or None."
     found = {"short": row["duration"] < s.min_seconds, "silent": row["silent"], "still": row["still"],
@@ -173,7 +178,7 @@ def process_clip(
     row["content"] = content.hexdigest()[:24]
     return row, _arrays(clip, settings, features or {})
 
-# %% ../nbs/13_curation.ipynb #dbde4ea8
+# %% ../nbs/13_curation.ipynb #997591df
 @contextlib.contextmanager
 def _disk(path):
     "Turns an error of the disk into one sentence."
@@ -182,9 +187,11 @@ def _disk(path):
         raise BadInput(f"{path}: cannot be written ({e.strerror or e}); free some space or choose another place. "
                        "What is finished is kept, and the same command goes on from there.") from e
 
+# %% ../nbs/13_curation.ipynb #83e90076
 def _npy(array: np.ndarray) -> bytes:
     f = io.BytesIO(); np.save(f, array, allow_pickle=False); return f.getvalue()
 
+# %% ../nbs/13_curation.ipynb #73436b8a
 class _HashedFile:
     "A file that is hashed while it is written."
     def __init__(self, path: Path): self.path, self.file, self.hash, self.size = path, open(path, "wb"), hashlib.sha256(), 0
@@ -192,7 +199,7 @@ class _HashedFile:
     def tell(self): return self.size
     def close(self): self.file.flush(); os.fsync(self.file.fileno()); self.file.close()
 
-# %% ../nbs/13_curation.ipynb #cb615269
+# %% ../nbs/13_curation.ipynb #fc4cf037
 class FolderShard:
     "Writes arrays as `modality/key.npy`; each file appears whole."
     def __init__(self, out: Path, name: str): self.out, self.name, self.done = out, name, {}
@@ -206,6 +213,7 @@ class FolderShard:
     def finish(self) -> dict: return self.done
     def abort(self): _clean(self.out, self.name)
 
+# %% ../nbs/13_curation.ipynb #9eae476b
 def _clean(out: Path, name: str):
     "Removes what an interrupted writer of this shard left behind."
     with contextlib.suppress(OSError):
@@ -254,7 +262,7 @@ class _Lock:
             fcntl.flock(self.file, fcntl.LOCK_UN)     # also for copies of the file that a child process still holds
         self.file.close()
 
-# %% ../nbs/13_curation.ipynb #513ba971
+# %% ../nbs/13_curation.ipynb #fb254666
 @dataclass
 class ShardJob:
     "What a worker needs to make one shard, on this machine or another."
@@ -271,6 +279,7 @@ class ShardJob:
     @property
     def ledger(self) -> Path: return Path(self.out) / "ledger" / f"{self.name}.json"
 
+# %% ../nbs/13_curation.ipynb #e57dfc1b
 def _identity(items):
     "What tells one list of clips from another."
     if isinstance(items, FileRow): return asdict(items)
@@ -280,7 +289,7 @@ def _identity(items):
     if isinstance(items, list): return [_identity(i) for i in items]
     return repr(items) if isinstance(items, FactoryRange) else "stream"
 
-# %% ../nbs/13_curation.ipynb #c3a6bf7e
+# %% ../nbs/13_curation.ipynb #b66f614a
 def read_ledger(job: ShardJob) -> dict | None:
     "The ledger of a finished shard; None where it is missing, was made of other clips, or its files are not whole."
     try: ledger = read_json(job.ledger)
@@ -292,6 +301,7 @@ def read_ledger(job: ShardJob) -> dict | None:
         except OSError: return None
     return ledger
 
+# %% ../nbs/13_curation.ipynb #a46a5194
 def do_shard(
     job: ShardJob,
     wait: bool = True,   # wait for another process that is making this shard
@@ -306,7 +316,7 @@ def do_shard(
         _forget(job); _make_shard(job, tick)
         return "made"
 
-# %% ../nbs/13_curation.ipynb #2ea3e8e4
+# %% ../nbs/13_curation.ipynb #7d1b3757
 def _forget(job: ShardJob):
     "Removes what an earlier shard of this number left: unfinished files, or clips that are no longer asked for."
     _clean(Path(job.out), job.name)
@@ -315,6 +325,7 @@ def _forget(job: ShardJob):
     job.ledger.unlink(missing_ok=True)
     for path in old: (Path(job.out) / path).unlink(missing_ok=True)
 
+# %% ../nbs/13_curation.ipynb #5a4a3d44
 def _make_shard(job: ShardJob, tick):
     s, rows, sums, shapes = job.settings, [], {}, {}
     files = (TarShard if s.layout == "shards" else FolderShard)(Path(job.out), job.name)
@@ -330,13 +341,14 @@ def _make_shard(job: ShardJob, tick):
         done = files.finish()
     _write_ledger(job, rows, done, sums, shapes)
 
-# %% ../nbs/13_curation.ipynb #0ea2d08e
+# %% ../nbs/13_curation.ipynb #ecaf2926
 def _one(item, job: ShardJob, reader) -> tuple[dict, dict | None]:
     "The row and the arrays of one item, whatever it is."
     if isinstance(item, FileRow): item = read_row(item, job.settings, reader)
     if isinstance(item, dict) and "frames" in item: item = RawClip(**item)      # a source may give its clips as plain dicts
     return (item, None) if isinstance(item, dict) else process_clip(item, job.settings, job.features)
 
+# %% ../nbs/13_curation.ipynb #6cabf22a
 def _check_keys(rows: list):
     key = rows[-1]["key"]
     if key != safe_key(key, stem=True): raise BadInput(f"The key {key!r} cannot be a file name; use letters, digits, '_' and '-'.")
@@ -350,6 +362,7 @@ def _count(sums: dict, shapes: dict, name: str, a: np.ndarray):
     low, high = min(low, float(flat.min())), max(high, float(flat.max()))
     sums[name] = (n + flat.size, total + float(flat.sum()), squares + float(flat @ flat), low, high)
 
+# %% ../nbs/13_curation.ipynb #0cd0cf90
 def _write_ledger(job: ShardJob, rows, done, sums, shapes):
     text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode("utf-8", "backslashreplace")
     path = f"ledger/{job.name}.rows.jsonl"
@@ -358,19 +371,26 @@ def _write_ledger(job: ShardJob, rows, done, sums, shapes):
     write_json(job.ledger, dict(job=job.id, settings=job.settings.hash, count=len(rows), kept=sum(r["status"] == "kept" for r in rows),
                                 arrays=shapes, sums=sums, files=done))
 
-# %% ../nbs/13_curation.ipynb #dbb1d778
+# %% ../nbs/13_curation.ipynb #6b3bd09a
+def as_clip(item) -> RawClip:
+    "A `RawClip`, also from a dict with the same names; what else the dict holds is left out."
+    if not isinstance(item, dict): return item
+    if "key" not in item: raise BadInput(f"A clip has no key; it has {sorted(item)}.")
+    return RawClip(**{f.name: item[f.name] for f in fields(RawClip) if f.name in item})
+
+# %% ../nbs/13_curation.ipynb #be01f6a2
 class FactoryRange:
     "Clips `start` to `stop` of a factory, made one by one in the process that iterates."
     def __init__(self, factory, start: int, stop: int): self.factory, self.start, self.stop = factory, start, stop
     def __len__(self): return self.stop - self.start
     def __iter__(self):
         for i in range(self.start, self.stop):
-            try: yield self.factory[i]
+            try: yield as_clip(self.factory[i])
             except Exception as e:      # one bad clip is a row, not the end of the run
                 yield _refused(RawClip(f"{type(self.factory).__name__}-{i}"), "failed", f"clip {i}: {type(e).__name__}: {e}")
     def __repr__(self):
         told, inside = getattr(self.factory, "config", None), getattr(self.factory, "__dict__", {})
-        if told is None: told = {k: v for k, v in sorted(inside.items()) if isinstance(v, (str, int, float, tuple))}
+        if told is None: told = {k: v for k, v in sorted(inside.items()) if isinstance(v, (str, int, float, tuple)) or is_dataclass(v)}
         return f"{type(self.factory).__qualname__} {fingerprint(told)} {self.start}:{self.stop}"
 
 # %% ../nbs/13_curation.ipynb #78e4facf
@@ -416,11 +436,12 @@ def read_row(
     views = {name: v for (name, _), v in zip(settings.views, clip.views[1:])}
     return replace(raw, frames=clip.frames, wave=clip.wave, views=views, facts=facts)
 
-# %% ../nbs/13_curation.ipynb #cb91a0db
+# %% ../nbs/13_curation.ipynb #73347542
 MEDIA = {f".{e}" for e in ("mp4 m4v mov webm mkv avi 3gp mpg mpeg ts flv gif wmv ogv wav flac mp3 m4a aac ogg opus wma amr aiff aif "
                            "png jpg jpeg bmp webp").split()}
 LISTS = ("labels.csv", "manifest.csv", "truth.csv")
 
+# %% ../nbs/13_curation.ipynb #f9998eba
 def safe_key(
     name: str,           # any file name
     taken=(),            # lower-case keys that are in use
@@ -432,7 +453,7 @@ def safe_key(
     if key and key == base and key.lower() not in taken: return key
     return f"{key[:80]}_{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
 
-# %% ../nbs/13_curation.ipynb #2e77dc35
+# %% ../nbs/13_curation.ipynb #98836aff
 def read_lines(path):
     "Yields the lines of a csv file, UTF-8 or UTF-16 with its mark, as lists. Raises `BadInput` for text of another kind."
     try:
@@ -442,6 +463,7 @@ def read_lines(path):
     except csv.Error as e: raise BadInput(f"{path}: not a readable csv file ({e}).") from e
     except OSError as e: raise BadInput(f"{path}: cannot be read ({e.strerror or e}).") from e
 
+# %% ../nbs/13_curation.ipynb #73990802
 def read_table(
     path,                    # a csv file whose first line names the columns
     columns=("file",),       # names that must be there
@@ -454,7 +476,7 @@ def read_table(
     for line in lines:
         if line: yield dict(zip(names, line))
 
-# %% ../nbs/13_curation.ipynb #6d1dfa4e
+# %% ../nbs/13_curation.ipynb #f4aa6118
 def folder_rows(
     folder,                  # a folder of clips
     labels_file=None,        # csv with columns file, label and, where known, group, split, captions, attributes; else one beside the clips
@@ -473,11 +495,12 @@ def folder_rows(
     if not rows: raise BadInput(f"{folder}: no clip was found in it; it should hold video or sound files.")
     return rows
 
+# %% ../nbs/13_curation.ipynb #a717519c
 def _media_names(folder: Path) -> list[str]:
     found = (p for p in folder.rglob("*") if p.suffix.lower() in MEDIA and not p.name.startswith(".") and p.is_file())
     return sorted(p.relative_to(folder).as_posix() for p in found)
 
-# %% ../nbs/13_curation.ipynb #5727b1e1
+# %% ../nbs/13_curation.ipynb #1b42c37e
 def _file_row(folder: Path, line: dict, taken, listed: bool) -> FileRow:
     name = line.get("file") or ""
     parts, size, reason, message = Path(name).parts, 0, "", ""
@@ -492,6 +515,7 @@ def _file_row(folder: Path, line: dict, taken, listed: bool) -> FileRow:
     return FileRow(safe_key(name, taken), str(folder / name), text, label, line.get("group") or None, line.get("split") or None,
                    captions, known, size=size, reason=reason, message=message)
 
+# %% ../nbs/13_curation.ipynb #a89c9f62
 def _json_or(text, default):
     "What a cell of a csv says: JSON, or for a list plain text as its only item."
     if not text: return default
@@ -500,7 +524,7 @@ def _json_or(text, default):
     if isinstance(default, list): return value if isinstance(value, list) else [value]
     return value
 
-# %% ../nbs/13_curation.ipynb #8a0bab8d
+# %% ../nbs/13_curation.ipynb #e028754b
 def _mark_duplicates(rows: list[FileRow]) -> list[FileRow]:
     "Refuses files whose bytes an earlier row has; only files of equal size are read."
     sizes, seen, out = Counter((r.size, r.offset) for r in rows if r.size and not r.reason), {}, []
@@ -512,14 +536,16 @@ def _mark_duplicates(rows: list[FileRow]) -> list[FileRow]:
         out.append(r)
     return out
 
+# %% ../nbs/13_curation.ipynb #0ec45451
 def _file_hash(path) -> str:
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
-# %% ../nbs/13_curation.ipynb #6fd72120
+# %% ../nbs/13_curation.ipynb #9fa8340c
 PAPER_COUNTS = dict(zip(LABELS, (794, 788, 772, 757, 753, 699, 698, 606, 510, 455, 401, 270, 140)))   # table I; the 14th is not named there
 
 _VGG_ID = re.compile(r"[\w-]{11}", re.ASCII)
 
+# %% ../nbs/13_curation.ipynb #ef35a594
 def vggsound_list(
     csv_file,                # the official list: youtube_id,start_second,label,split, without a line of names
     labels=LABELS,           # labels to keep; None keeps all
@@ -551,7 +577,7 @@ def class_table(
     table["paper"] = table.paper.astype("Int64")
     return table.round(2)
 
-# %% ../nbs/13_curation.ipynb #9778c9c4
+# %% ../nbs/13_curation.ipynb #36d24581
 def clip_files(folder) -> dict:
     "{(youtube_id, start second or None): path} of a folder in any of the three namings; None stands for the whole video."
     found = {}
@@ -562,6 +588,7 @@ def clip_files(folder) -> dict:
         found.setdefault((m[1], start), str(p))
     return found
 
+# %% ../nbs/13_curation.ipynb #88f348df
 def vggsound_rows(
     csv_file,                # the official list
     clips,                   # folder of clips
@@ -608,16 +635,18 @@ def join_captions(
     return [replace(r, captions=(*r.captions, *captions.get(r.key, ())), other_labels=json.dumps(other.get(r.key, []), ensure_ascii=False))
             for r in rows]
 
-# %% ../nbs/13_curation.ipynb #14de5bc0
+# %% ../nbs/13_curation.ipynb #e07669a4
 FAILURES = (("throttled", r"429|too many requests|rate.?limit|try again later|slow down"),
             ("private", r"private video|video is private|members.only|join this channel"),
             ("blocked", r"sign in|not a bot|confirm your age|age.restricted|blocked it|in your (?:country|region)|geo.?restrict|403"),
             ("gone", r"unavailable|has been removed|removed by|terminated|does not exist|no longer available|404|is not available"))
 
+# %% ../nbs/13_curation.ipynb #2da5d6ac
 def failure_kind(message: str) -> str:
     "The reason of a failed download: gone, private, blocked, throttled, or failed for anything else."
     return next((kind for kind, pattern in FAILURES if re.search(pattern, message, re.IGNORECASE)), "failed")
 
+# %% ../nbs/13_curation.ipynb #660a535c
 def read_downloads(ledger) -> dict:
     "{`id_start`: (reason, message)} of the downloads that failed; half a line at the end, from a killed run, is passed over."
     last = {}
@@ -678,7 +707,7 @@ def _fetch_one(fetch, youtube_id, start, seconds, folder, whole, ledger) -> str:
     with _disk(ledger), open(ledger, "a", encoding="utf-8") as f: f.write(json.dumps(dict(key=key, status=status, message=message)) + "\n")
     return status
 
-# %% ../nbs/13_curation.ipynb #b05622fa
+# %% ../nbs/13_curation.ipynb #3ccd8713
 def unpack_clips(
     archive,                 # a tar file, packed or not
     folder,                  # where its clips go
@@ -700,10 +729,11 @@ def unpack_clips(
     except OSError as e: raise BadInput(f"{archive}: cannot be read ({e.strerror or e}).") from e
     return outcome
 
+# %% ../nbs/13_curation.ipynb #27c11e9c
 def _copy(source, target):
     while block := source.read(1 << 20): target.write(block)
 
-# %% ../nbs/13_curation.ipynb #54acd32c
+# %% ../nbs/13_curation.ipynb #02fd4221
 def assign_splits(
     rows: list[dict],        # rows of the manifest; those that have a split keep it
     seed: int = 0,
@@ -720,6 +750,7 @@ def assign_splits(
         for r in groups[g]: r["split"] = split
     return rows
 
+# %% ../nbs/13_curation.ipynb #c6497da9
 def _deal(owed: dict, label: str, shares) -> str:
     "The split of the next group of a label: the one that is furthest behind its share."
     counts = owed.setdefault(label, Counter())
@@ -730,7 +761,7 @@ def _deal(owed: dict, label: str, shares) -> str:
     counts[split] += 1
     return split
 
-# %% ../nbs/13_curation.ipynb #930ea59c
+# %% ../nbs/13_curation.ipynb #c513df00
 def _rows_of(source, clips, labels, labels_file, captions, limit, refuse):
     "What the source holds: a list, a factory or an iterator."
     if isinstance(source, (str, os.PathLike)):
@@ -739,20 +770,21 @@ def _rows_of(source, clips, labels, labels_file, captions, limit, refuse):
     if not isinstance(source, (list, tuple)): return source
     source = list(source)[:limit]
     if not source: raise BadInput("There is no clip to curate: the source is empty, or no clip has one of the labels asked for.")
-    if not isinstance(source[0], FileRow): return source
+    if not isinstance(source[0], FileRow): return [as_clip(c) for c in source]
     if captions: source = join_captions(source, captions)
     return _mark_duplicates(source) if "duplicate" in refuse else source
 
+# %% ../nbs/13_curation.ipynb #5f2882a4
 def _jobs(source, out, settings, features, limit):
     "The shards of the data set: a list of `ShardJob`, or a generator of them for a stream."
     n = settings.shard_size
-    if not hasattr(source, "__getitem__"): return _stream_jobs(itertools.islice(source, limit), out, settings, features)
+    if not hasattr(source, "__getitem__"): return _stream_jobs(map(as_clip, itertools.islice(source, limit)), out, settings, features)
     total = len(source) if limit is None else min(limit, len(source))
     if not total: raise BadInput("There is no clip to curate: the source is empty.")
     def part(a): return source[a:a + n] if isinstance(source, list) else FactoryRange(source, a, min(total, a + n))
     return [ShardJob(str(out), i, part(a), settings, features) for i, a in enumerate(range(0, total, n))]
 
-# %% ../nbs/13_curation.ipynb #919878de
+# %% ../nbs/13_curation.ipynb #8805661d
 def _stream_jobs(stream, out, settings, features):
     "One job after the other, for as long as the stream gives clips; a finished shard's clips are drawn and compared, not stored again."
     for i in itertools.count():
@@ -763,12 +795,13 @@ def _stream_jobs(stream, out, settings, features):
         if ledger: _compare_stream(job)
         yield job
 
+# %% ../nbs/13_curation.ipynb #bd722368
 def _compare_stream(job):
     keys = [json.loads(line)["key"] for line in job.ledger.with_suffix(".rows.jsonl").read_text(encoding="utf-8").splitlines()]
     given = [c.key for c in job.items if job.settings.labels is None or c.label in job.settings.labels]
     if given != keys: raise ConfigMismatch(f"{job.out}: the stream gives other clips than last time; use another folder.")
 
-# %% ../nbs/13_curation.ipynb #ad11fad2
+# %% ../nbs/13_curation.ipynb #8c9c980e
 def curate(
     source,                    # a folder, the csv of VGG-Sound, or `RawClip`s: a list, an iterator, or a factory with `len` and `[i]`
     out,                       # folder of the data set
@@ -782,17 +815,14 @@ def curate(
     views: dict | None = None,      # {name: FrameSpec}: further pictures from the same decode, for files
     store=("frames", "audio"), # arrays to store
     refuse=("short", "duplicate"),  # reasons of `REASONS` that a readable clip may be refused for
-    min_seconds: float = 0.5,  # what counts as short
-    crop="auto",               # black bars: "auto" or None
+    min_seconds: float = 0.5, crop="auto",  # what counts as short; black bars: "auto" or None
     layout: str = "auto",      # "folder", "shards" (tar), or "auto": tar above 2,000 clips
     shard_size: int | None = None,  # clips in one shard
     timeout: float = 20.0,     # seconds for one file
-    workers: int = 1,          # processes
-    limit: int | None = None,  # stop after so many clips
+    workers: int = 1, limit: int | None = None,  # processes; stop after so many clips
     seed: int = 0,             # of the splits
     shard: int = 0, of: int = 1,    # this process makes every `of`-th shard, beginning with number `shard`
-    engine: str = "local",     # "local" or "ray"
-    address: str | None = None,  # of the Ray cluster
+    engine: str = "local", address: str | None = None,  # "local" or "ray", and where the Ray cluster is
 ):                             # pandas.DataFrame, one row for each clip asked for
     "Checks clips and writes them as a data set; goes on where it stopped. Raises `ConfigMismatch` for a folder made with other settings."
     began, out = time.perf_counter(), Path(out)
@@ -811,12 +841,13 @@ def curate(
     manifest.attrs["seconds"] = time.perf_counter() - began
     return manifest
 
-# %% ../nbs/13_curation.ipynb #022aeb41
+# %% ../nbs/13_curation.ipynb #87dc06cf
 def _known_reasons(refuse) -> tuple:
     unknown = [r for r in refuse if r not in REASONS]
     if unknown: raise BadInput(f"There is no reason {unknown[0]!r} to refuse a clip; choose from {', '.join(REASONS)}.")
     return tuple(refuse)
 
+# %% ../nbs/13_curation.ipynb #323a12bc
 def _names(store, views, features) -> tuple:
     counts = Counter([*store, *(views or {}), *(features or {})])
     wrong = [n for n, c in counts.items() if c > 1 or n == "ledger" or n != safe_key(n, stem=True)]
@@ -824,6 +855,7 @@ def _names(store, views, features) -> tuple:
     if set(store) - {"frames", "audio"}: raise BadInput(f"store={store!r}: what is stored is frames, audio or both.")
     return tuple(store)
 
+# %% ../nbs/13_curation.ipynb #1161c412
 def _layout(rows, out: Path, layout: str, limit) -> str:
     if layout not in ("auto", "folder", "shards"): raise BadInput(f"There is no layout {layout!r}; choose folder, shards or auto.")
     if layout != "auto": return layout
@@ -851,7 +883,7 @@ def _claim(out: Path, settings: CurationSettings, jobs):
         lock.take(shared=True)
         yield
 
-# %% ../nbs/13_curation.ipynb #84055123
+# %% ../nbs/13_curation.ipynb #7e79cf98
 def _run_jobs(jobs, shard, of, workers, engine, address) -> list:
     "Makes the shards and returns all jobs; those of other processes are left to them."
     if not isinstance(jobs, list):
@@ -867,11 +899,12 @@ def _run_jobs(jobs, shard, of, workers, engine, address) -> list:
     finally: bar.close()
     return jobs
 
+# %% ../nbs/13_curation.ipynb #26d751ce
 def _run_here(jobs, bar):
     busy = [j for j in jobs if do_shard(j, wait=False, tick=bar.update) == "busy"]
     for j in busy: do_shard(j, tick=bar.update)
 
-# %% ../nbs/13_curation.ipynb #2ecb45b4
+# %% ../nbs/13_curation.ipynb #815ac345
 _TICKS = None        # shared by the processes of a pool: how many clips are done
 
 def _tick(n: int):
@@ -884,6 +917,7 @@ def _start_worker(ticks, parent: int):
     torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
+# %% ../nbs/13_curation.ipynb #a3d90c61
 def _end_with(parent: int):
     "Ends this process soon after its parent has ended, also if that was killed."
     while os.getppid() == parent: time.sleep(0.5)
@@ -891,7 +925,7 @@ def _end_with(parent: int):
 
 def _work(job: ShardJob, wait: bool) -> str: return do_shard(job, wait, _tick)
 
-# %% ../nbs/13_curation.ipynb #4726ff36
+# %% ../nbs/13_curation.ipynb #a4d36ae8
 def _run_in_pool(jobs, workers: int, bar):
     "Shards over processes. A pool that loses a worker is built again; shards that another program holds are waited for at the end."
     from concurrent.futures import ProcessPoolExecutor
@@ -908,6 +942,7 @@ def _run_in_pool(jobs, workers: int, bar):
             jobs = left
         finally: pool.shutdown(wait=False, cancel_futures=True)
 
+# %% ../nbs/13_curation.ipynb #b92519d4
 def _drain(pool, jobs, wait: bool, ticks, bar) -> list:
     "Runs the jobs and returns those that another process was busy with."
     from concurrent.futures import wait as wait_for
@@ -919,7 +954,7 @@ def _drain(pool, jobs, wait: bool, ticks, bar) -> list:
         bar.update(ticks.value - bar.n)
     return busy
 
-# %% ../nbs/13_curation.ipynb #4f6e591e
+# %% ../nbs/13_curation.ipynb #9cb63617
 def _run_on_ray(jobs, workers: int, address, bar):
     "The same function on a Ray cluster (extra `ray`); the folder must be one that every machine sees."
     try: import ray
@@ -937,6 +972,7 @@ def _run_on_ray(jobs, workers: int, address, bar):
     finally:
         if started: ray.shutdown()
 
+# %% ../nbs/13_curation.ipynb #96d6616a
 def _ray_work(job: ShardJob) -> str:
     import torch
     torch.set_num_threads(1)
@@ -960,7 +996,7 @@ def assemble(out: Path, settings: CurationSettings, jobs: list):
     manifest.attrs["complete"] = all(ledgers)
     return manifest
 
-# %% ../nbs/13_curation.ipynb #26aa4854
+# %% ../nbs/13_curation.ipynb #345829e0
 def _refuse_equal_content(rows: list, settings: CurationSettings):
     if "duplicate" not in settings.refuse: return
     seen = {}
@@ -968,12 +1004,14 @@ def _refuse_equal_content(rows: list, settings: CurationSettings):
         first = seen.setdefault(r["content"], r["key"]) if r["status"] == "kept" else r["key"]
         if first != r["key"]: r.update(status="refused", reason="duplicate", message=f"{r['key']!r}: the same content as {first!r}.")
 
+# %% ../nbs/13_curation.ipynb #45a8824f
 def _sweep(out: Path, settings: CurationSettings, ledgers: list, jobs: list):
     "Removes shards and arrays that an earlier, longer list of clips left behind."
     listed = {p for l in ledgers for p in l["files"]} | {f"ledger/{j.name}.json" for j in jobs}
     for path in itertools.chain(*((out / m).glob("[!.]*.*") for m in settings.modalities), (out / "ledger").glob("shard-*.json*")):
         if f"{path.parent.name}/{path.name}" not in listed: path.unlink(missing_ok=True)
 
+# %% ../nbs/13_curation.ipynb #4a04af33
 def _about(manifest, settings: CurationSettings, ledgers: list) -> dict:
     "What `dataset.json` says: counts, hours, and the statistics of each modality."
     kept, sums, arrays = manifest[manifest.status == "kept"], {}, {}
@@ -989,7 +1027,7 @@ def _about(manifest, settings: CurationSettings, ledgers: list) -> dict:
                 hours=round(float(kept.duration.sum()) / 3600, 4), splits=count(kept.split), labels=count(kept.label),
                 arrays={k: dict(dtype=d, shape=s) for k, (d, s) in sorted(arrays.items())}, statistics=dict(sorted(stats.items())))
 
-# %% ../nbs/13_curation.ipynb #d3468786
+# %% ../nbs/13_curation.ipynb #2bf417da
 def summarise(manifest) -> str:
     "A few lines for people: kept, refused by reason, hours, clips per second."
     kept, seconds = manifest[manifest.status == "kept"], manifest.attrs.get("seconds")
@@ -1000,6 +1038,7 @@ def summarise(manifest) -> str:
     if not manifest.attrs.get("complete", True): lines.append("  some shards belong to other processes and are not finished")
     return "\n".join(lines)
 
+# %% ../nbs/13_curation.ipynb #cb8fd101
 def verify_dataset(folder) -> list[str]:
     "The files of a data set whose bytes are not those that were written; an empty list if all is well."
     folder, wrong = Path(folder), []
@@ -1038,7 +1077,7 @@ class ClipDataset:
         "The arrays of several clips as one."
         return np.stack([self.load(modality, k) for k in keys])
 
-# %% ../nbs/13_curation.ipynb #33760a86
+# %% ../nbs/13_curation.ipynb #e48f047f
 def _load(data: ClipDataset, modality: str, key: str) -> np.ndarray:
     if key not in data._place: raise BadInput(f"{data.folder}: the data set has no clip {key!r}.")
     try:
@@ -1048,6 +1087,7 @@ def _load(data: ClipDataset, modality: str, key: str) -> np.ndarray:
     except (OSError, KeyError, ValueError, EOFError, tarfile.TarError) as e:
         raise BadInput(f"{data.folder}: no array {modality!r} of clip {key!r} ({type(e).__name__}: {e}).") from e
 
+# %% ../nbs/13_curation.ipynb #b39c07f8
 def _tar_index(data: ClipDataset, modality: str, shard: int):
     "The tar of a shard and where its members lie in it; nothing is ever unpacked to disk."
     path = data.folder / modality / f"shard-{int(shard):05d}.tar"
@@ -1077,7 +1117,7 @@ class ClipLoader:
             yield batch
         self.epoch, self.batch = self.epoch + 1, 0
 
-# %% ../nbs/13_curation.ipynb #f115d135
+# %% ../nbs/13_curation.ipynb #b201ad5e
 def _shuffled(data, keys, seed, epoch, window) -> list[str]:
     "Shards in random order, and the clips of `window` shards at a time mixed: random enough to train on, and kind to a disk."
     rng, shards = make_rng("loader", seed, epoch), {}
@@ -1088,6 +1128,7 @@ def _shuffled(data, keys, seed, epoch, window) -> list[str]:
         out += [some[j] for j in rng.permutation(len(some))]
     return out
 
+# %% ../nbs/13_curation.ipynb #105fe5fc
 class _Batches:
     "What torch's loader asks for by number: one batch at a time."
     def __init__(self, data, modalities, batches): self.data, self.modalities, self.batches = data, modalities, batches

@@ -528,3 +528,13 @@ def test_rows_keep_a_group_of_videos_whole(tmp_path):
 def test_folder_rows_are_in_a_fixed_order(tmp_path):
     for name in ("b.mp4", "a.mp4", "sub/c.mp4"): (tmp_path / name).parent.mkdir(exist_ok=True); (tmp_path / name).write_bytes(b"x")
     assert [r.source for r in folder_rows(tmp_path)] == ["a.mp4", "b.mp4", "sub/c.mp4"]
+
+
+def test_clips_as_dicts(tmp_path):
+    "What gives dicts with the names of `RawClip` is as good, from a list, a stream or a factory; other names are left out."
+    class Dicts(Factory):
+        def __getitem__(self, i): return dict(key=f"c{i}", frames=raw(i).frames, wave=raw(i).wave, label="wind chime", seen=True)
+    for name, source in (("f", Dicts(5)), ("l", [Dicts(5)[i] for i in range(5)]), ("s", (Dicts(5)[i] for i in range(5)))):
+        table = curate(source, tmp_path / name, clip=SMALL, layout="folder")
+        assert len(table) == 5 and (table.status == "kept").all() and set(table.label) == {"wind chime"}
+    with pytest.raises(BadInput, match="no key"): curate([dict(frames=None)], tmp_path / "n", clip=SMALL)
