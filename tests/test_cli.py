@@ -17,6 +17,16 @@ COMMANDS = ("run", "toy", "curate", "download", "train-audio", "train-video", "t
             "app", "doctor")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    "Models this small are quicker on one thread, and much quicker on a busy machine."
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def scene4m(*args, **kw):
     "The command in a process of its own."
     return subprocess.run([sys.executable, "-m", "scene4m", *map(str, args)], capture_output=True, text=True, encoding="utf-8", **kw)
@@ -215,3 +225,120 @@ def test_the_cure_is_not_given_where_torch_is_built_for_cuda(monkeypatch, tmp_pa
     monkeypatch.setattr(cli, "imports_cleanly", lambda package: False)
     monkeypatch.setattr("torch.version.cuda", "13.2")
     assert cli.check_torchaudio(fix=True)["state"] == "missing" and (tmp_path / "_torchaudio.abi3.so").exists()
+
+
+# --- with a model: an untrained one, made on the spot, says nonsense in the right form
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    "A complete checkpoint folder with random weights."
+    import torch
+
+    from scene4m.audio_tokenizer import AudioTokenizer, AudioTokenizerConfig
+    from scene4m.captions import TextTokenizer, grammar_texts
+    from scene4m.describe import save_checkpoint
+    from scene4m.fourm import FourM
+    from scene4m.masking import Text, TokenGrid
+    from scene4m.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
+
+    torch.manual_seed(0)
+    audio, video = AudioTokenizer(AudioTokenizerConfig()).eval(), VideoTokenizer(VideoTokenizerConfig()).eval()
+    text = TextTokenizer.train(grammar_texts())
+    grids = [TokenGrid(n, t.vocab_size, tuple(t.grid())) for n, t in (("audio", audio), ("video", video))]
+    net = FourM.toy([*grids, Text("caption", text.vocab_size, 48)], dim=32, encoder_depth=1, decoder_depth=1, num_heads=2)
+    return save_checkpoint(tmp_path_factory.mktemp("model"), net, audio, video, text)
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory):
+    "Three clips with their truth."
+    folder = tmp_path_factory.mktemp("street")
+    assert inside("toy", "--n", 3, "--workers", 1, "--out", folder).exit_code == 0
+    return folder
+
+
+FORM = {"file", "description", "confidence", "abstains", "senses", "categories", "seconds"}
+
+
+def test_describe_json_is_one_object_per_line_and_goes_on_after_a_bad_clip(model, street, things):
+    clips = sorted(street.glob("*.mp4"))
+    done = inside("describe", "--json", "--model", model, clips[0], things / "zero.mp4", clips[1])
+    lines = [json.loads(x) for x in done.stdout.splitlines()]
+    assert done.exit_code == 1 and [x["file"] for x in lines] == [str(clips[0]), str(things / "zero.mp4"), str(clips[1])]
+    assert set(lines[1]) == {"file", "error"}
+    for x in (lines[0], lines[2]):
+        assert FORM <= set(x) and set(x["senses"]) == {"audio", "video"} and set(x["senses"].values()) <= {"used", "silent", "missing"}
+        assert len(x["categories"]) == 14 and abs(sum(c["p"] for c in x["categories"]) - 1) < 0.01
+        assert 0 <= x["confidence"] <= 1 and isinstance(x["abstains"], bool)
+
+
+def test_describe_in_words_says_how_sure_it_is(model, street):
+    done = inside("describe", "--model", model, next(street.glob("*.mp4")))
+    assert done.exit_code == 0 and "sure: " in done.stdout and "likely: " in done.stdout
+
+
+def test_subtitles(model, street, tmp_path):
+    done = inside("describe", "--model", model, "--vtt", tmp_path / "a" / "clip.vtt", next(street.glob("*.mp4")))
+    text = (tmp_path / "a" / "clip.vtt").read_text(encoding="utf-8")
+    assert done.exit_code == 0 and text.startswith("WEBVTT\n") and "00:00:00.000 --> 00:00:10.000" in text
+    (tmp_path / "file").touch()
+    refuses(inside("describe", "--model", model, "--vtt", tmp_path / "file" / "clip.vtt", next(street.glob("*.mp4"))), "file")
+
+
+def test_a_sound_without_a_picture_is_said_to_be_one(model, tmp_path):
+    import numpy as np
+
+    from scene4m.media import write_wav
+    write_wav(tmp_path / "tone.wav", 0.3 * np.sin(2 * np.pi * 440 * np.arange(32_000) / 16_000).astype(np.float32), 16_000)
+    done = inside("describe", "--json", "--model", model, tmp_path / "tone.wav")
+    assert json.loads(done.stdout)["senses"] == dict(audio="used", video="missing")
+
+
+def test_speaking_without_a_voice_is_refused_before_anything_is_computed(model, street, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    if sys.platform == "win32":
+        pytest.skip("Windows always has a voice")
+    done = inside("describe", "--speak", "--model", model, next(street.glob("*.mp4")))
+    refuses(done, "espeak-ng")
+    assert done.stdout == ""
+
+
+def test_evaluate_json_has_the_fixed_form(model, street, tmp_path):
+    done = inside("evaluate", "--json", "--model", model, "--workers", 1, "--out", tmp_path / "report", street)
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert done.exit_code == 0 and report["n"] == 3
+    assert {"category_accuracy", "category_accuracy_by_sense", "attribute_accuracy", "exact_accuracy", "invented_rate", "chance", "cider_d", "ece",
+            "seconds", "machine", "world_version", "imagined_sound_accuracy"} <= set(report)
+    assert set(report["category_accuracy_by_sense"]) == {"both", "audio", "video", "none"}
+    assert {"colour", "count", "motion", "night", "rain", "near", "on_screen"} == set(report["attribute_accuracy"])
+    assert (tmp_path / "report" / "report.html").exists()
+
+
+def test_evaluate_prints_chance_beside_every_figure(model, street):
+    done = inside("evaluate", "--model", model, "--workers", 1, street)
+    assert done.exit_code == 0 and "chance" in done.stdout and "category accuracy" in done.stdout
+
+
+def test_a_model_folder_with_a_part_missing_is_refused_once(model, street, tmp_path):
+    import shutil
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "model" / "text_tokenizer.json").unlink()
+    refuses(inside("describe", "--model", tmp_path / "model", *street.glob("*.mp4")), "text_tokenizer.json")
+    refuses(inside("describe", "--model", tmp_path / "nowhere", *street.glob("*.mp4")), "nowhere")
+
+
+def test_clips_to_tokens_to_model_command_by_command(tmp_path):
+    "The pieces of `run`, one by one, each through its own command."
+    street = tmp_path / "street"
+    assert inside("toy", "--n", 3, "--split", "train", "--workers", 1, "--out", street).exit_code == 0
+    data, audio, video, tokens, model = (tmp_path / n for n in ("data", "audio", "video", "tokens", "model"))
+    quick = ["--set", "audio.seconds=null", "--set", "audio.steps=4", "--set", "video.seconds=null", "--set", "video.steps=4",
+             "--set", "train.seconds=null", "--set", "train.steps=4", "--set", "train.batch_size=2", "--set", "model.dim=48"]
+    for args in (["curate", street, "--out", data, "--workers", 1], ["train-audio", data, "--out", audio, *quick],
+                 ["train-video", data, "--out", video, *quick], ["tokenize", data, "--out", tokens, "--audio", audio, "--video", video],
+                 ["finetune", tokens, "--out", model, *quick]):
+        done = inside(*args)
+        assert done.exit_code == 0, (args[0], done.output)
+    done = inside("describe", "--json", "--model", model, next(street.glob("*.mp4")))
+    assert done.exit_code == 0 and FORM <= set(json.loads(done.stdout)), done.output
