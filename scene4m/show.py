@@ -6,9 +6,9 @@
 __all__ = ['PALETTE', 'DASHES', 'MARKERS', 'HATCHES', 'STYLE', 'PLAYER_STYLE', 'PLAYER_SCRIPT', 'PAGE_STYLE', 'in_style',
            'Picture', 'blank_figure', 'figure_png', 'contact_sheet', 'frame_difference', 'video_reconstruction',
            'waveform_and_mel', 'audio_reconstruction', 'code_palette', 'token_picture', 'usage_histogram',
-           'loss_curves', 'bars', 'confusion', 'reliability', 'rate_distortion', 'mask_picture', 'data_uri',
-           'frame_png', 'wav_bytes', 'mp3_bytes', 'sound_uri', 'audio_html', 'clip_player', 'table_html',
-           'attribute_table', 'figure_html', 'html_page']
+           'loss_curves', 'bars', 'confusion', 'reliability', 'rate_distortion', 'mask_picture', 'code_sheet', 'dim_by',
+           'mel_image', 'attention_picture', 'category_bars', 'data_uri', 'frame_png', 'wav_bytes', 'mp3_bytes',
+           'sound_uri', 'audio_html', 'clip_player', 'table_html', 'attribute_table', 'figure_html', 'html_page']
 
 # %% ../nbs/15_show.ipynb #504512bc
 import base64, contextlib, hashlib, html, io, json, math, threading, wave as wave_file
@@ -440,6 +440,79 @@ def mask_picture(
         ax.text(c, r, sign, ha="center", va="center", fontsize=6, color="white" if shown[r, c] else "black")
     return fig
 
+# %% ../nbs/15_show.ipynb #4a4ba775
+@in_style()
+def code_sheet(
+    looks,              # (N, h, w, 3) uint8: what each code decodes to
+    codes,              # (N,) their numbers
+    counts=None,        # (N,) how often each is used
+    columns: int = 12,
+    title: str = "Codes",
+) -> Figure:
+    "A picture for each code with its number and, where known, how often it is used."
+    looks = _frames(looks); rows = math.ceil(len(looks) / columns)
+    if len(codes) != len(looks): raise BadInput(f"{len(codes)} codes, but {len(looks)} pictures.")
+    fig, axes = blank_figure(rows, columns, width=0.62 * columns, height=0.78 * rows + 0.35, alt=f"{title}: what {len(looks)} codes decode to.")
+    for k, ax in enumerate(axes.flat):
+        if k >= len(looks): ax.axis("off"); continue
+        _picture(ax, looks[k]); ax.set_title(f"{codes[k]}" + (f" ×{counts[k]}" if counts is not None else ""), fontsize=6, fontweight="normal")
+    fig.suptitle(title)
+    return fig
+
+# %% ../nbs/15_show.ipynb #7afe3109
+def dim_by(
+    picture,          # (H, W, 3) uint8
+    weights,          # (h, w) 0 or more, h and w divide H and W
+) -> np.ndarray:      # (H, W, 3) uint8
+    "The picture with its brightness following `weights`: the largest leaves it as it is, zero darkens it to a fifth."
+    weights = np.asarray(weights, dtype=np.float64); weights = weights / max(weights.max(), 1e-12)
+    grown = weights.repeat(-(-picture.shape[0] // weights.shape[0]), 0).repeat(-(-picture.shape[1] // weights.shape[1]), 1)
+    return (picture * (0.2 + 0.8 * grown[: picture.shape[0], : picture.shape[1], None])).astype(np.uint8)
+
+def mel_image(mel) -> np.ndarray:
+    "A spectrogram (bands, columns) as a picture uint8 (bands, columns, 3), low bands at the bottom."
+    mel = _spectrogram(mel)[::-1]; scaled = (mel - mel.min()) / max(float(mel.max() - mel.min()), 1e-6)
+    return (matplotlib.colormaps["magma"](scaled)[..., :3] * 255).astype(np.uint8)
+
+@in_style()
+def attention_picture(
+    frames=None,            # (T, H, W, 3) uint8
+    mel=None,               # (bands, columns)
+    video_weights=None,     # (t, h, w): attention on each token of the picture
+    audio_weights=None,     # (time, band): attention on each token of the sound
+    title: str = "What the model looks at",
+) -> Figure:
+    "The frames and the spectrogram, dark where the model does not look; the shares of attention stand above."
+    panels, total = [], sum(float(np.sum(w)) for w in (video_weights, audio_weights) if w is not None)
+    if video_weights is not None:
+        for k, w in enumerate(np.asarray(video_weights)):
+            at = (2 * k + 1) * len(frames) // (2 * len(video_weights)); top = np.max(video_weights)
+            panels.append((dim_by(frames[at], np.maximum(w, 0) / max(top, 1e-12)), f"picture {k + 1}: {np.sum(w) / max(total, 1e-12):.0%}", None))
+    if audio_weights is not None:
+        panels.append((dim_by(mel_image(mel), np.asarray(audio_weights).T[::-1]), f"sound: {np.sum(audio_weights) / max(total, 1e-12):.0%}", "auto"))
+    if not panels: raise BadInput("There is nothing to look at: give the weights of the picture or of the sound.")
+    fig, axes = blank_figure(1, len(panels), width=2.2 * len(panels) + 0.6, height=2.4, alt=f"{title}. {'; '.join(p[1] for p in panels)}.")
+    for ax, (picture, name, aspect) in zip(axes[0], panels): _picture(ax, picture, name); ax.set_aspect(aspect or "equal")
+    fig.suptitle(title)
+    return fig
+
+# %% ../nbs/15_show.ipynb #a7618a0c
+@in_style()
+def category_bars(
+    categories: list,   # [{"label": …, "p": …}], the likeliest first
+    n: int = 5,         # how many are shown
+    title: str = "How likely each category is",
+) -> Figure:
+    "The likeliest categories with their probabilities."
+    top = list(categories)[:n]
+    if not top: raise BadInput("There is no category to show.")
+    fig, axes = blank_figure(width=6, height=0.5 + 0.32 * len(top), alt=f"{title}: " + ", ".join(f"{c['label']} {c['p']:.0%}" for c in top) + ".")
+    ax = axes[0, 0]; drawn = ax.barh(range(len(top)), [100 * c["p"] for c in top], color=PALETTE[0])
+    ax.bar_label(drawn, [f"{c['p']:.0%}" for c in top], padding=3, fontsize=8)
+    ax.set_yticks(range(len(top)), [c["label"] for c in top]); ax.invert_yaxis()
+    ax.set(title=title, xlabel="probability (%)", xlim=(0, 112))
+    return fig
+
 # %% ../nbs/15_show.ipynb #dfc70f4c
 def data_uri(data: bytes, kind: str) -> str:
     "Bytes as an address that needs no file: `data:image/png;base64,…`."
@@ -464,9 +537,9 @@ def wav_bytes(wave, sr: int = 16_000) -> bytes:
         f.setnchannels(1); f.setsampwidth(2); f.setframerate(sr); f.writeframes(_pcm(wave).tobytes())
     return out.getvalue()
 
-# %% ../nbs/15_show.ipynb #37d96a38
-def mp3_bytes(wave, sr: int = 16_000, bit_rate: int = 48_000) -> bytes | None:
-    "A sound as an MP3 file, about a fifth of the WAV; None where this machine cannot write one."
+# %% ../nbs/15_show.ipynb #0e623bc2
+def mp3_bytes(wave, sr: int = 16_000, bit_rate: int = 32_000) -> bytes | None:
+    "A sound as an MP3 file, about an eighth of the WAV; None where this machine cannot write one."
     import av
     pcm, out = _pcm(wave), io.BytesIO()
     try:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'FOLDER_LIMIT', 'SHARD_SIZE', 'token_dtype', 'file_stem', 'npy_bytes', 'read_npy', 'tar_bytes', 'read_tar',
-           'Sense', 'describe_sense', 'token_row', 'encode_clips', 'write_shard', 'shard_is_done', 'tokenize_dataset',
-           'read_shard', 'TokenDataset', 'BatchOrder', 'TokenBatches', 'token_batches']
+           'Sense', 'describe_sense', 'token_row', 'encode_clips', 'write_shard', 'shard_is_done', 'read_shard',
+           'tokenize_dataset', 'TokenDataset', 'BatchOrder', 'TokenBatches', 'token_batches']
 
 # %% ../nbs/25_tokenize.ipynb #ca28e94e
 import hashlib, io, json, tarfile, warnings
@@ -166,17 +166,29 @@ def shard_is_done(out: Path, number: int, settings: str) -> bool:
     try: return path.exists() and read_json(path)["settings"] == settings
     except (BadInput, KeyError, TypeError): return False
 
-# %% ../nbs/25_tokenize.ipynb #2e895a3b
-def _open_tokens(out: Path, senses: list, n: int, layout: str) -> str:
-    "The layout of `out`, after making sure that it holds no tokens of other tokenizers."
-    if layout not in ("auto", "folder", "shards"): raise BadInput(f"There is no layout {layout!r}; choose auto, folder or shards.")
-    if not (out/"tokens.json").exists(): return ("folder" if n <= FOLDER_LIMIT else "shards") if layout == "auto" else layout
-    old = read_json(out/"tokens.json")
-    for s in senses:
-        have = old["modalities"].get(s.name, {}).get("fingerprint")
-        if have != s.tokenizer.fingerprint:
-            raise ConfigMismatch(f"{out}: its {s.name} tokens are by tokenizer {have}, not {s.tokenizer.fingerprint}; use another folder.")
-    return old["layout"]
+# %% ../nbs/25_tokenize.ipynb #ac094f8b
+def read_shard(
+    root: Path, number: int, layout: str,
+    modalities: dict,   # name → description from tokens.json
+) -> tuple:             # (rows, {modality: (n, tokens)})
+    "One shard, checked against the ledger's checksums. Raises `ValueError` or `OSError` if anything is not as written."
+    name = f"shard-{number:05d}"; entry = json.loads((root/"ledger"/f"{name}.json").read_text("utf-8"))
+    text = (root/"rows"/f"{name}.jsonl").read_bytes()
+    if _sha(text) != entry["sha256"]["rows"]: raise ValueError("its rows differ from the checksum")
+    rows = [json.loads(line) for line in text.splitlines()]; ids = {}
+    for modality, about in modalities.items():
+        names = [file_stem(r["key"]) + ".npy" for r in rows]
+        data = (root/modality/f"{name}.tar").read_bytes() if layout == "shards" else None
+        files = read_tar(data) if layout == "shards" else {f: (root/modality/f).read_bytes() for f in names}
+        if _sha(b"".join(files.values()) if data is None else data) != entry["sha256"][modality]:
+            raise ValueError(f"its {modality} tokens differ from the checksum")
+        ids[modality] = _checked(np.stack([read_npy(files[f]) for f in names]), about)
+    return rows, ids
+
+def _checked(ids: np.ndarray, about: dict) -> np.ndarray:
+    if ids.shape[1:] != (about["tokens"],): raise ValueError(f"{ids.shape[1:]} tokens per clip instead of {about['tokens']}")
+    if ids.min() < 0 or ids.max() >= about["vocab_size"]: raise ValueError(f"an id lies outside 0 to {about['vocab_size'] - 1}")
+    return ids
 
 # %% ../nbs/25_tokenize.ipynb #d472fb20
 def tokenize_dataset(
@@ -241,29 +253,17 @@ def _write_shards(dataset, out, layout, keys, senses, about, batch_size):
         bar.update(len(rows))
     bar.close()
 
-# %% ../nbs/25_tokenize.ipynb #ac094f8b
-def read_shard(
-    root: Path, number: int, layout: str,
-    modalities: dict,   # name → description from tokens.json
-) -> tuple:             # (rows, {modality: (n, tokens)})
-    "One shard, checked against the ledger's checksums. Raises `ValueError` or `OSError` if anything is not as written."
-    name = f"shard-{number:05d}"; entry = json.loads((root/"ledger"/f"{name}.json").read_text("utf-8"))
-    text = (root/"rows"/f"{name}.jsonl").read_bytes()
-    if _sha(text) != entry["sha256"]["rows"]: raise ValueError("its rows differ from the checksum")
-    rows = [json.loads(line) for line in text.splitlines()]; ids = {}
-    for modality, about in modalities.items():
-        names = [file_stem(r["key"]) + ".npy" for r in rows]
-        data = (root/modality/f"{name}.tar").read_bytes() if layout == "shards" else None
-        files = read_tar(data) if layout == "shards" else {f: (root/modality/f).read_bytes() for f in names}
-        if _sha(b"".join(files.values()) if data is None else data) != entry["sha256"][modality]:
-            raise ValueError(f"its {modality} tokens differ from the checksum")
-        ids[modality] = _checked(np.stack([read_npy(files[f]) for f in names]), about)
-    return rows, ids
-
-def _checked(ids: np.ndarray, about: dict) -> np.ndarray:
-    if ids.shape[1:] != (about["tokens"],): raise ValueError(f"{ids.shape[1:]} tokens per clip instead of {about['tokens']}")
-    if ids.min() < 0 or ids.max() >= about["vocab_size"]: raise ValueError(f"an id lies outside 0 to {about['vocab_size'] - 1}")
-    return ids
+# %% ../nbs/25_tokenize.ipynb #2e895a3b
+def _open_tokens(out: Path, senses: list, n: int, layout: str) -> str:
+    "The layout of `out`, after making sure that it holds no tokens of other tokenizers."
+    if layout not in ("auto", "folder", "shards"): raise BadInput(f"There is no layout {layout!r}; choose auto, folder or shards.")
+    if not (out/"tokens.json").exists(): return ("folder" if n <= FOLDER_LIMIT else "shards") if layout == "auto" else layout
+    old = read_json(out/"tokens.json")
+    for s in senses:
+        have = old["modalities"].get(s.name, {}).get("fingerprint")
+        if have != s.tokenizer.fingerprint:
+            raise ConfigMismatch(f"{out}: its {s.name} tokens are by tokenizer {have}, not {s.tokenizer.fingerprint}; use another folder.")
+    return old["layout"]
 
 # %% ../nbs/25_tokenize.ipynb #32a34bf2
 class TokenDataset(torch.utils.data.Dataset):

@@ -160,10 +160,11 @@ class Pen:
     def line(self, points, width, colour, lit=False):
         self.draw.line([self.at(*p) for p in points], fill=self.ink(colour, lit), width=max(1, round(width * self.unit)))
 
-# %% ../nbs/12_toystreet.ipynb #79ead89c
+# %% ../nbs/12_toystreet.ipynb #99926f11
 def draw_wheels(p, xs, r):
     for x in xs: p.oval(x, r, r, r, DARK); p.oval(x, r, r * 0.45, r * 0.45, (150, 150, 155))
 
+# %% ../nbs/12_toystreet.ipynb #aba548cc
 def draw_bus(p, scene, t, i, view):
     c = RGB[scene.colour]
     if view == "side":
@@ -179,15 +180,17 @@ def draw_bus(p, scene, t, i, view):
             p.box(-0.2, 0.46, 0.2, 0.6, GLASS); p.box(-0.2, 0.14, 0.2, 0.3, DARK)
             for x in (-0.24, 0.24): p.box(x - 0.03, 0.32, x + 0.03, 0.44, TAIL, True)
 
-# %% ../nbs/12_toystreet.ipynb #91ea16bd
+# %% ../nbs/12_toystreet.ipynb #52d0dadf
 def draw_sedan(p, c, glass=GLASS):
     p.poly(((-0.5, 0.09), (-0.5, 0.24), (-0.34, 0.27), (-0.2, 0.42), (0.14, 0.42), (0.28, 0.27), (0.5, 0.22), (0.5, 0.09)), c)
     p.poly(((-0.29, 0.28), (-0.18, 0.39), (-0.04, 0.39), (-0.04, 0.28)), glass)
     p.poly(((0.0, 0.28), (0.0, 0.39), (0.12, 0.39), (0.22, 0.28)), glass)
     draw_wheels(p, (-0.3, 0.3), 0.1)
 
+# %% ../nbs/12_toystreet.ipynb #eff5a25c
 def draw_car(p, scene, t, i, view): draw_sedan(p, RGB[scene.colour])
 
+# %% ../nbs/12_toystreet.ipynb #4bdd8ad6
 def draw_face(p, c, front):
     "A car from the front or from behind."
     for x in (-0.36, 0.24): p.box(x, 0.0, x + 0.12, 0.14, DARK)
@@ -198,13 +201,14 @@ def draw_face(p, c, front):
         p.box(-0.12, 0.18, 0.12, 0.27, WHITE)
         for x in (-0.34, 0.34): p.box(x - 0.07, 0.26, x + 0.07, 0.37, TAIL, True)
 
-# %% ../nbs/12_toystreet.ipynb #fd89ec1b
+# %% ../nbs/12_toystreet.ipynb #fe5b1fed
 def draw_siren(p, y, t, rate):
     a = int(t * rate) % 2
     left, right = ((255, 30, 40), (30, 50, 120)) if a else ((120, 20, 30), (60, 110, 255))
     p.box(-0.14, y, 0.0, y + 0.1, left, True); p.box(0.0, y, 0.14, y + 0.1, right, True)
     p.oval(-0.16 if a else 0.16, y + 0.08, 0.1, 0.1, (255, 90, 90) if a else (110, 150, 255), True)
 
+# %% ../nbs/12_toystreet.ipynb #66b734fa
 def draw_police(p, scene, t, i, view):
     navy, rate = (24, 40, 96), 4.3 + 2 * scene.speed
     if view == "side":
@@ -214,7 +218,7 @@ def draw_police(p, scene, t, i, view):
     if view == "front":
         for x in (-0.32, 0.32): p.oval(x, 0.24, 0.06, 0.06, LAMP, True)
 
-# %% ../nbs/12_toystreet.ipynb #3d09c23f
+# %% ../nbs/12_toystreet.ipynb #5600bfc8
 def draw_engine(p, scene, t, i, view):
     rev = activity(scene, t)
     p.x += 0.004 * CANVAS * math.sin(40 * t) * (0.3 + rev); draw_face(p, RGB[scene.colour], False)
@@ -224,6 +228,7 @@ def draw_engine(p, scene, t, i, view):
         r = (0.06 + 0.2 * age) * (0.75 + 0.5 * rev); g = int(225 - 70 * age)
         p.oval(side * (0.3 + 0.26 * age), 0.08 + 0.3 * age, r, r, (g, g, g))
 
+# %% ../nbs/12_toystreet.ipynb #25905e7c
 def draw_horn(p, scene, t, i, view):
     on = activity(scene, t) > 0.05
     draw_face(p, RGB[scene.colour], True)
@@ -231,7 +236,7 @@ def draw_horn(p, scene, t, i, view):
         if on: p.oval(x, 0.26, 0.2, 0.2, (255, 226, 120), True)
         p.oval(x, 0.26, 0.1, 0.1, (255, 255, 235) if on else (170, 170, 150), on)
 
-# %% ../nbs/12_toystreet.ipynb #24a99d61
+# %% ../nbs/12_toystreet.ipynb #6bf8612d
 def draw_motorcycle(p, scene, t, i, view):
     c = RGB[scene.colour]
     if view != "side": return draw_motorcycle_endwise(p, c, view == "front")
@@ -242,6 +247,7 @@ def draw_motorcycle(p, scene, t, i, view):
     p.poly(((-0.24, 0.42), (-0.02, 0.42), (0.14, 0.72), (-0.06, 0.78)), c); p.line(((0.06, 0.7), (0.24, 0.5)), 0.08, c)
     p.oval(0.08, 0.86, 0.12, 0.12, DARK); p.box(0.1, 0.83, 0.2, 0.9, GLASS)
 
+# %% ../nbs/12_toystreet.ipynb #44c5f942
 def draw_motorcycle_endwise(p, c, front):
     "A motorcycle and its rider from the front or from behind."
     p.oval(0, 0.2, 0.07, 0.2, DARK); p.box(-0.12, 0.24, 0.12, 0.46, c); p.line(((-0.3, 0.52), (0.3, 0.52)), 0.06, (120, 120, 125))
@@ -277,7 +283,7 @@ def draw_dog(p, scene, t, i, view):
     p.oval(0.61, y + 0.04 + 0.05 * bark, 0.03, 0.03, DARK)
     p.poly(((0.22, y + 0.12), (0.32, y + 0.1), (0.24, y - 0.1), (0.16, y - 0.04)), tuple(v // 2 for v in fur))
 
-# %% ../nbs/12_toystreet.ipynb #0933f540
+# %% ../nbs/12_toystreet.ipynb #47b7a68c
 def draw_speaker(p, scene, t, i, view):
     "A person from head to coat, with a mouth and a hand that move with the voice."
     c, open_, sway = RGB[scene.colour], activity(scene, t, i), 0.02 * math.sin(1.7 * t + 2 * i)
@@ -288,12 +294,14 @@ def draw_speaker(p, scene, t, i, view):
     hand = 0.3 + 0.18 * open_
     p.line(((0.4, 0.12), (0.5, hand)), 0.12, c); p.oval(0.5, hand + 0.05, 0.07, 0.07, SKIN)
 
+# %% ../nbs/12_toystreet.ipynb #2edd52a2
 def draw_woman(p, c, hair, sway):
     "Long hair, a dress that widens downwards."
     p.oval(sway, 0.98, 0.27, 0.32, hair); p.box(-0.27 + sway, 0.6, 0.27 + sway, 0.98, hair)
     p.poly(((-0.2, 0.66), (0.2, 0.66), (0.32, 0.52), (0.42, 0.0), (-0.42, 0.0), (-0.32, 0.52)), c)
     p.box(-0.08 + sway, 0.6, 0.08 + sway, 0.8, SKIN); p.oval(sway, 0.98, 0.19, 0.24, SKIN)
 
+# %% ../nbs/12_toystreet.ipynb #a36c5f04
 def draw_man(p, c, hair, sway):
     "Broad shoulders, a beard, a hat."
     p.poly(((-0.26, 0.68), (0.26, 0.68), (0.46, 0.56), (0.46, 0.0), (-0.46, 0.0), (-0.46, 0.56)), c); p.box(-0.05, 0.2, 0.05, 0.66, WHITE)
@@ -313,7 +321,7 @@ def draw_crowd(p, scene, t, i, view):
             p.poly(((x - 0.07, y), (x + 0.07, y), (x + 0.06, y + 0.22), (x - 0.06, y + 0.22)), coat)
             p.oval(x, y + 0.28, 0.052, 0.065, SKIN); p.box(x - 0.05, y + 0.31, x + 0.05, y + 0.36, HAIR)
 
-# %% ../nbs/12_toystreet.ipynb #bca26e4a
+# %% ../nbs/12_toystreet.ipynb #d9f22aa0
 def draw_worker(p, scene, t, i, view):
     "A worker at a bench; the hammer is down when a hit is heard."
     c = RGB[scene.colour]
@@ -323,12 +331,14 @@ def draw_worker(p, scene, t, i, view):
     for x in (0.16, 0.5): p.box(x, 0.0, x + 0.06, 0.28, WOOD)
     draw_hammer(p, c, hammer_angle(scene, t, i))
 
+# %% ../nbs/12_toystreet.ipynb #de5d8432
 def hammer_angle(scene: Scene, t: float, who: int) -> float:
     "Angle of the arm in radians: 95 degrees when raised, -20 when the hammer hits."
     start, _, whose = events(scene); coming = start[(whose == who) & (start >= t - 0.06)]
     wait = min(1.0, (coming[0] - t) / 0.3) if len(coming) else 1.0
     return math.radians(-20 + 115 * max(0.0, wait) ** 0.7)
 
+# %% ../nbs/12_toystreet.ipynb #f023c4d8
 def draw_hammer(p, c, a):
     "Arm and hammer at angle `a`."
     along, elbow = (math.cos(a), math.sin(a)), (0.04, 0.58)
@@ -374,7 +384,7 @@ SHAPES = {
 ENDWISE = {BUS: 1.15, MOTORCYCLE: 1.2, POLICE: 0.95}     # how much larger it is drawn from the front or behind
 FAR, GROWTH = 0.66, 1.85             # size of what is far against what is near; growth in ten seconds of what comes closer
 
-# %% ../nbs/12_toystreet.ipynb #414c4163
+# %% ../nbs/12_toystreet.ipynb #9e0ecac4
 def placement(scene: Scene, t: float, i: int) -> tuple[float, float, float, int, str]:
     "Where thing `i` is at time `t`: x, y of its foot and unit as parts of the frame, +1 or -1 for facing right or left, and the view."
     _, unit, shrink, apart = SHAPES[scene.label]
@@ -387,17 +397,19 @@ def placement(scene: Scene, t: float, i: int) -> tuple[float, float, float, int,
     facing = -1 if scene.motion == "left" or (scene.motion not in TWO_WAYS and scene.seed % 2) else 1
     return x, foot(scene.label, scale), unit, facing, view
 
+# %% ../nbs/12_toystreet.ipynb #259006ae
 def foot(label: str, scale: float) -> float:
     "How far down the frame a thing of this scale stands; a wind chime hangs, a speaker near by is cut off below."
     if label == CHIME: return 0.22 - 0.14 * scale
     return 0.66 + 0.42 * min(scale, 1.0) if label in (WOMAN, MAN) else 0.6 + 0.33 * min(scale, 1.15)
 
-# %% ../nbs/12_toystreet.ipynb #ba1eed2e
+# %% ../nbs/12_toystreet.ipynb #d55325ce
 def street_colours(night: bool, rain: bool) -> tuple:
     "The colours of sky and road."
     if rain: return ((22, 26, 38), (50, 62, 96)) if night else ((116, 128, 144), (104, 122, 150))
     return ((12, 14, 44), (78, 80, 92)) if night else ((150, 198, 240), (162, 160, 156))
 
+# %% ../nbs/12_toystreet.ipynb #bdbbcecd
 def draw_house(d, rng, x: int, scene: Scene) -> int:
     "Draws one house at `x` and returns its width."
     w, h, ground = int(rng.integers(40, 80)), int(rng.integers(30, 74)), int(0.6 * CANVAS)
@@ -423,13 +435,14 @@ def backdrop(scene: Scene) -> Image.Image:
         d.ellipse((cx - r, cy - r / 4, cx + r, cy + r / 4), fill=(84, 98, 140) if scene.night else (166, 184, 208))
     return img
 
-# %% ../nbs/12_toystreet.ipynb #16cf77e2
+# %% ../nbs/12_toystreet.ipynb #fa90d188
 def draw_rain(draw, scene: Scene, t: float) -> None:
     "Streaks that depend on the scene and the time of the frame only."
     rng, n, tone = scene.rng(4, round(t * 1000)), 16, (150, 168, 205) if scene.night else (236, 243, 252)
     x, y, length = rng.uniform(-10, CANVAS, n), rng.uniform(-20, CANVAS, n), rng.uniform(20, 34, n)
     for a, b, m in zip(x, y, length): draw.line((a, b, a + 0.22 * m, b + m), fill=tone, width=3)
 
+# %% ../nbs/12_toystreet.ipynb #b113d056
 def draw_frame(scene: Scene, t: float) -> Image.Image:
     "One picture of the street at time `t`, on the large canvas."
     img = backdrop(scene).copy(); d = ImageDraw.Draw(img)
@@ -441,6 +454,7 @@ def draw_frame(scene: Scene, t: float) -> Image.Image:
     if scene.rain: draw_rain(d, scene, t)
     return img
 
+# %% ../nbs/12_toystreet.ipynb #51eff5db
 def render_frames(
     scene: Scene,
     times,            # seconds
@@ -450,7 +464,7 @@ def render_frames(
     if CANVAS % size: raise BadInput(f"The street can be drawn at sizes that divide {CANVAS}, not at {size}.")
     return np.stack([np.asarray(draw_frame(scene, float(t)).reduce(CANVAS // size)) for t in times])
 
-# %% ../nbs/12_toystreet.ipynb #325ecb6b
+# %% ../nbs/12_toystreet.ipynb #5c7ff656
 N = int(SECONDS * SR)
 
 CONTROL = 16     # samples per step of a slow curve
@@ -471,12 +485,13 @@ def noises() -> dict[str, np.ndarray]:
         w = np.fft.irfft(spectrum * shape, n); out[name] = (w / w.std()).astype(np.float32)
     return out
 
+# %% ../nbs/12_toystreet.ipynb #89f3421e
 def noise(name: str, rng, n: int = N) -> np.ndarray:
     "A piece of the noise `name` from a random place."
     loop = noises()[name]; start = int(rng.integers(len(loop) - n))
     return loop[start:start + n]
 
-# %% ../nbs/12_toystreet.ipynb #24ee2704
+# %% ../nbs/12_toystreet.ipynb #7a4fa5fd
 def slow(curve) -> np.ndarray:
     "A curve given every `CONTROL` samples, as samples."
     return np.repeat(np.asarray(curve, np.float32), CONTROL)
@@ -487,22 +502,25 @@ def slow_time() -> np.ndarray:
 
 WAVE = 2048
 
+# %% ../nbs/12_toystreet.ipynb #c74d36d2
 def harmonics(amplitudes, phases=None) -> np.ndarray:
     "One period of a sound with these harmonics, of unit power."
     spec = np.zeros(WAVE // 2 + 1, complex); k = len(amplitudes)
     spec[1:k + 1] = np.asarray(amplitudes) * np.exp(1j * (np.arange(k) ** 2 * 0.7 if phases is None else phases))
     w = np.fft.irfft(spec, WAVE); return (w / w.std()).astype(np.float32)
 
+# %% ../nbs/12_toystreet.ipynb #712e5379
 def phase_of(frequency) -> np.ndarray:
     "Running phase in periods for a frequency curve given every `CONTROL` samples."
     step = np.asarray(frequency, np.float64) * (CONTROL / SR); start = np.concatenate(([0.0], np.cumsum(step)[:-1]))
     return (start[:, None] + step[:, None] * (np.arange(CONTROL) / CONTROL)).ravel()
 
+# %% ../nbs/12_toystreet.ipynb #7b24e037
 def play(table: np.ndarray, phase: np.ndarray) -> np.ndarray:
     "The sound whose one period is `table`, at a running phase."
     return table[(phase * WAVE).astype(np.int64) & (WAVE - 1)]
 
-# %% ../nbs/12_toystreet.ipynb #c1f5e825
+# %% ../nbs/12_toystreet.ipynb #ac1b8610
 def place_into(out: np.ndarray, start: float, piece: np.ndarray) -> None:
     "Adds a piece of sound that begins at `start` seconds."
     a = int(start * SR)
@@ -512,17 +530,19 @@ def decay(seconds: float, length: float) -> np.ndarray:
     "An exponential decay with time constant `seconds`, `length` seconds long."
     return np.exp(-np.arange(int(length * SR)) / (SR * seconds)).astype(np.float32)
 
+# %% ../nbs/12_toystreet.ipynb #0f913f13
 def resonances(f0: float, peaks, top: float = 5000.0, tilt: float = 1.0) -> np.ndarray:
     "One period of a voice of pitch `f0` with formants at (frequency, width, gain)."
     k = np.arange(1, max(2, int(min(top, 7500) / f0)) + 1); f = k * f0
     return harmonics(sum(g / (1 + ((f - c) / w) ** 2) for c, w, g in peaks) / k ** tilt)
 
+# %% ../nbs/12_toystreet.ipynb #9c05f938
 # a, i, u, e, o: three formants each as (frequency in Hz, width in Hz, gain)
 VOWELS = (((730, 90, 1), (1090, 110, .5), (2440, 160, .25)), ((270, 60, 1), (2290, 140, .3), (3010, 180, .2)),
           ((300, 60, 1), (870, 100, .4), (2240, 160, .1)),
           ((530, 80, 1), (1840, 130, .4), (2480, 170, .25)), ((570, 80, 1), (840, 100, .5), (2410, 160, .1)))
 
-# %% ../nbs/12_toystreet.ipynb #bef5d396
+# %% ../nbs/12_toystreet.ipynb #0d521ebd
 def voice(scene, rng, f0: float, stretch: float) -> np.ndarray:
     "Syllables: every one has a vowel and a falling pitch; some begin with a hiss."
     out, tables = np.zeros(N, np.float32), {}; start, length, who = events(scene)
@@ -534,11 +554,12 @@ def voice(scene, rng, f0: float, stretch: float) -> np.ndarray:
         if rng.random() < 0.4: place_into(out, s - 0.05 if s > 0.05 else s, 0.5 * noise("high", rng, 900) * np.hanning(900).astype(np.float32))
     return out
 
+# %% ../nbs/12_toystreet.ipynb #3e57802f
 def sound_woman(scene, rng): return voice(scene, rng, 205 * 2 ** (0.25 * scene.pitch), 1.15)
 
 def sound_man(scene, rng): return voice(scene, rng, 108 * 2 ** (0.25 * scene.pitch), 0.95)
 
-# %% ../nbs/12_toystreet.ipynb #41616965
+# %% ../nbs/12_toystreet.ipynb #c0cf893c
 @functools.lru_cache(1)
 def babble() -> np.ndarray:
     "Sixteen seconds of many voices at once, made once."
@@ -549,12 +570,13 @@ def babble() -> np.ndarray:
         place_into(out, rng.uniform(0, 16), play(table, np.cumsum(f0 * (1.05 - 0.15 * x)) / SR) * np.sin(np.pi * x).astype(np.float32))
     out = out[:n]; return out / out.std()
 
+# %% ../nbs/12_toystreet.ipynb #53d406c2
 def sound_crowd(scene, rng):
     at = (rng.uniform(0, 5 * SR) + np.arange(N) * 2 ** (0.12 * scene.pitch)).astype(np.int64) % (16 * SR)
     swell = slow(1 + 0.25 * np.sin(2 * np.pi * 0.2 * slow_time() + 6 * rng.random()))
     return babble()[at] * swell + 0.25 * noise("mid", rng)
 
-# %% ../nbs/12_toystreet.ipynb #d0925b70
+# %% ../nbs/12_toystreet.ipynb #c5dbef92
 def sound_bus(scene, rng):
     f = 38 * 2 ** (0.3 * scene.pitch) * (1 + 0.12 * np.sin(2 * np.pi * 0.13 * slow_time() + 6 * rng.random()))
     engine = play(harmonics(1 / np.arange(1, 40) ** 0.7), phase_of(f)); rough = 1 + 0.5 * play(harmonics([1]), phase_of(f / 2))
@@ -562,6 +584,7 @@ def sound_bus(scene, rng):
     for _ in range(2): place_into(out, rng.uniform(1, 8), 1.6 * noise("high", rng, SR) * np.hanning(SR).astype(np.float32))
     return out
 
+# %% ../nbs/12_toystreet.ipynb #2a84f208
 def sound_engine(scene, rng):
     start, length, _ = events(scene); t = slow_time(); f = np.full(len(t), 1.0)
     for s, n in zip(start, length): f += 2.0 * np.clip((t - s) / (0.6 * n), 0, 1) * np.clip((s + 1.25 * n - t) / (0.65 * n), 0, 1)
@@ -569,13 +592,14 @@ def sound_engine(scene, rng):
     motor = play(harmonics(1 / np.arange(1, 36) ** 0.55), phase) + 0.5 * play(harmonics([0, 1, 0, 1, 0, 1]), phase / 2)
     return loud * (motor + 0.5 * noise("tyre", rng))
 
-# %% ../nbs/12_toystreet.ipynb #2ea71176
+# %% ../nbs/12_toystreet.ipynb #af899c4b
 def sound_motorcycle(scene, rng):
     t = slow_time(); gear = 1 + 0.35 * ((t * (0.18 + 0.1 * scene.speed) + rng.random()) % 1)
     phase = phase_of(96 * 2 ** (0.3 * scene.pitch) * gear)
     put = play(harmonics(np.exp(-np.arange(1, 60) / 30), np.zeros(59)), phase); beat = 0.6 + 0.4 * play(harmonics([1]), phase / 2)
     return put * beat + 0.3 * noise("roll", rng)
 
+# %% ../nbs/12_toystreet.ipynb #208b4cf1
 def sound_police(scene, rng):
     t, kind = slow_time(), int(rng.integers(3)); base = 2 ** (0.2 * scene.pitch); tempo = 2 ** (0.3 * scene.rhythm)
     if kind == 0: f = 950 - 400 * np.cos(2 * np.pi * 0.25 * tempo * t)
@@ -583,12 +607,13 @@ def sound_police(scene, rng):
     else: f = np.where((1.1 * tempo * t) % 1 < 0.5, 660.0, 880.0)
     return play(harmonics([1, 0.5, 0.35, 0.15]), phase_of(base * f)) + 0.12 * noise("tyre", rng)
 
+# %% ../nbs/12_toystreet.ipynb #4e974697
 def sound_car(scene, rng):
     x = 1.6 * (slow_time() - 5 - 0.8 * scene.place) / 3; near = 1 / (1 + x ** 2 * 3)
     hum = play(harmonics(1 / np.arange(1, 12)), phase_of(85 * 2 ** (0.3 * scene.pitch) * (1 - 0.06 * np.tanh(2 * x))))
     return (noise("tyre", rng) + 0.5 * hum) * slow(0.12 + near) + 0.5 * noise("high", rng) * slow(near ** 2)
 
-# %% ../nbs/12_toystreet.ipynb #ed8c93b4
+# %% ../nbs/12_toystreet.ipynb #63c77a9c
 def sound_dog(scene, rng):
     out = np.zeros(N, np.float32); start, length, who = events(scene)
     for s, n, i in zip(start, length, who):
@@ -598,6 +623,7 @@ def sound_dog(scene, rng):
         place_into(out, s, piece * (np.minimum(1, x / 0.08) * (1 - x) ** 0.8).astype(np.float32))
     return out
 
+# %% ../nbs/12_toystreet.ipynb #20d771c5
 def sound_horn(scene, rng):
     start, length, _ = events(scene); t = slow_time(); on = np.zeros(len(t), np.float32)
     for s, n in zip(start, length): on = np.maximum(on, np.clip((t - s) / 0.02, 0, 1) * np.clip((s + n - t) / 0.04, 0, 1))
@@ -605,7 +631,7 @@ def sound_horn(scene, rng):
     one = play(table, phase_of(np.full(len(t), f))) + play(table, phase_of(np.full(len(t), 1.26 * f)))
     return one * slow(on)
 
-# %% ../nbs/12_toystreet.ipynb #088747de
+# %% ../nbs/12_toystreet.ipynb #7a338ac8
 def sound_hammer(scene, rng):
     out = np.zeros(N, np.float32); start, _, who = events(scene)
     for s, i in zip(start, who):
@@ -614,6 +640,7 @@ def sound_hammer(scene, rng):
         place_into(out, s, ((ring * env) + 2.5 * noise("white", rng, len(env)) * decay(0.004, 0.16)).astype(np.float32))
     return 2 * out
 
+# %% ../nbs/12_toystreet.ipynb #35a2a595
 def sound_skateboard(scene, rng):
     out = 0.5 * noise("roll", rng) * slow(1 + 0.3 * np.sin(2 * np.pi * 0.7 * slow_time()))
     start, _, who = events(scene)
@@ -621,7 +648,7 @@ def sound_skateboard(scene, rng):
         for lag in (0.0, 0.09): place_into(out, s + lag, 3.5 * noise("mid", rng, 1200) * decay(0.012, 0.075) * (1, 0.8, 1.2)[i])
     return out
 
-# %% ../nbs/12_toystreet.ipynb #2149818d
+# %% ../nbs/12_toystreet.ipynb #f424695a
 def sound_chime(scene, rng):
     out = np.zeros(N, np.float32); start, length, who = events(scene); scale = np.array((1, 1.125, 1.25, 1.5, 1.6875))
     for s, n, i in zip(start, length, who):
@@ -631,6 +658,7 @@ def sound_chime(scene, rng):
         place_into(out, s, ring.astype(np.float32) * rng.uniform(0.5, 1))
     return out
 
+# %% ../nbs/12_toystreet.ipynb #76f459a9
 def sound_eating(scene, rng):
     out = np.zeros(N, np.float32); start, length, _ = events(scene)
     for s, n in zip(start, length):
@@ -647,11 +675,12 @@ SOUNDS = {BUS: sound_bus, ENGINE: sound_engine, MOTORCYCLE: sound_motorcycle, CR
           MAN: sound_man, SKATEBOARD: sound_skateboard, DOG: sound_dog, CAR: sound_car, HAMMER: sound_hammer, CHIME: sound_chime,
           EATING: sound_eating, HORN: sound_horn}
 
-# %% ../nbs/12_toystreet.ipynb #a1a8a108
+# %% ../nbs/12_toystreet.ipynb #b55ad52e
 def db(x) -> float:
     "The factor of so many decibels."
     return 10.0 ** (x / 20)
 
+# %% ../nbs/12_toystreet.ipynb #0365dabb
 def background(scene: Scene, rng) -> np.ndarray:
     "What is heard whatever happens: wind, traffic or hum, rain, crickets."
     name = ("wind", "traffic", "low")[scene.noise_kind]
@@ -662,7 +691,7 @@ def background(scene: Scene, rng) -> np.ndarray:
         out = out + db(-44) * chirp * play(harmonics([1]), phase_of(np.full(len(t), 4300 + 500 * rng.random())))
     return out
 
-# %% ../nbs/12_toystreet.ipynb #b7984900
+# %% ../nbs/12_toystreet.ipynb #611f490b
 def source_sound(scene: Scene, rng) -> np.ndarray:
     "The sound of the source alone, as loud as it arrives."
     out = SOUNDS[scene.label](scene, rng)
@@ -673,6 +702,7 @@ def source_sound(scene: Scene, rng) -> np.ndarray:
         out = out * slow(10 ** (rise * (slow_time() / SECONDS - 0.5) / 20))
     return out * np.float32(db((-15.0 if scene.near else -29.0) + 2.0 * scene.loudness))
 
+# %% ../nbs/12_toystreet.ipynb #bd14db41
 def render_sound(
     scene: Scene,
     seconds: float = SECONDS,  # at most ten
@@ -684,7 +714,7 @@ def render_sound(
     if scene.heard: out = out + source_sound(scene, rng)
     return np.clip(out, -0.99, 0.99)[:int(seconds * SR)].astype(np.float32)
 
-# %% ../nbs/12_toystreet.ipynb #bf5fbf64
+# %% ../nbs/12_toystreet.ipynb #2a16fcfc
 def street_clip(
     scene: Scene,
     clip: ClipSpec = ClipSpec(),
@@ -692,12 +722,13 @@ def street_clip(
     "What decoding the scene's mp4 file would give, within a few grey levels, without making the file."
     return render_frames(scene, np.arange(clip.frames) / clip.fps, clip.size), render_sound(scene, clip.seconds, clip.sr)
 
+# %% ../nbs/12_toystreet.ipynb #de5e37ad
 def write_scene(scene: Scene, path) -> Path:
     "Writes the scene as a real mp4 file, 96 x 96 pixels, 8 frames per second, ten seconds, with sound."
     write_clip(path, render_frames(scene, np.arange(int(SECONDS * FPS)) / FPS), render_sound(scene), FPS, SR)
     return Path(path)
 
-# %% ../nbs/12_toystreet.ipynb #69f6035e
+# %% ../nbs/12_toystreet.ipynb #589edafd
 class StreetClips:
     "A sequence of street clips for the curation: clip `i` is made when it is asked for."
     def __init__(self, split: str = "train", n: int = 1000, seed: int = 0, clip: ClipSpec = ClipSpec(), captions: int = 4):
@@ -714,12 +745,13 @@ class StreetClips:
                     captions=tuple(write_captions(scene.attributes, self.captions, scene.seed)), group=scene.key, split=self.split,
                     source=f"toy street {WORLD_VERSION}")
 
+# %% ../nbs/12_toystreet.ipynb #4ee373a7
 def street_clips(split: str, n: int, seed: int = 0):
     "An iterator over the clips of `StreetClips`."
     clips = StreetClips(split, n, seed)
     return (clips[i] for i in range(n))
 
-# %% ../nbs/12_toystreet.ipynb #2ee1a5df
+# %% ../nbs/12_toystreet.ipynb #e437d8b4
 def write_street_file(job: tuple) -> dict:
     "Writes one clip, unless it is there, and returns its row of `truth.csv`."
     folder, seed, split, captions = job; scene = sample_scene(seed); name = f"{scene.key}.mp4"
@@ -728,6 +760,7 @@ def write_street_file(job: tuple) -> dict:
     return dict(file=name, label=scene.label, group=scene.key, split=split, captions=json.dumps(write_captions(a, captions, seed)),
                 attributes=json.dumps(a.to_dict()), seen=scene.seen, heard=scene.heard)
 
+# %% ../nbs/12_toystreet.ipynb #beb75f02
 def _claim(folder: Path, split: str, seed: int) -> None:
     "Marks a folder as one of this world; another world's files must not be mixed in."
     mark, ours = folder / "street.json", dict(world_version=WORLD_VERSION, split=split, seed=seed)
@@ -758,17 +791,18 @@ def write_street(
     atomic_write(folder / "truth.csv", text.getvalue())
     return folder
 
-# %% ../nbs/12_toystreet.ipynb #2a5a8583
+# %% ../nbs/12_toystreet.ipynb #244ff05b
 def attribute_targets(scenes) -> dict[str, np.ndarray]:
     "For each attribute the index of its value in `ATTRIBUTE_VALUES`, -1 where it cannot be perceived."
     def index(values, v): return -1 if v is None else values.index(v)
     return {name: np.array([index(values, getattr(s.attributes, name)) for s in scenes]) for name, values in ATTRIBUTE_VALUES.items()}
 
+# %% ../nbs/12_toystreet.ipynb #9faaa7eb
 def split_answers(logits) -> dict:
     "The logits of each attribute."
     return dict(zip(ATTRIBUTE_VALUES, logits.split([len(v) for v in ATTRIBUTE_VALUES.values()], 1)))
 
-# %% ../nbs/12_toystreet.ipynb #988f3a23
+# %% ../nbs/12_toystreet.ipynb #efb2f83d
 def picture_reader(width: int = 12):
     "A 3D-convolutional network from pixels with their place and time (B, 6, 16, 32, 32) to the logits of all attributes."
     from torch import nn
@@ -779,6 +813,7 @@ def picture_reader(width: int = 12):
         *block(3 * w, 4 * w, (3, 3, 3), (2, 2, 2)), nn.AdaptiveAvgPool3d((4, 2, 2)), nn.Flatten(), nn.Dropout(0.1),
         nn.Linear(64 * w, 128), nn.ReLU(), nn.Linear(128, sum(map(len, ATTRIBUTE_VALUES.values()))))
 
+# %% ../nbs/12_toystreet.ipynb #06e37912
 def sound_reader(width: int = 12):
     "A convolutional network from a spectrogram (B, 1, 64, 157) to the logits of all attributes."
     from torch import nn
@@ -788,7 +823,7 @@ def sound_reader(width: int = 12):
         *block(1, w, 2), *block(w, 2 * w, 2), *block(2 * w, 4 * w, 2), *block(4 * w, 4 * w, (2, 1)), nn.AdaptiveAvgPool2d((4, 5)), nn.Flatten(),
         nn.Dropout(0.1), nn.Linear(80 * w, 128), nn.ReLU(), nn.Linear(128, sum(map(len, ATTRIBUTE_VALUES.values()))))
 
-# %% ../nbs/12_toystreet.ipynb #02220e06
+# %% ../nbs/12_toystreet.ipynb #428f3abf
 def picture_input(frames: np.ndarray):
     "Float32 (B, 6, T, H, W): the colours in [-1, 1], and time, row and column."
     import torch
@@ -796,18 +831,20 @@ def picture_input(frames: np.ndarray):
     b, _, *shape = x.shape; axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in shape), indexing="ij")
     return torch.cat([x, torch.stack(axes).expand(b, 3, *shape)], 1)
 
+# %% ../nbs/12_toystreet.ipynb #9e1acf88
 def plain_spectrogram(wave: np.ndarray) -> np.ndarray:
     "Float16 (1, 64, 157): mean power in 64 bands of 125 Hz and steps of 64 ms, in units of 20 dB around -20 dB."
     cut = wave[:len(wave) // 512 * 512].reshape(-1, 512); cut = np.concatenate([cut[:-1], cut[1:]], 1) * np.hanning(1024).astype(np.float32)
     power = np.square(np.abs(np.fft.rfft(cut)))[:, :512].reshape(len(cut), 64, 8).mean(2)[:len(cut) // 2 * 2].reshape(-1, 2, 64).mean(1)
     return (np.log10(power + 1e-6) / 2 + 1).T[None].astype(np.float16)
 
-# %% ../nbs/12_toystreet.ipynb #6ed98d79
+# %% ../nbs/12_toystreet.ipynb #1fe5b336
 def sense_of(job: tuple) -> np.ndarray:
     "What the reader of a sense gets of a scene; `job` is (scene, sense)."
     scene, sense = job
     return render_frames(scene, np.arange(16) / 1.6, 32) if sense == "picture" else plain_spectrogram(render_sound(scene))
 
+# %% ../nbs/12_toystreet.ipynb #16034b06
 def examples(split: str, n: int, seed: int, sense: str, workers: int = 2) -> tuple:
     "(arrays, scenes) of `n` clips of a split, for the sense `picture` or `sound`."
     import multiprocessing
@@ -844,7 +881,7 @@ def score_reader(net, prepare, x: np.ndarray, scenes, used: np.ndarray) -> dict:
         if len(y): out[name] = dict(n=len(y), accuracy=float((z.argmax(1).numpy()[here] == y).mean()), chance=float(np.bincount(y).max() / len(y)))
     return out
 
-# %% ../nbs/12_toystreet.ipynb #3769ce2e
+# %% ../nbs/12_toystreet.ipynb #59242016
 def pixel_ceiling(
     n_train: int = 3000, n_test: int = 600, epochs: int = 10, seed: int = 0, workers: int = 2, test_split: str = "val", width: int = 12,
 ) -> dict:
@@ -854,6 +891,7 @@ def pixel_ceiling(
     net = fit_reader(picture_reader(width), picture_input, x, scenes, epochs); x, scenes = examples(test_split, n_test, seed, "picture", workers)
     return score_reader(net, picture_input, x, scenes, np.array([s.seen for s in scenes]))
 
+# %% ../nbs/12_toystreet.ipynb #873835f3
 def sound_ceiling(
     n_train: int = 3000, n_test: int = 600, epochs: int = 10, seed: int = 0, workers: int = 2, test_split: str = "val", width: int = 12,
 ) -> dict:

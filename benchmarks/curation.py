@@ -1,0 +1,222 @@
+"""How much curation costs: CPU seconds per clip against decoding every frame and against moviepy, scaling over processes, memory.
+
+Run it on a quiet machine: `python benchmarks/curation.py` (about ten minutes), or `--quick` for a look. The clips are made here: ten seconds,
+30 frames per second, H.264 with B-frames and AAC stereo at 44.1 kHz, of a camera that pans over textures with things moving in front of it.
+CPU seconds are those of the process and of all its children, after one clip to warm up; every method runs in a fresh process.
+"""
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+SIZES = {"360p": (480, 360), "720p": (1280, 720)}
+
+
+def texture(rng, height: int, width: int):
+    "A picture with detail at all scales, as photographs have."
+    import numpy as np
+    f = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    spectrum = (rng.standard_normal((3, *f.shape)) + 1j * rng.standard_normal((3, *f.shape))) / np.maximum(f, 1 / width) ** 1.2
+    image = np.fft.irfft2(spectrum, s=(height, width)).transpose(1, 2, 0)
+    return np.clip(128 + 45 * image / image.std(), 0, 255).astype("uint8")
+
+
+def make_clip(path: Path, width: int, height: int, seed: int, seconds: float = 10.0, fps: int = 30) -> None:
+    "One clip, encoded as video sites encode."
+    import av
+    import numpy as np
+    rng = np.random.default_rng(seed)
+    wide = texture(rng, height + 80, width + 400)
+    things = [(texture(rng, height // 5, width // 6), rng.uniform(-4, 4), rng.uniform(-2, 2), rng.uniform(0, 1, 2)) for _ in range(4)]
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("libx264", rate=fps, options=dict(preset="fast", crf="24", threads="1"))
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        audio = out.add_stream("aac", rate=44_100, layout="stereo", bit_rate=96_000)
+        for k in range(int(seconds * fps)):
+            x, y = int(200 + 190 * np.sin(k / 90 + seed)), int(40 + 35 * np.cos(k / 70))
+            frame = wide[y:y + height, x:x + width].astype(np.int16) + rng.integers(-3, 4, (height, width, 1), dtype=np.int16)
+            for thing, vx, vy, at in things:
+                h, w = thing.shape[:2]
+                left, top = int(at[0] * (width - w) + vx * k) % (width - w), int(at[1] * (height - h) + vy * k) % (height - h)
+                frame[top:top + h, left:left + w] = thing
+            out.mux(video.encode(av.VideoFrame.from_ndarray(np.clip(frame, 0, 255).astype("uint8"), format="rgb24")))
+        out.mux(video.encode(None))
+        wave = (0.2 * rng.standard_normal((2, int(seconds * 44_100)))).astype(np.float32)
+        for k in range(0, wave.shape[1], 1024):
+            sound = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[:, k:k + 1024]), format="fltp", layout="stereo")
+            sound.sample_rate, sound.pts = 44_100, k
+            out.mux(audio.encode(sound))
+        out.mux(audio.encode(None))
+
+
+# ---------------------------------------------------------------- what is measured
+
+def decode_all(path):
+    "(a) Every frame decoded by PyAV on one thread and thrown away."
+    import av
+    with av.open(str(path)) as film:
+        stream = film.streams.video[0]
+        stream.codec_context.thread_count, stream.codec_context.thread_type = 1, "NONE"
+        return sum(1 for _ in film.decode(stream))
+
+
+def our_pictures(path):
+    "The picture half of `read_clip`: 16 frames of 32 x 32 at t = k / 1.6, black bars looked for."
+    from scene4m import media
+    with media._open(path, 60) as film:
+        video, clock, spec = media._pick(film)[0], media._Clock(path, 60), media.FrameSpec()
+        packets = media._packets(film, [video], 0, 10, clock)[video.index]
+        frames, how = media._decode_video(video, packets, spec.times, clock)
+        assert how == "exact-skip"
+        return media._views(frames, (spec,), "auto")
+
+
+def moviepy_clip(path, **options):
+    from moviepy import VideoFileClip
+    with VideoFileClip(str(path), **options) as film:
+        return [f for _, f in zip(range(16), film.iter_frames(fps=1.6))]
+
+
+def moviepy_small(path):
+    "(b) moviepy with `target_resolution`: pictures only."
+    return moviepy_clip(path, target_resolution=(32, 32), audio=False)
+
+
+def moviepy_sound(path):
+    "(b) with its sound at 16 kHz: the same work as curation."
+    from moviepy import AudioFileClip
+    with AudioFileClip(str(path)) as sound: wave = sound.to_soundarray(fps=16_000)
+    return moviepy_small(path), wave
+
+
+def moviepy_plain(path):
+    "(c) moviepy as one meets it: pictures only, full size."
+    return moviepy_clip(path, audio=False)
+
+
+def curation(folder: Path, out: Path, workers: int = 1):
+    "The whole: checks, pictures, sound, files, ledger, manifest."
+    from scene4m.curation import curate
+    table = curate(folder, out, workers=workers, refuse=(), shard_size=5)
+    assert (table.status == "kept").all(), table.message
+    return table
+
+
+METHODS = dict(decode_all=decode_all, our_pictures=our_pictures, moviepy_small=moviepy_small, moviepy_sound=moviepy_sound, moviepy_plain=moviepy_plain)
+
+
+def cpu() -> float:
+    "CPU seconds of this process and of its children that have ended."
+    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+
+
+def measure(method: str, folder: Path, workers: int) -> dict:
+    "Run in a fresh process: CPU and wall seconds per clip."
+    import torch
+    torch.set_num_threads(1)
+    paths, scratch = sorted(folder.glob("*.mp4")), Path(tempfile.mkdtemp())
+    if method == "curation":
+        (scratch / "warm").mkdir(); shutil.copy(paths[0], scratch / "warm")
+        curation(scratch / "warm", scratch / "out0")
+        c, t = cpu(), time.perf_counter()
+        curation(folder, scratch / "out1", workers)
+    else:
+        METHODS[method](paths[0])
+        c, t = cpu(), time.perf_counter()
+        for p in paths: METHODS[method](p)
+    out = dict(cpu=(cpu() - c) / len(paths), wall=(time.perf_counter() - t) / len(paths))
+    shutil.rmtree(scratch)
+    return out
+
+
+def memory(folder: Path, n: int) -> list:
+    "Run in a fresh process: megabytes of this process and its children while a stream of `n` files goes through, at a few places."
+    import psutil
+    import torch
+    from scene4m.curation import curate, folder_rows
+    from dataclasses import replace
+    torch.set_num_threads(1)
+    some, seen, me = folder_rows(folder), [], psutil.Process()
+    rows = [replace(some[k % len(some)], key=f"c{k:05d}") for k in range(n)]
+    from scene4m import curation as module
+    one = module._one
+    def watched(item, job, reader):
+        if int(item.key[1:]) % (n // 10) == 5: seen.append(sum(p.memory_info().rss for p in [me, *me.children(recursive=True)]) / 2 ** 20)
+        return one(item, job, reader)
+    module._one, scratch = watched, Path(tempfile.mkdtemp())
+    curate(rows, scratch / "out", refuse=(), layout="shards", shard_size=n)
+    shutil.rmtree(scratch)
+    return seen
+
+
+# ---------------------------------------------------------------- the table
+
+def fresh(*args) -> dict:
+    "The answer of this script run in a fresh process."
+    return json.loads(subprocess.run([sys.executable, __file__, *map(str, args)], check=True, capture_output=True, text=True).stdout)
+
+
+def compare(folder: Path, repeats: int) -> dict:
+    "CPU seconds per clip of every method, the least of some interleaved passes."
+    names, best = [*METHODS, "curation"], {}
+    for _ in range(repeats):
+        for name in names: best[name] = min(best.get(name, 1e9), fresh("--measure", name, folder)["cpu"])
+    return best
+
+
+def scaling(folder: Path, repeats: int) -> tuple:
+    "Clips per second of `workers=2`, and of two independent runs of half each at the same time."
+    halves, paths = [Path(tempfile.mkdtemp()) for _ in range(2)], sorted(folder.glob("*.mp4"))
+    for k, p in enumerate(paths): shutil.copy(p, halves[k % 2])
+    two = max(1 / fresh("--measure", "curation", folder, "--workers", 2)["wall"] for _ in range(repeats))
+    apart = 0.0
+    for _ in range(repeats):
+        runs = [subprocess.Popen([sys.executable, __file__, "--measure", "curation", str(h)], stdout=subprocess.PIPE, text=True) for h in halves]
+        apart = max(apart, sum(1 / json.loads(r.communicate()[0])["wall"] for r in runs))
+    for h in halves: shutil.rmtree(h)
+    return two, apart
+
+
+def line(name: str, value: float, a: float, b: float, note: str = "") -> str:
+    return f"  {name:42} {value:7.3f}   {value / a:5.2f}   {value / b:5.2f}   {note}"
+
+
+def report(args) -> None:
+    n, repeats = (4, 1) if args.quick else (16, 3)
+    scratch, distinct = Path(tempfile.mkdtemp()), 2 if args.quick else 4
+    for name, (width, height) in SIZES.items():
+        folder = scratch / name; folder.mkdir()
+        for k in range(n):
+            if k < distinct: make_clip(folder / f"{k:02d}.mp4", width, height, k)
+            else: shutil.copy(folder / f"{k % distinct:02d}.mp4", folder / f"{k:02d}.mp4")
+        best = compare(folder, repeats)
+        a, b = best["decode_all"], best["moviepy_sound"]
+        print(f"\n{name}: CPU seconds per clip                       s       / (a)   / (b)")
+        print(line("(a) PyAV, every frame thrown away", a, a, b)); print(line("(b) moviepy, target_resolution, with sound", b, a, b))
+        print(line("    the same, pictures only", best["moviepy_small"], a, b)); print(line("(c) moviepy, plain, pictures only", best["moviepy_plain"], a, b))
+        print(line("ours: pictures", best["our_pictures"], a, b, f"target: {0.95 if name == '360p' else 0.8} of (a)"))
+        print(line("ours: the whole of curation", best["curation"], a, b, "target: 1.2 of (a), 0.6 of (b)"), flush=True)
+    two, apart = scaling(scratch / "360p", repeats)
+    print(f"\n360p: --workers 2: {two:.2f} clips/s; two independent runs together: {apart:.2f}; ratio {two / apart:.2f} (target 0.9)", flush=True)
+    small = scratch / "small"; small.mkdir()
+    for k in range(4): make_clip(small / f"{k}.mp4", 160, 120, k, seconds=2)
+    seen = fresh("--memory", small, "--clips", 100 if args.quick else 1000)
+    print("memory of the run and its children, MB, at every tenth of the clips:", *(f"{m:.0f}" for m in seen))
+    shutil.rmtree(scratch)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true"); parser.add_argument("--measure", nargs=2, metavar=("METHOD", "FOLDER"))
+    parser.add_argument("--memory", metavar="FOLDER"); parser.add_argument("--clips", type=int, default=1000); parser.add_argument("--workers", type=int, default=1)
+    args = parser.parse_args()
+    if args.measure: print(json.dumps(measure(args.measure[0], Path(args.measure[1]), args.workers)))
+    elif args.memory: print(json.dumps(memory(Path(args.memory), args.clips)))
+    else: report(args)

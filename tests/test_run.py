@@ -1,0 +1,63 @@
+"""The whole fall in small: the same seed gives the same figures, and what is finished is not done again."""
+import csv
+import json
+
+import pytest
+
+from scene4m.core import BadInput, get_preset
+from scene4m.evaluate import derange, evaluate_folder, read_truth
+from scene4m.run import Stages, run_pipeline
+
+SMALL = dict(data=dict(n_train=32, n_val=14, n_test=14, ceiling=None), audio=dict(steps=6, seconds=None), video=dict(steps=6, seconds=None),
+             model=dict(dim=32, encoder_depth=1, decoder_depth=1, num_heads=2), train=dict(steps=4, seconds=None, batch_size=8))
+
+
+def test_a_stage_is_skipped_until_its_settings_change(tmp_path):
+    done = []
+    for setting in (1, 1, 2):
+        stage = Stages(tmp_path, say=lambda line: None)
+        stage("a", setting, lambda: done.append("a"))
+        stage("b", 0, lambda: done.append("b"))
+    assert done == ["a", "b", "a", "b"]
+
+
+def test_a_stage_that_fails_is_not_done(tmp_path):
+    def fail():
+        raise BadInput("no")
+    with pytest.raises(BadInput):
+        Stages(tmp_path, say=lambda line: None)("a", 0, fail)
+    done = []
+    Stages(tmp_path, say=lambda line: None)("a", 0, lambda: done.append(1))
+    assert done == [1]
+
+
+def test_a_run_under_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="cannot be made"):
+        run_pipeline(tmp_path / "file" / "run", preset=get_preset("toy", **SMALL))
+
+
+def test_lists_of_clips(tmp_path):
+    with pytest.raises(BadInput, match="no such folder"):
+        read_truth(tmp_path / "nowhere")
+    with pytest.raises(BadInput, match="truth.csv"):
+        read_truth(tmp_path)
+    with open(tmp_path / "labels.csv", "w", newline="") as f:
+        csv.writer(f).writerows([["file", "label"], ["-a b.mp4", "dog barking"], ["c.mp4", "opera"]])
+    assert [c.file.name for c in read_truth(tmp_path)] == ["-a b.mp4"]
+    with pytest.raises(BadInput, match="could be read"):
+        evaluate_folder(tmp_path, workers=0)
+
+
+def test_swapped_sounds_are_of_another_category():
+    labels = [str(i % 5) for i in range(40)]
+    assert all(labels[i] != labels[j] for i, j in enumerate(derange(labels)))
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_figures(tmp_path):
+    first = run_pipeline(tmp_path / "a", preset=get_preset("toy", **SMALL), say=lambda line: None)
+    second = run_pipeline(tmp_path / "b", preset=get_preset("toy", **SMALL), say=lambda line: None)
+    changing = ("seconds", "machine")
+    assert {k: v for k, v in first.items() if k not in changing} == {k: v for k, v in second.items() if k not in changing}
+    assert json.loads((tmp_path / "a" / "report.json").read_text())["n"] == 14
