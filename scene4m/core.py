@@ -58,13 +58,13 @@ class Preset:
     model: dict = field(default_factory=dict)     # FourM: dim, depths, heads
     train: dict = field(default_factory=dict)     # FinetuneConfig
 
-# %% ../nbs/00_core.ipynb #e19d1428
+# %% ../nbs/00_core.ipynb #e673ffe3
 TOY = Preset("toy",
     data=dict(n_train=4000, n_val=300, n_test=420, ceiling=None),
     audio=dict(seconds=60),
     video=dict(seconds=60),
     model=dict(dim=160, encoder_depth=3, decoder_depth=3, num_heads=4, share_embedding=False),
-    train=dict(seconds=270, batch_size=16, lr=2e-3, warmup=0.03, targets=0, schemes=dict(both=0.4, audio=0.25, video=0.33, none=0.02)))
+    train=dict(seconds=300, batch_size=16, lr=2e-3, warmup=0.03, targets=0, schemes=dict(both=0.4, audio=0.25, video=0.33, none=0.02)))
 
 PRESETS = {
     "toy": TOY,

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REASONS', 'COLUMNS', 'MEDIA', 'LISTS', 'PAPER_COUNTS', 'FAILURES', 'RawClip', 'as_clip', 'versions',
            'CurationSettings', 'process_clip', 'FactoryRange', 'FileRow', 'read_row', 'safe_key', 'read_lines',
-           'read_table', 'folder_rows', 'vggsound_list', 'clip_files', 'vggsound_rows', 'class_table', 'join_captions',
-           'failure_kind', 'read_downloads', 'yt_dlp_fetch', 'download', 'unpack_clips', 'FolderShard', 'TarShard',
+           'read_table', 'folder_rows', 'vggsound_list', 'read_downloads', 'clip_files', 'vggsound_rows', 'class_table',
+           'join_captions', 'failure_kind', 'yt_dlp_fetch', 'download', 'unpack_clips', 'FolderShard', 'TarShard',
            'ShardJob', 'read_ledger', 'do_shard', 'assign_splits', 'curate', 'assemble', 'summarise', 'verify_dataset',
            'ClipDataset', 'ClipLoader']
 
@@ -385,6 +385,15 @@ def vggsound_list(
         yield line[0], int(line[1]), label, line[3] if len(line) > 3 else None
     if not good: raise BadInput(f"{csv_file}: no line reads id,start,label,split; this is not the list of VGG-Sound.")
 
+# %% ../nbs/13_curation.ipynb #660a535c
+def read_downloads(ledger) -> dict:
+    "{`id_start`: (reason, message)} of the downloads that failed; half a line at the end, from a killed run, is passed over."
+    last = {}
+    if Path(ledger).exists():
+        for line in Path(ledger).read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError): entry = json.loads(line); last[entry["key"]] = entry
+    return {k: (e["status"], f"{k}: {e.get('message', '')}") for k, e in last.items() if e["status"] != "done" and e["status"] in REASONS}
+
 # %% ../nbs/13_curation.ipynb #36d24581
 def clip_files(folder) -> dict:
     "{(youtube_id, start second or None): path} of a folder in any of the three namings; None stands for the whole video."
@@ -458,6 +467,15 @@ def join_captions(
     return [replace(r, captions=(*r.captions, *captions.get(r.key, ())), other_labels=json.dumps(other.get(r.key, []), ensure_ascii=False))
             for r in rows]
 
+# %% ../nbs/13_curation.ipynb #997591df
+@contextlib.contextmanager
+def _disk(path):
+    "Turns an error of the disk into one sentence."
+    try: yield
+    except OSError as e:
+        raise BadInput(f"{path}: cannot be written ({e.strerror or e}); free some space or choose another place. "
+                       "What is finished is kept, and the same command goes on from there.") from e
+
 # %% ../nbs/13_curation.ipynb #e07669a4
 FAILURES = (("throttled", r"429|too many requests|rate.?limit|try again later|slow down"),
             ("private", r"private video|video is private|members.only|join this channel"),
@@ -468,15 +486,6 @@ FAILURES = (("throttled", r"429|too many requests|rate.?limit|try again later|sl
 def failure_kind(message: str) -> str:
     "The reason of a failed download: gone, private, blocked, throttled, or failed for anything else."
     return next((kind for kind, pattern in FAILURES if re.search(pattern, message, re.IGNORECASE)), "failed")
-
-# %% ../nbs/13_curation.ipynb #660a535c
-def read_downloads(ledger) -> dict:
-    "{`id_start`: (reason, message)} of the downloads that failed; half a line at the end, from a killed run, is passed over."
-    last = {}
-    if Path(ledger).exists():
-        for line in Path(ledger).read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError): entry = json.loads(line); last[entry["key"]] = entry
-    return {k: (e["status"], f"{k}: {e.get('message', '')}") for k, e in last.items() if e["status"] != "done" and e["status"] in REASONS}
 
 # %% ../nbs/13_curation.ipynb #98595c67
 def yt_dlp_fetch(youtube_id: str, start: int, seconds: float, folder: Path, whole: bool = False) -> None:
@@ -555,15 +564,6 @@ def unpack_clips(
 # %% ../nbs/13_curation.ipynb #27c11e9c
 def _copy(source, target):
     while block := source.read(1 << 20): target.write(block)
-
-# %% ../nbs/13_curation.ipynb #997591df
-@contextlib.contextmanager
-def _disk(path):
-    "Turns an error of the disk into one sentence."
-    try: yield
-    except OSError as e:
-        raise BadInput(f"{path}: cannot be written ({e.strerror or e}); free some space or choose another place. "
-                       "What is finished is kept, and the same command goes on from there.") from e
 
 # %% ../nbs/13_curation.ipynb #83e90076
 def _npy(array: np.ndarray) -> bytes:

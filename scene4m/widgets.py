@@ -349,14 +349,14 @@ def code_looks(tokenizer, codes) -> np.ndarray:
     shade = ((batch[:, :, start:start + wide].numpy() - low) / max(high - low, 1e-6))[:, ::-1]
     return np.repeat((255 * shade)[..., None], 3, -1).astype(np.uint8)
 
-# %% ../nbs/50_widgets.ipynb #73677fdc
+# %% ../nbs/50_widgets.ipynb #7b581ef9
 class CodebookPanel(Panel):
     "Parts: usage, sheet, rank (slider over codes, most used first), look, sound, train, steps, status."
     def __init__(self, tokenizer, data, front=None, trainer=None):
         kind = "sound" if len(tokenizer.grid()) == 2 else "film"
         super().__init__(f"The codebook of a tokenizer of {kind}s", usage=widgets.Image(format="png"), sheet=widgets.Image(format="png"),
                          rank=widgets.IntSlider(description="place", min=0, continuous_update=False), look=widgets.Image(format="png"),
-                         sound=widgets.HTML(), status=widgets.HTML(), steps=widgets.IntSlider(description="steps", min=10, max=200, value=20, step=10),
+                         sound=widgets.HTML(), status=widgets.HTML(), steps=widgets.IntSlider(20, 10, 200, 10, description="steps"),
                          train=widgets.Button(description="Train on, and watch", layout=widgets.Layout(width="auto")))
         self.tokenizer, self.data, self.front, self.trainer, self.done, p = tokenizer, data, front or MelFrontEnd(), trainer, 0, self.parts
         p.rank.observe(lambda _: self.pick(), "value"); p.train.on_click(lambda _: self.train(p.steps.value))
@@ -500,7 +500,7 @@ def sample_sentence(describer, given: dict, temperature: float, seed: int = 0) -
     ck = describer.checkpoint; generator = make_generator("sentence", seed)
     return ck.text.decode(generate_text(ck.model, sense_batch(given), rows=1, max_tokens=40, temperature=temperature, generator=generator)[0])
 
-# %% ../nbs/50_widgets.ipynb #24d01ce8
+# %% ../nbs/50_widgets.ipynb #f48fe550
 @torch.inference_mode()
 def attention_on(
     model,          # a `FourM`
@@ -516,7 +516,7 @@ def attention_on(
     first = model.config["num_register_tokens"]; found = {}
     for name in given:
         here = out.encoder.kind[0] == out.encoder.names.index(name); weights = torch.zeros(len(maps), given[name].shape[1])
-        weights[:, out.encoder.slot[0][here]] = maps[:, first:][:, here]; found[name] = weights[: len(words)].numpy()
+        weights[:, out.encoder.slot[0][here]] = maps[:, first:][:, here]; found[name] = weights[: max(1, len(words))].numpy()
     return found
 
 def draw_attention(sample: Sample, mel, found: dict, model, word: int | None = None) -> bytes:
@@ -539,7 +539,7 @@ def open_upload(item, spec: ClipSpec) -> Sample:
         except BadInput as e: raise BadInput(str(e).replace(str(path), item["name"])) from None
     return replace(sample, name=item["name"])
 
-# %% ../nbs/50_widgets.ipynb #fbb0f272
+# %% ../nbs/50_widgets.ipynb #c4390f2c
 class DescribePanel(Panel):
     "Parts: clips, upload, audio, video (senses), temperature, seed, run, player, sentence, bold, categories, word, attention."
     def __init__(self, model=None, clips=()):
@@ -555,6 +555,7 @@ class DescribePanel(Panel):
             for clip in clips: self.add(open_clip(clip, self.spec))
             p.upload.observe(self.uploaded, "value"); p.run.on_click(lambda _: self.run()); p.word.observe(lambda _: self.look(), "value")
             p.clips.observe(lambda _: self.choose(), "value")
+            if self.samples: p.clips.value = next(iter(self.samples))
             self.choose(); rows = [[p.clips, p.upload], [p.audio, p.video], [p.temperature, p.seed], p.run, p.sentence, p.bold]
             self.show(*rows, p.categories, [p.word], p.attention, p.player)
 
@@ -574,7 +575,7 @@ class DescribePanel(Panel):
         p.sentence.value = p.bold.value = p.player.value = ""; p.categories.value = p.attention.value = b""
         if self.sample: p.player.value = player_of(self.sample)
 
-# %% ../nbs/50_widgets.ipynb #d742f27c
+# %% ../nbs/50_widgets.ipynb #58172d48
 def player_of(sample: Sample) -> str:
     "A player of a clip, with whichever senses it has."
     return clip_player(sample.frames, sample.wave, sample.fps, sample.sr, title=sample.name)
@@ -592,7 +593,7 @@ def run_description(panel: DescribePanel):
         bold = sample_sentence(panel.describer, given, p.temperature.value, p.seed.value) if p.temperature.value else ""
         p.bold.value = f"<p>at boldness {p.temperature.value:.1f}: {html.escape(bold)}</p>" if bold else ""
         text = panel.describer.checkpoint.text; panel.words = text.encode(said.guess)
-        panel.found = attention_on(panel.describer.checkpoint.model, given, panel.words) if given and panel.words else {}
+        panel.found = attention_on(panel.describer.checkpoint.model, given, panel.words) if given else {}
         p.word.max = len(panel.words); panel.look()
 
 def look_at_word(panel: DescribePanel):
@@ -636,7 +637,7 @@ def imagine_from(
     if wanted == "video": return ck.video_tokenizer.to_frames(ck.video_tokenizer.decode(ids))[0].cpu().numpy()
     return ck.front.invert(ck.audio_tokenizer.decode(ids)[0].float().cpu()).numpy()
 
-# %% ../nbs/50_widgets.ipynb #38708d90
+# %% ../nbs/50_widgets.ipynb #df4acc32
 class ImaginePanel(Panel):
     "Parts: clips, given, words, wanted, steps, temperature, seed, run, outcome."
     def __init__(self, model=None, clips=()):
@@ -650,7 +651,7 @@ class ImaginePanel(Panel):
         with self.attempt():
             self.describer = get_describer(model)
             for clip in clips: sample = open_clip(clip, self.describer.checkpoint.clip); self.samples[sample.name] = sample
-            p.clips.options = list(self.samples); p.run.on_click(lambda _: self.run())
+            p.clips.options = list(self.samples); p.clips.value = next(iter(self.samples), None); p.run.on_click(lambda _: self.run())
             self.show([p.clips, p.given, p.wanted], p.words, [p.steps, p.temperature, p.seed], p.run, p.outcome)
 
     def run(self):

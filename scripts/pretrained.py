@@ -22,6 +22,13 @@ def halve(folder: Path) -> None:
         save_file({k: t.half() if t.dtype == torch.float32 and t.ndim > 1 else t for k, t in kept.items()}, path, metadata=meta)
 
 
+def compact(folder: Path) -> None:
+    "Leaves out of the model's file what loading builds again: position tables and biases that are zero."
+    from scene4m.fourm import FourM
+
+    FourM.from_pretrained(folder).save_pretrained(folder, compact=True)
+
+
 def name_again(folder: Path) -> None:
     "A tokenizer's fingerprint follows from its weights: notes those of the rounded ones in `describe.json`."
     from scene4m.core import read_json, write_json
@@ -47,6 +54,7 @@ def main(run: Path) -> int:
     with tempfile.TemporaryDirectory(dir=ROOT / "scene4m") as place:
         new = Path(place) / "pretrained"
         shutil.copytree(source, new)
+        compact(new)
         halve(new)
         name_again(new)
         if weigh(new) > LIMIT:

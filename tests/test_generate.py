@@ -45,8 +45,8 @@ def test_cached_and_uncached_logits_agree(model, hidden):
     for row in hidden: b["video"]["input_mask"][row] = True          # one sample has no picture: the encoder pads
     context, pad = encode_once(model, text_gap(model, b)); assert (pad is not None) == bool(hidden)
     ids = torch.randint(7, 230, (3, 12), generator=torch.Generator().manual_seed(1)); ids[:, 0] = 5
-    cache = WordCache(model, CrossMemory(model, context, pad), 3, 12)
-    step = torch.stack([cache("caption", ids[:, t]) for t in range(12)], 1)
+    cache = WordCache(model, CrossMemory(model, context, pad), 12)
+    step = torch.stack([cache(ids[:, t]) for t in range(12)], 1)
     whole = model.decoder_embeddings["caption"].to_logits(decode_rows(model, CrossMemory(model, context, pad), embed_text(model, "caption", ids[:, None]), True)[:, 0])
     assert (step - whole).abs().max() < 1e-5
 
@@ -86,8 +86,8 @@ def test_scores_are_the_models_own_likelihood(model):
     score = score_text(model, b, captions, reduce="sum")
     for j, c in enumerate(captions):
         inputs, targets, valid = candidate_rows([c])
-        context, _ = encode_once(model, text_gap(model, b)); cache = WordCache(model, CrossMemory(model, context), 3, len(c) + 2)
-        with torch.inference_mode(): logp = sum(cache("caption", inputs[0, t].expand(3)).log_softmax(-1)[:, targets[0, t]] for t in range(len(c) + 2))
+        context, _ = encode_once(model, text_gap(model, b)); cache = WordCache(model, CrossMemory(model, context), len(c) + 2)
+        with torch.inference_mode(): logp = sum(cache(inputs[0, t].expand(3)).log_softmax(-1)[:, targets[0, t]] for t in range(len(c) + 2))
         assert torch.allclose(score[:, j], logp, atol=1e-4)
     each = score_text(model, b, [captions] * 3, reduce="sum", chunk=1)
     assert torch.allclose(each, score, atol=1e-5) and score_text(model, b, captions).shape == (3, 2)
