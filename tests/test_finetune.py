@@ -233,6 +233,7 @@ def test_lora_trains_little_and_leaves_plain_matrices(tokens, tmp_path):
     assert change.abs().max() > 0 and torch.linalg.matrix_rank(change, tol=1e-6) <= 2
     FourM.from_pretrained(tmp_path / "r")
 
+@pytest.mark.slow
 def test_the_papers_recipe_runs(tokens, tmp_path):
     config = FinetuneConfig(**{**TEST, "lr": 1e-3}, preset="paper", steps=6, budgets=(8, 8))
     finetune(tokens, tmp_path / "r", config); log = rows(tmp_path / "r")
