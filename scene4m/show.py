@@ -38,7 +38,9 @@ def in_style():
 
 class Picture(Figure):
     "A matplotlib figure that notebooks show by itself and that carries a sentence for those who cannot see it."
-    alt = ""
+    def __init__(self, *args, alt: str = "", **kw):
+        super().__init__(*args, **kw); self.alt = alt
+
     def _repr_png_(self): return figure_png(self, dpi=72, small=True), {"alt": self.alt}
 
 # %% ../nbs/15_show.ipynb #b645d7cc

@@ -116,7 +116,6 @@ def test_blocks_of_quarto_become_plain_html():
     assert 'id="errors-that-say-what-to-do"' in preview.prose("## Errors that say what to do")
 
 
-@pytest.mark.xfail(reason="some pages still mix imports with examples in one cell", strict=False)
 def test_nbdev_can_process_every_page(tmp_path):
     "What `nbdev_docs` does before Quarto comes in: it runs every exported cell and every cell with an import, and nothing else."
     code = """
