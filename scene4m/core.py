@@ -63,13 +63,14 @@ TOY = Preset("toy",
     data=dict(n_train=4000, n_val=300, n_test=420, ceiling=None),
     audio=dict(seconds=60),
     video=dict(seconds=60),
-    model=dict(dim=160, encoder_depth=3, decoder_depth=3, num_heads=4, share_embedding=False),
-    train=dict(seconds=300, batch_size=16, lr=2e-3, warmup=0.03, targets=0, schemes=dict(both=0.4, audio=0.25, video=0.33, none=0.02)))
+    model=dict(dim=160, encoder_depth=2, decoder_depth=3, num_heads=4, share_embedding=False),
+    train=dict(seconds=150, batch_size=32, lr=3e-3, encoder_lr=0.3, betas=(0.9, 0.99), weight_decay=0.0, warmup=0.03, targets=20,
+               schemes=dict(both=0.4, audio=0.23, video=0.33, caption=0.02, none=0.02)))
 
 PRESETS = {
     "toy": TOY,
-    "shipped": replace(TOY, name="shipped", data=dict(n_train=16000, n_val=500, n_test=1000), audio=dict(seconds=300),
-                       video=dict(seconds=300), train=dict(seconds=1800, batch_size=32, lr=1.5e-3)),
+    "shipped": replace(TOY, name="shipped", data=dict(n_train=16000, n_val=500, n_test=1000), audio=dict(steps=2500), video=dict(steps=2500),
+                       model={**TOY.model, "encoder_depth": 3}, train={**TOY.train, "seconds": None, "steps": 8000}),
     "paper": Preset("paper", audio=dict(preset="paper"), video=dict(preset="paper"),
                     model=dict(pretrained="EPFL-VILAB/4M-7_B_CC12M"),
                     train=dict(preset="paper", batch_size=32, epochs=40, lr=1e-4, budgets=(128, 128))),

@@ -6,11 +6,11 @@
 __all__ = ['SCHEMES', 'RECIPES', 'TRACKERS', 'LORA_TARGETS', 'Stage', 'FinetuneConfig', 'stages_of', 'stage_ends', 'grid_entry',
            'caption_entry', 'CaptionSource', 'Part', 'predictions', 'make_part', 'SenseDropout', 'RandomBudgets',
            'scene_modalities', 'text_tokenizer_for', 'check_fit', 'check_tokenizers', 'start_text',
-           'start_from_codebooks', 'start_model', 'renew_embeddings', 'weight_groups', 'learning_rate', 'to_device',
-           'total_counts', 'step_losses', 'sum_gradients', 'CsvLog', 'TensorboardLog', 'ServiceLog', 'open_trackers',
-           'Saver', 'seconds_per_step', 'plan_steps', 'Run', 'attention_kind', 'record', 'finetune', 'is_new',
-           'open_stage', 'add_lora', 'merge_lora', 'StopSoon', 'Progress', 'Loop', 'Window', 'raise_diverged',
-           'draw_log', 'finish']
+           'start_from_codebooks', 'start_encoder_silent', 'start_model', 'renew_embeddings', 'weight_groups',
+           'learning_rate', 'to_device', 'total_counts', 'step_losses', 'sum_gradients', 'CsvLog', 'TensorboardLog',
+           'ServiceLog', 'open_trackers', 'Saver', 'seconds_per_step', 'plan_steps', 'Run', 'attention_kind', 'record',
+           'finetune', 'is_new', 'open_stage', 'add_lora', 'merge_lora', 'StopSoon', 'Progress', 'Loop', 'Window',
+           'raise_diverged', 'draw_log', 'finish']
 
 # %% ../nbs/33_finetune.ipynb #52172a69
 import csv, io, json, math, os, shutil, signal, threading, time
@@ -49,6 +49,8 @@ class FinetuneConfig:
     accumulate: int = 1                 # parts that each process cuts its share of a batch into
     lr: float = 1.5e-3
     warmup: float = 0.05                # share of a stage's steps
+    encoder_lr: float = 1.0             # of the encoder's blocks, as a share of `lr`
+    betas: tuple = (0.9, 0.95)          # of AdamW: how long gradients and their squares are remembered
     weight_decay: float = 0.05
     clip: float = 1.0                   # largest norm of the gradient
     ema: float = 0.0                    # decay of the moving average of the weights; 0: off
@@ -282,13 +284,18 @@ def start_from_codebooks(model, ds: TokenDataset, config: FinetuneConfig):
         codes = (codes - codes.mean(0)) / codes.std(); g = make_generator(config.seed, "codebook", m)
         weight.copy_(codes @ torch.randn(codes.shape[1], weight.shape[1], generator=g) * (config.spread / codes.shape[1] ** 0.5))
 
+@torch.no_grad()
+def start_encoder_silent(model):
+    "Sets what the encoder's blocks add to 0: the decoder first learns from the tokens as they are, and the encoder joins in by and by."
+    for block in model.encoder: block.attn.proj.weight.zero_(); block.mlp.fc2.weight.zero_()
+
 def start_model(model, ds: TokenDataset, text: TextTokenizer, config: FinetuneConfig) -> FourM:
     "The model to train: the given one, the one in a folder or on the hub, or a small one from nothing; modalities it lacks are added."
     wanted = scene_modalities(ds, text, config.max_words)
     if model is None:
         model = FourM.toy(wanted, **config.model)
         for e in model.encoder_embeddings.values(): torch.nn.init.normal_(e.token_emb.weight, std=config.spread)
-        start_from_codebooks(model, ds, config)
+        start_from_codebooks(model, ds, config); start_encoder_silent(model)
         if not model.config["share_embedding"]:        # words that the decoder reads are as loud as their positions, too
             torch.nn.init.normal_(model.decoder_embeddings["caption"].token_emb.weight, std=config.spread)
     elif not isinstance(model, torch.nn.Module): check_tokenizers(model, ds); model = FourM.from_pretrained(model)
@@ -304,12 +311,18 @@ def renew_embeddings(model: FourM, name: str, std: float = 0.02):
         for p in side[name].parameters(): torch.nn.init.normal_(p, std=std)
 
 # %% ../nbs/33_finetune.ipynb #bf307a6e
-def weight_groups(model: torch.nn.Module, weight_decay: float) -> list:
-    "Trainable weights in two groups: matrices and embeddings decay, norms and biases do not."
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    plain = [p for n, p in named if n.endswith(".bias") or "norm" in n]
-    decayed = [p for n, p in named if not (n.endswith(".bias") or "norm" in n)]
-    return [dict(params=decayed, weight_decay=weight_decay), dict(params=plain, weight_decay=0.0)]
+def weight_groups(
+    model: torch.nn.Module,
+    weight_decay: float,
+    encoder_lr: float = 1.0,    # learning rate of the encoder's blocks as a share of the others'
+) -> list:                      # groups for an optimiser; `scale` is what the rate is multiplied by
+    "Trainable weights in groups: matrices and embeddings decay, norms and biases do not; the encoder's blocks have a rate of their own."
+    kinds = {}
+    for n, p in model.named_parameters():
+        kind = n.endswith(".bias") or "norm" in n, n.startswith("encoder.")
+        if p.requires_grad: kinds.setdefault(kind, []).append(p)
+    return [dict(params=ps, weight_decay=0.0 if plain else weight_decay, scale=encoder_lr if inside else 1.0)
+            for (plain, inside), ps in sorted(kinds.items())]
 
 def learning_rate(step: int, steps: int, lr: float, warmup: float = 0.05) -> float:
     "Linear warm-up over a share of the steps, then half a cosine down to 0."
@@ -591,7 +604,7 @@ class Progress:
         "A fresh optimiser for a stage's weights."
         c = self.run.config; self.stage = stage
         self.params = open_stage(self.run.model, self.stages[stage], (*self.run.ds.modalities, "caption"), c.lora_rank)
-        self.optimiser = torch.optim.AdamW(weight_groups(self.run.model, c.weight_decay), lr=c.lr, betas=(0.9, 0.95), fused=True)
+        self.optimiser = torch.optim.AdamW(weight_groups(self.run.model, c.weight_decay, c.encoder_lr), lr=c.lr, betas=tuple(c.betas), fused=True)
         self.average = [p.detach().clone() for p in self.params] if c.ema else None
 
     def leave(self):
@@ -631,7 +644,7 @@ class Loop(Progress):
         run, c = self.run, self.run.config; start = time.perf_counter()
         places = run.order.batch(self.step); parts = run.data(self.step, places); counts = total_counts(parts, run.accelerator)
         self.window.data += time.perf_counter() - start
-        for g in self.optimiser.param_groups: g["lr"] = self.rate()
+        for g in self.optimiser.param_groups: g["lr"] = self.rate() * g["scale"]
         self.optimiser.zero_grad(set_to_none=False)
         shares = step_losses(run.model, parts, counts, c.weights, run.device, c.precision)
         sum_gradients(self.params, run.accelerator)
