@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESET', 'mel_patches', 'join_patches', 'AudioTokenizerConfig', 'PaperEncoder', 'PaperDecoder', 'GridNorm',
            'only_real', 'GridBlock', 'PatchEncoder', 'PatchDecoder', 'AudioTokenizer', 'fill_padding', 'mel_to_latents',
-           'latents_to_mel', 'mel_error', 'decode_mel', 'encode_wave', 'hear']
+           'latents_to_mel', 'mel_error', 'start_from_mels', 'real_patches', 'decode_mel', 'encode_wave', 'hear']
 
 # %% ../nbs/22_audio_tokenizer.ipynb #b0a68928
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from torch import nn
 
 from .core import BadInput, ConfigMismatch
 from .mel import MelFrontEnd, real_columns, samples_for, silence
-from .vq import CodeNorm, Tokenizer, VectorQuantizer, decode_ids
+from .vq import CodeNorm, Tokenizer, VectorQuantizer, decode_ids, start_on_axes
 
 # %% ../nbs/22_audio_tokenizer.ipynb #94f8ccee
 def mel_patches(
@@ -134,7 +134,7 @@ class PatchDecoder(nn.Module):
 class AudioTokenizer(Tokenizer):
     "Mel spectrogram (B, 80, T) ↔ ids (B, n): one token for each patch, row-major over (time, band)."
     config_class = AudioTokenizerConfig
-    preferred = dict(lr=2e-3, batch_size=32, continuous=0.15)
+    preferred = dict(lr=2e-3, batch_size=32, axes=512, continuous=0.05)
     paper_training = dict(epochs=20, lr=1e-3, codebook_lr=1e-4, batch_size=32, beta=(0.01, 0.25), beta_epochs=5, continuous=0.0,
                           schedule="constant", warmup=0.0, clip_grad=0.0)
 
@@ -194,6 +194,21 @@ def mel_error(self: AudioTokenizer, reconstruction, batch, lengths=None):
     return torch.where(real, d, 0.0).sum() / (real.sum() * batch.shape[1]).clamp(min=1)
 
 AudioTokenizer.to_latents, AudioTokenizer.from_latents, AudioTokenizer.error = mel_to_latents, latents_to_mel, mel_error
+
+# %% ../nbs/22_audio_tokenizer.ipynb #cec7484d
+def start_from_mels(self: AudioTokenizer, batches):
+    "Sets the first and last matrices to the principal axes of the real patches of some batches; the paper's network has none."
+    E, D = self.encoder, self.decoder
+    if isinstance(E, PatchEncoder):
+        patches = (real_patches(self, *b) for b in batches)
+        start_on_axes(patches, E.first, E.last, D.first, D.last, [b.conv2 for b in (*E.blocks, *D.blocks)])
+
+def real_patches(tok: AudioTokenizer, batch, lengths=None) -> torch.Tensor:
+    "The patches (M, a·b) of a batch that have something real in them."
+    x, mask = fill_padding(batch, lengths, tok.settings.patch[1], silence(tok.front)); p = mel_patches(x, tok.settings.patch)
+    return (p if mask is None else p[mask]).reshape(-1, p.shape[-1])
+
+AudioTokenizer.start_from = start_from_mels
 
 # %% ../nbs/22_audio_tokenizer.ipynb #81174abb
 def decode_mel(self: AudioTokenizer, ids: torch.Tensor, shape=None) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import BadInput
-from .vq import CodeNorm, Tokenizer, VectorQuantizer
+from .vq import CodeNorm, Tokenizer, VectorQuantizer, start_on_axes
 
 # %% ../nbs/23_video_tokenizer.ipynb #52a732a3
 def to_patches(x: torch.Tensor, patch: tuple) -> torch.Tensor:
@@ -149,7 +149,7 @@ def motion_weights(
 class VideoTokenizer(Tokenizer):
     "Clips (B, 3, T, H, W) in [-1, 1] ↔ ids; T, H and W must be multiples of the patch."
     config_class = VideoTokenizerConfig
-    preferred = dict(lr=2e-3, batch_size=32, continuous=0.15)
+    preferred = dict(lr=2e-3, batch_size=32, axes=512, continuous=0.05)
     paper_training = dict(epochs=20, lr=1e-3, batch_size=32, schedule="constant", continuous=0.01, precision="fp32")
 
     def __init__(self, settings: VideoTokenizerConfig | None = None):
@@ -179,6 +179,13 @@ class VideoTokenizer(Tokenizer):
         if x.ndim != 5 or x.shape[1] != 3: raise BadInput(f"A video tokenizer reads clips (B, 3, T, H, W), not {tuple(x.shape)}.")
         self.grid(x.shape)
         return self.norm(self.encoder(x).flatten(1, 3)), None
+
+    def start_from(self, batches):
+        "Sets the first and last matrices to the principal axes of the patches of some batches; the paper's network has none."
+        E, D = self.encoder, self.decoder
+        if isinstance(E, PatchEncoder):
+            patches = (to_patches(x, E.patch).flatten(0, 3) for x, _ in batches)
+            start_on_axes(patches, E.into, E.out, D.into, D.out, [b.body[-1].module for b in (*E.blocks, *D.blocks)])
 
     def from_latents(self, z, grid): return self.decoder(z.unflatten(1, tuple(grid)))
 

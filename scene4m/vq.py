@@ -8,9 +8,9 @@ __all__ = ['KINDS', 'nearest', 'usage', 'kmeans', 'Quantizer', 'VectorQuantizer'
            'tokenizer_loss', 'evaluating', 'encode_batch', 'decode_ids', 'token_codes', 'grid_for', 'save_tokenizer',
            'find_folder', 'download_tokenizer', 'read_weights', 'read_settings', 'read_tokenizer', 'load_tokenizer',
            'push_tokenizer', 'TrainConfig', 'training_config', 'batch_indices', 'rate_at', 'beta_at',
-           'TokenizerTrainer', 'train_step', 'start_from_data', 'count_steps', 'TrainingLog', 'save_checkpoint',
-           'load_checkpoint', 'training_key', 'StopAtStepEnd', 'run_steps', 'finished_training', 'train_tokenizer',
-           'evaluate_tokenizer']
+           'TokenizerTrainer', 'train_step', 'start_from_data', 'principal_axes', 'start_on_axes', 'start_network',
+           'count_steps', 'TrainingLog', 'save_checkpoint', 'load_checkpoint', 'training_key', 'StopAtStepEnd',
+           'run_steps', 'finished_training', 'train_tokenizer', 'evaluate_tokenizer']
 
 # %% ../nbs/21_vq.ipynb #24105178
 import contextlib, copy, hashlib, importlib, math, signal, threading, time
@@ -193,19 +193,23 @@ class FSQ(Quantizer):
 
 # %% ../nbs/21_vq.ipynb #5df66962
 class CodeNorm(nn.Module):
-    "Brings every channel to mean 0 and deviation 1 before the codebook, by statistics over the batch, padding left out."
+    "Brings every channel to mean 0 and all of them together to deviation 1 before the codebook, by statistics over the batch, padding left out."
     def __init__(self, dim: int, momentum: float = 0.3):
         super().__init__()
-        self.norm = nn.BatchNorm1d(dim, affine=False, momentum=momentum)
+        self.norm = nn.BatchNorm1d(dim, affine=False, momentum=momentum)    # holds the running statistics
 
     def forward(self,
         z: torch.Tensor,                    # (B, N, D)
         mask: torch.Tensor | None = None,   # (B, N) bool, False where a position is padding; its vectors become 0
     ) -> torch.Tensor:                      # (B, N, D) float32
         with torch.autocast(z.device.type, enabled=False):
-            z = z.float()
-            if mask is None: return self.norm(z.flatten(0, -2)).view_as(z)
-            out = torch.zeros_like(z); out[mask] = self.norm(z[mask]); return out
+            z, n = z.float(), self.norm; mean, var = n.running_mean, n.running_var
+            real = z.flatten(0, -2) if mask is None else z[mask]
+            if self.training and len(real):
+                mean, var = real.mean(0), real.var(0, correction=0).mean().expand(real.shape[-1])
+                with torch.no_grad(): n.running_mean.lerp_(mean, n.momentum); n.running_var.lerp_(var, n.momentum)
+            out = (z - mean) * (var + n.eps).rsqrt()
+            return out if mask is None else out.masked_fill(~mask[..., None], 0.0)
 
 # %% ../nbs/21_vq.ipynb #3070e1df
 class Tokenizer(nn.Module):
@@ -238,6 +242,9 @@ class Tokenizer(nn.Module):
     def to_model(self, stored: torch.Tensor) -> torch.Tensor:
         "The batch that the network reads, from a stack of stored arrays."
         return torch.as_tensor(stored).float()
+
+    def start_from(self, batches):
+        "Whatever the network can take from a few (batch, lengths) before training; here nothing."
 
     def forward(self, batch, lengths=None):
         "(reconstruction, ids, loss of the quantizer)."
@@ -372,6 +379,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     schedule: str = "cosine"         # or `constant`
     warmup: float = 0.02             # share of the steps in which the rate rises
+    axes: int = 0                    # clips whose patches' principal axes are the network's first weights; 0 = random weights
     continuous: float = 0.15         # share of the steps before the codebook is switched on, by k-means; 0 = on from the start
     kmeans_vectors: int = 16_384     # vectors that k-means sees
     beta: tuple | None = None        # commitment loss: first weight, and weight after `beta_epochs`; None leaves the tokenizer's own
@@ -468,6 +476,35 @@ def start_from_data(self: TokenizerTrainer, step: int):
     self.tok.quantizer.start(torch.cat(latents)[:self.c.kmeans_vectors], per_step)
 
 TokenizerTrainer.step, TokenizerTrainer.start_codebook = train_step, start_from_data
+
+# %% ../nbs/21_vq.ipynb #fe9a203e
+@torch.no_grad()
+def principal_axes(
+    patches,             # iterable of (M, D) float tensors
+    k: int,
+) -> tuple:              # mean (D,), axes (D, k) by falling variance, variances (k,); fewer than k where D is smaller
+    "Mean, principal axes and variances of vectors that come in pieces. Raises `BadInput` without vectors."
+    n, total, products = 0, 0.0, 0.0
+    for p in patches:
+        p = p.double(); n, total, products = n + len(p), total + p.sum(0), products + p.t() @ p
+    if not n: raise BadInput("Principal axes need at least one vector.")
+    mean = total / n; variances, axes = torch.linalg.eigh((products / n - torch.outer(mean, mean)).cpu())
+    return mean.float(), axes.flip(1)[:, :k].float().to(mean.device), variances.flip(0)[:k].clamp(min=0).float().to(mean.device)
+
+@torch.no_grad()
+def start_on_axes(patches, into: nn.Linear, to_code: nn.Linear, from_code: nn.Linear, onto: nn.Linear, silent=()):
+    "Sets the four linear maps of an autoencoder of patches to their principal axes, scaled to codes of deviation 1, and the layers in `silent` to 0."
+    dim, width = to_code.weight.shape; mean, axes, variances = principal_axes(patches, width); k = axes.shape[1]
+    scale = variances[:dim].mean().sqrt().clamp(min=1e-6)
+    into.weight[:k] = axes.t() / scale; into.bias[:k] = -(mean @ axes) / scale
+    onto.weight.zero_(); onto.weight[:, :k] = axes * scale; onto.bias.copy_(mean)
+    for layer in (to_code, from_code): nn.init.eye_(layer.weight); nn.init.zeros_(layer.bias)
+    for layer in silent: nn.init.zeros_(layer.weight); layer.bias is None or nn.init.zeros_(layer.bias)
+
+def start_network(trainer: TokenizerTrainer):
+    "Lets the tokenizer look at `axes` clips of the first batches before its first step."
+    c = trainer.c
+    if c.axes: trainer.tok.start_from(trainer.batch(i) for i in range(min(trainer.per_epoch, -(-c.axes // c.batch_size))))
 
 # %% ../nbs/21_vq.ipynb #d286e267
 def count_steps(trainer: TokenizerTrainer) -> int:
@@ -575,6 +612,7 @@ def _train(trainer: TokenizerTrainer, key: str, steps: int, out, resume, show) -
     if out: write_json(out/"training.json", note)
     state = dict(step=0, seconds=0.0, rows=(), pending=()); path = out and out/"checkpoint.pt"
     if out and resume and path.exists(): state = load_checkpoint(path, trainer, key)
+    else: start_network(trainer)
     start, log = time.perf_counter(), TrainingLog(trainer.tok.vocab_size, state["rows"], state["pending"])
     spent = lambda: state["seconds"] + time.perf_counter() - start
     save = lambda step: out and save_checkpoint(path, trainer, log, step, steps, spent(), key)
