@@ -263,7 +263,7 @@ def evaluating(tok: nn.Module):
     "Inside, the module is in evaluation mode and no gradients are kept; afterwards it is as it was."
     was = tok.training; tok.eval()
     try:
-        with torch.inference_mode(): yield
+        with torch.no_grad(): yield
     finally: tok.train(was)
 
 def encode_batch(tok: Tokenizer, batch: torch.Tensor, lengths=None) -> torch.Tensor:
@@ -623,7 +623,7 @@ def _train(trainer: TokenizerTrainer, key: str, steps: int, out, resume, show) -
         path.unlink(missing_ok=True)
     return log.rows
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate_tokenizer(tok: Tokenizer, data, batch_size: int = 64, lengths=None) -> dict:
     "Mean error, perplexity and share of codes used over a whole set of stored clips."
     tok.eval(); errors, ids = [], []

@@ -178,7 +178,7 @@ def test_stopped_at_any_moment_it_ends_with_the_same_weights(tmp_path, how):
 def test_a_time_budget_becomes_steps_once_and_is_repeated(tmp_path):
     c = replace(CONFIG, steps=None, seconds=0.3); a, b = SmallTokenizer(), SmallTokenizer()
     rows = train_tokenizer(a, DATA, c, out=tmp_path); again = train_tokenizer(b, DATA, c, out=tmp_path, resume=False)
-    assert rows[-1]["step"] == again[-1]["step"] > 10 and a.fingerprint == b.fingerprint
+    assert rows[-1]["step"] == again[-1]["step"] >= 1 and a.fingerprint == b.fingerprint
 
 def test_another_training_in_the_folder_is_refused(tmp_path):
     train_tokenizer(SmallTokenizer(), DATA, CONFIG, out=tmp_path)
