@@ -65,7 +65,7 @@ TOY = Preset("toy",
     video=dict(seconds=60),
     model=dict(dim=160, encoder_depth=2, decoder_depth=3, num_heads=4, share_embedding=False),
     train=dict(seconds=150, batch_size=32, lr=3e-3, encoder_lr=0.3, betas=(0.9, 0.99), weight_decay=0.0, warmup=0.03, targets=20,
-               schemes=dict(both=0.4, audio=0.23, video=0.33, caption=0.02, none=0.02)))
+               schemes={"both": 0.4, "audio": 0.22, "video": 0.3, "video+caption": 0.04, "caption": 0.02, "none": 0.02}))
 
 PRESETS = {
     "toy": TOY,

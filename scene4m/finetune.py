@@ -29,7 +29,7 @@ from .vq import load_tokenizer
 from .tokenize import BatchOrder, TokenDataset
 
 # %% ../nbs/33_finetune.ipynb #9210c7b9
-SCHEMES = dict(both=0.5, audio=0.2, video=0.27, none=0.03)    # which senses a training step may use, and how often
+SCHEMES = dict(both=0.5, audio=0.2, video=0.27, none=0.03)    # what a training step shows, `audio+caption` for example, and how often
 
 @dataclass(frozen=True)
 class Stage:
@@ -164,14 +164,15 @@ def make_part(batch: dict, places, texts=("caption",)) -> Part:
 
 # %% ../nbs/33_finetune.ipynb #e9fb90ea
 class SenseDropout:
-    "Each step draws which senses may be used. All their tokens are seen, the caption is written, unseen grids are imagined."
+    "Each step draws what is seen, whole: senses, or the caption too. An unseen caption is written, of unseen grids some tokens are imagined."
     def __init__(self, ds: TokenDataset, captions: CaptionSource, config: FinetuneConfig, rank: int = 0, world: int = 1):
         self.ds, self.captions, self.config, self.rank, self.world = ds, captions, config, rank, world
         self.senses = [m for m in ("audio", "video") if m in ds.modalities] + [m for m in ds.modalities if m not in ("audio", "video")]
         self.present = {m: ds.present(m) for m in self.senses}
-        unknown = [s for s in config.schemes if s not in ("both", "none", "caption", *self.senses)]
-        self.names = [s for s in config.schemes if s not in unknown and config.schemes[s] > 0]
-        if not self.names: raise BadInput(f"No scheme is left to train with; choose among both, none, caption, {', '.join(self.senses)}.")
+        self.seen = {s: self.senses if s == "both" else [] if s == "none" else s.split("+") for s in config.schemes}
+        def asks(seen): return "caption" not in seen or config.targets and set(self.senses) - set(seen)      # is there anything to predict?
+        self.names = [s for s, seen in self.seen.items() if set(seen) <= {"caption", *self.senses} and config.schemes[s] > 0 and asks(seen)]
+        if not self.names: raise BadInput(f"No scheme is left to train with; choose among both, none, caption, {', '.join(self.senses)}, or several joined by +.")
         p = np.array([config.schemes[s] for s in self.names], float); self.p = p / p.sum()
 
     def scheme(self, step: int) -> str:
@@ -189,7 +190,7 @@ class SenseDropout:
             for rows in np.array_split(np.flatnonzero((kinds == kind).all(1)), self.config.accumulate):
                 if len(rows): parts.append(self.part(scheme, dict(zip(self.senses, kind)), places[rows], seeds[rows],
                                                      {m: draws[m][rows] for m in self.senses}, shown))
-        return parts
+        return [p for p in parts if p.order]
 
     def shown(self, rng, tokens: int) -> int:
         "How many tokens of an unseen grid are shown after all."
@@ -202,9 +203,9 @@ class SenseDropout:
         for m in self.senses:
             if not has[m]: continue
             ids = torch.from_numpy(self.ds.ids(m, places))
-            if scheme in ("both", m): batch[m] = seen_entry(ids)
+            if m in self.seen[scheme]: batch[m] = seen_entry(ids)
             elif c.targets: batch[m] = grid_entry(ids, torch.from_numpy(draws[m]).argsort(1), shown[m], min(c.targets, ids.shape[1]))
-        batch["caption"] = caption_entry(self.captions(places, seeds), c.max_words, seen=scheme == "caption")
+        batch["caption"] = caption_entry(self.captions(places, seeds), c.max_words, seen="caption" in self.seen[scheme])
         return make_part(batch, places)
 
 # %% ../nbs/33_finetune.ipynb #d1da1dcc
