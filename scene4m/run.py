@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STORED', 'Stages', 'MelFeature', 'StreetSplits', 'make_street', 'curate_folder', 'measure_ceiling', 'tokenizer_class',
-           'train_sense', 'train_both', 'make_tokens', 'train_model', 'put_together', 'validation_clips',
-           'run_pipeline', 'run_facts', 'folder_state', 'write_held_out']
+           'train_sense', 'trained_elsewhere', 'train_both', 'make_tokens', 'train_model', 'put_together',
+           'validation_clips', 'run_pipeline', 'run_facts', 'folder_state', 'write_held_out']
 
 # %% ../nbs/42_run.ipynb #fdb9aafc
 import csv, io
@@ -17,16 +17,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .captions import TextTokenizer
-from .core import BadInput, Preset, Timer, atomic_write, fingerprint, get_preset, read_json, write_json
-from .curation import ClipDataset, curate
+from .captions import LABELS, TextTokenizer
+from .core import BadInput, ClipSpec, Preset, Timer, atomic_write, fingerprint, get_preset, read_json, write_json
+from .cosmos import CosmosTokenizer
+from .curation import ClipDataset, curate, vggsound_rows
 from .describe import Checkpoint, ClipArrays, calibrate, save_checkpoint, tokenize_arrays
 from .evaluate import evaluate_folder, save_judge, train_judge
 from .finetune import FinetuneConfig, finetune
 from .fourm import FourM
 from .mel import MelFrontEnd
 from .tokenize import tokenize_dataset
-from .toystreet import WORLD_VERSION, StreetClips, pixel_ceiling, write_street
+from .toystreet import CEILING, WORLD_VERSION, StreetClips, pixel_ceiling, write_street
 from .vq import TrainConfig, load_tokenizer, train_tokenizer
 
 # %% ../nbs/42_run.ipynb #41763d13
@@ -63,7 +64,8 @@ class MelFeature:
 
 class StreetSplits:
     "The training and validation clips of the toy street as one sequence; a clip is made when it is asked for."
-    def __init__(self, n_train: int, n_val: int, seed: int): self.parts = StreetClips("train", n_train, seed), StreetClips("val", n_val, seed)
+    def __init__(self, n_train: int, n_val: int, seed: int, clip: ClipSpec = ClipSpec()):
+        self.parts = StreetClips("train", n_train, seed, clip), StreetClips("val", n_val, seed, clip)
     def __len__(self): return sum(map(len, self.parts))
     def __getitem__(self, i):
         first, second = self.parts
@@ -72,16 +74,16 @@ class StreetSplits:
 # %% ../nbs/42_run.ipynb #46353402
 def make_street(out: Path, preset: Preset, seed: int, workers: int) -> None:
     "Curates training and validation clips of the toy street into `out/data`; writes held-out mp4 files into `out/test`."
-    d = preset.data
-    curate(StreetSplits(d["n_train"], d["n_val"], seed), out / "data", store=("frames",), features=dict(mel=MelFeature()), workers=workers)
+    d = preset.data; street = StreetSplits(d["n_train"], d["n_val"], seed, preset.clip)
+    curate(street, out / "data", clip=preset.clip, store=("frames",), features=dict(mel=MelFeature()), workers=workers)
     write_street(out / "test", d["n_test"], seed=seed, split="test", workers=workers)
 
-def curate_folder(data: Path, out: Path, workers: int) -> None:
-    "Curates a folder of labelled clips into `out/data`."
-    manifest = curate(data, out / "data", store=("frames",), features=dict(mel=MelFeature()), workers=workers)
+def curate_folder(data: Path, out: Path, preset: Preset, workers: int, clips=None) -> None:
+    "Curates a folder of labelled clips, or VGG-Sound's list with the folder `clips`, into `out/data`."
+    manifest = curate(data, out / "data", clips=clips, clip=preset.clip, store=("frames",), features=dict(mel=MelFeature()), workers=workers)
     if not (manifest.status == "kept").any():
         reasons = ", ".join(f"{k} {v}" for k, v in manifest.reason.value_counts().items())
-        raise BadInput(f"{data}: no clip in this folder could be used ({reasons or 'it is empty'}).")
+        raise BadInput(f"{data}: no clip in it could be used ({reasons or 'it is empty'}).")
 
 # %% ../nbs/42_run.ipynb #8cf05760
 def measure_ceiling(out: Path, settings: dict, seed: int, workers: int) -> None:
@@ -115,15 +117,23 @@ def train_sense(
     own = {f.name for f in fields(cls.config_class)}; loop = {f.name for f in fields(TrainConfig)}
     unknown = set(settings) - own - loop
     if unknown: raise BadInput(f"The {sense} tokenizer has no setting {sorted(unknown)[0]!r}.")
-    train = dict(getattr(cls, "preferred", {})) | {k: v for k, v in settings.items() if k in loop} | dict(seed=seed)
     tokenizer = cls(cls.config_class(**({k: v for k, v in settings.items() if k in own} | dict(seed=seed))))
-    return train_tokenizer(tokenizer, dataset.stack(STORED[sense], keys), TrainConfig(**train), out=out)
+    train = tokenizer.training_config(**{k: v for k, v in settings.items() if k in loop and v is not None}, seed=seed)
+    return train_tokenizer(tokenizer, dataset.stack(STORED[sense], keys), train, out=out)
+
+def trained_elsewhere(settings: dict, clip: ClipSpec):
+    "The finished tokenizer that the settings name (`pretrained`: one of ours, `cosmos`: NVIDIA's), or None."
+    if "cosmos" in settings: return CosmosTokenizer.from_pretrained(settings["cosmos"], device="cpu", frames=clip.frames, size=clip.size)
+    return load_tokenizer(settings["pretrained"]) if "pretrained" in settings else None
 
 def train_both(out: Path, preset: Preset, seed: int) -> None:
-    "Trains the two tokenizers at the same time, each in a process with half of the cores."
-    threads = max(1, torch.get_num_threads() // 2)
-    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        jobs = [pool.submit(train_sense, s, out / "data", out / f"{s}_tokenizer", getattr(preset, s), seed, threads) for s in ("audio", "video")]
+    "Trains the two tokenizers at the same time, each in a process with half of the cores; one that is finished already is copied."
+    found = {s: trained_elsewhere(getattr(preset, s), preset.clip) for s in ("audio", "video")}; todo = [s for s in found if found[s] is None]
+    for s in set(found) - set(todo): found[s].save_pretrained(out / f"{s}_tokenizer")
+    if not todo: return
+    threads = max(1, torch.get_num_threads() // len(todo))
+    with ProcessPoolExecutor(len(todo), get_context("spawn")) as pool:
+        jobs = [pool.submit(train_sense, s, out / "data", out / f"{s}_tokenizer", getattr(preset, s), seed, threads) for s in todo]
         for job in jobs: job.result()
 
 # %% ../nbs/42_run.ipynb #0bda48e0
@@ -134,21 +144,21 @@ def make_tokens(out: Path) -> None:
 
 def train_model(out: Path, preset: Preset, seed: int) -> None:
     "Trains 4M on the token shards and puts the whole checkpoint together in `out/model`."
-    settings = dict(preset.train); settings["model"] = dict(preset.model) | dict(settings.get("model", {}))
-    finetune(out / "tokens", out / "training", FinetuneConfig(**settings, seed=seed))
+    own = dict(preset.model); base, words = own.pop("pretrained", None), own.pop("text", None)      # a trained model to start from, and its words
+    settings = dict(preset.train) if base else dict(preset.train, model=own | dict(preset.train.get("model", {})))
+    finetune(out / "tokens", out / "training", FinetuneConfig(**settings, seed=seed), model=base, text=words)
 
 # %% ../nbs/42_run.ipynb #5c933a24
-def put_together(out: Path, seed: int, world: str | None) -> None:
+def put_together(out: Path, preset: Preset, seed: int, world: str | None) -> None:
     "Calibrates on validation clips and writes the finished checkpoint to `out/model`."
     audio, video = (load_tokenizer(out / f"{s}_tokenizer") for s in ("audio", "video"))
     model = FourM.from_pretrained(out / "training"); text = TextTokenizer.from_file(out / "training" / "text_tokenizer.json")
-    checkpoint = Checkpoint(out / "model", model.eval(), audio, video, text, dict(world_version=world))
+    checkpoint = Checkpoint(out / "model", model.eval(), audio, video, text, dict(world_version=world), preset.clip)
     dataset = ClipDataset(out / "data"); calibrate(checkpoint, *validation_clips(checkpoint, dataset))
-    save_checkpoint(out / "model", model, audio, video, text, checkpoint.settings)
+    save_checkpoint(out / "model", model, audio, video, text, checkpoint.settings, preset.clip)
     keys = dataset.keys("train") or dataset.keys(); rows = dataset.manifest.set_index("key").loc[keys]
-    keys = [k for k, has in zip(keys, rows.has_audio) if has]
-    labels = [rows.label[k] for k in keys]
-    save_judge(train_judge(dataset.stack("mel", keys), labels, seed=seed), out / "model")
+    keys = [k for k, has, label in zip(keys, rows.has_audio, rows.label) if has and label in LABELS]
+    if keys: save_judge(train_judge(dataset.stack("mel", keys), [rows.label[k] for k in keys], seed=seed), out / "model")
 
 def validation_clips(checkpoint, dataset, limit: int = 150) -> tuple:
     "Tokens and labels of the validation clips (of training clips, where a small folder has no others)."
@@ -162,55 +172,62 @@ def validation_clips(checkpoint, dataset, limit: int = 150) -> tuple:
 # %% ../nbs/42_run.ipynb #cb444e76
 def run_pipeline(
     out,                        # folder of the run
-    data=None,                  # a folder of labelled clips; None: the toy street
+    data=None,                  # a folder of labelled clips, or VGG-Sound's list; None: the toy street
     preset: Preset | str = "toy",
     seed: int = 0,
     workers: int = 2,           # processes that draw and read clips
     say=print,
+    clips=None,                 # the folder of the clips that a list names
 ) -> dict:                      # the figures of report.json
     """Everything from clips to the report, stage by stage; finished stages are skipped.
 
     Raises `BadInput` for a folder that cannot be used; what was finished before stays."""
     out, preset = Path(out), get_preset(preset) if isinstance(preset, str) else preset
     stage = Stages(out, say); world = WORLD_VERSION if data is None else None
-    if data is not None and not Path(data).is_dir(): raise BadInput(f"{data}: there is no such folder.")
+    if data is not None and not (Path(data).is_file() if clips else Path(data).is_dir()):
+        raise BadInput(f"{data}: there is no such {'list' if clips else 'folder'}.")
     if data is None:
         stage("clips", [asdict(preset.clip), preset.data, seed, world], lambda: make_street(out, preset, seed, workers))
         if preset.data.get("ceiling"): stage("ceiling", preset.data["ceiling"], lambda: measure_ceiling(out, preset.data["ceiling"], seed, workers))
-    else: stage("clips", [str(Path(data).resolve()), folder_state(Path(data))], lambda: curate_folder(Path(data), out, workers))
+    else: stage("clips", [asdict(preset.clip), str(Path(data).resolve()), folder_state(Path(clips or data))],
+                lambda: curate_folder(Path(data), out, preset, workers, clips))
     stage("tokenizers", [preset.audio, preset.video, seed], lambda: train_both(out, preset, seed))
     stage("tokens", [], lambda: make_tokens(out))
     stage("4M", [preset.model, preset.train, seed], lambda: train_model(out, preset, seed))
-    stage("calibration", [], lambda: put_together(out, seed, world))
-    test = out / "test" if data is None else write_held_out(Path(data), out)
-    facts = lambda: dict(seconds=dict(stage.seconds), **run_facts(out))
+    stage("calibration", [], lambda: put_together(out, preset, seed, world))
+    test = out / "test" if data is None else write_held_out(Path(data), out, clips)
+    facts = lambda: dict(seconds=dict(stage.seconds), **run_facts(out, world))
     stage("evaluation", [], lambda: evaluate_folder(test, out / "model", workers, out=out, extra=facts()))
     return read_json(out / "report.json")
 
 # %% ../nbs/42_run.ipynb #1df3f32d
-def run_facts(out: Path) -> dict:
+def run_facts(out: Path, world: str | None = None) -> dict:
     "Curves of the trainings and the pixel classifier's figures, for the report."
     curves = {}
     for sense in ("audio", "video"):
+        if not (out / f"{sense}_tokenizer" / "training.json").exists(): continue      # trained elsewhere
         history = read_json(out / f"{sense}_tokenizer" / "training.json")["history"]
         curves[f"The {sense} tokenizer's loss"] = (history, ["loss"]); curves[f"Perplexity of the {sense} codebook"] = (history, ["perplexity"])
     with open(out / "training" / "log.csv", newline="") as f: rows = [{k: float(v) if v else None for k, v in r.items()} for r in csv.DictReader(f)]
     curves["4M's losses"] = (rows, [c for c in rows[0] if c.startswith("loss_")])
     facts = dict(curves=curves)
     if (out / "ceiling.json").exists(): facts["pixel_ceiling"] = read_json(out / "ceiling.json")
+    elif world == WORLD_VERSION: facts["pixel_ceiling"] = CEILING["picture"]      # measured once for this world, on the toy street's own page
     return facts
 
 def folder_state(data: Path) -> str:
     "A fingerprint of the names, sizes and times of a folder's files: another one means other clips."
     return fingerprint(sorted((str(p.relative_to(data)), p.stat().st_size, p.stat().st_mtime_ns) for p in data.rglob("*") if p.is_file()))
 
-def write_held_out(data: Path, out: Path) -> Path:
-    "Lists the held-out clips of a folder of one's own in `out/test/truth.csv`."
+def write_held_out(data: Path, out: Path, clips=None) -> Path:
+    "Lists the held-out clips of a folder of one's own, or of a list with its folder `clips`, in `out/test/truth.csv`."
+    listed = {r.key: r.path for r in vggsound_rows(data, clips)} if clips else {}
     dataset = ClipDataset(out / "data"); keys = dataset.keys("test") or dataset.keys("val") or dataset.keys()
     rows = [dataset.row(k) for k in keys]; text = io.StringIO()
     w = csv.DictWriter(text, ["file", "label", "group", "captions", "attributes"], lineterminator="\n"); w.writeheader()
     for r in rows:
-        w.writerow(dict(file=str(Path(data, r["source"]).resolve()), label=r["label"], group=r["group"], captions=r["captions"],
+        file = Path(listed.get(r["key"]) or Path(data, r["source"])).resolve()
+        w.writerow(dict(file=str(file), label=r["label"], group=r["group"], captions=r["captions"],
                         attributes=r["attributes"] or ""))
     atomic_write(out / "test" / "truth.csv", text.getvalue())
     return out / "test"
