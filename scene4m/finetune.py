@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SCHEMES', 'RECIPES', 'TRACKERS', 'LORA_TARGETS', 'Stage', 'FinetuneConfig', 'stages_of', 'stage_ends',
            'scene_modalities', 'text_tokenizer_for', 'check_fit', 'check_tokenizers', 'grid_entry', 'caption_entry',
-           'CaptionSource', 'Part', 'predictions', 'make_part', 'SenseDropout', 'RandomBudgets', 'attention_kind',
-           'start_text', 'start_from_codebooks', 'start_encoder_silent', 'start_model', 'renew_embeddings',
-           'weight_groups', 'learning_rate', 'to_device', 'total_counts', 'step_losses', 'sum_gradients', 'CsvLog',
-           'TensorboardLog', 'ServiceLog', 'open_trackers', 'Saver', 'seconds_per_step', 'plan_steps', 'Run', 'record',
-           'finetune', 'is_new', 'open_stage', 'add_lora', 'merge_lora', 'StopSoon', 'Progress', 'Loop', 'Window',
-           'raise_diverged', 'draw_log', 'finish']
+           'CaptionSource', 'Part', 'predictions', 'make_part', 'Schemes', 'SenseDropout', 'RandomBudgets',
+           'attention_kind', 'start_text', 'start_from_codebooks', 'start_encoder_silent', 'start_model',
+           'renew_embeddings', 'weight_groups', 'learning_rate', 'to_device', 'total_counts', 'step_losses',
+           'sum_gradients', 'CsvLog', 'TensorboardLog', 'ServiceLog', 'open_trackers', 'Saver', 'seconds_per_step',
+           'plan_steps', 'Run', 'record', 'finetune', 'is_new', 'open_stage', 'add_lora', 'merge_lora', 'StopSoon',
+           'Progress', 'Reporter', 'Loop', 'Window', 'raise_diverged', 'draw_log', 'finish']
 
 # %% ../nbs/33_finetune.ipynb #52172a69
 import csv, io, json, math, os, shutil, signal, threading, time
@@ -38,6 +38,7 @@ class Stage:
     share: float = 1.0          # of all steps
     lr: float | None = None     # None: the run's
 
+# %% ../nbs/33_finetune.ipynb #9210c701
 @dataclass(frozen=True)
 class FinetuneConfig:
     "Every setting of a training run. Give one of `steps`, `epochs` and `seconds`."
@@ -195,8 +196,8 @@ def make_part(batch: dict, places, texts=("caption",)) -> Part:
     return Part(batch, max(1, seen), int(sum(said[m] for m in order).max()) if order else 0, order, {m: int(said[m].sum()) for m in order}, places)
 
 # %% ../nbs/33_finetune.ipynb #e9fb90ea
-class SenseDropout:
-    "Each step draws what is seen, whole: senses, or the caption too. An unseen caption is written, of unseen grids some tokens are imagined."
+class Schemes:
+    "Which schemes there are, which one a step follows, and how much of an unseen grid it shows after all."
     def __init__(self, ds: TokenDataset, captions: CaptionSource, config: FinetuneConfig, rank: int = 0, world: int = 1):
         self.ds, self.captions, self.config, self.rank, self.world = ds, captions, config, rank, world
         self.senses = [m for m in ("audio", "video") if m in ds.modalities] + [m for m in ds.modalities if m not in ("audio", "video")]
@@ -212,6 +213,14 @@ class SenseDropout:
         "The scheme of a step, the same in every process."
         return self.names[make_rng(self.config.seed, "scheme", step).choice(len(self.names), p=self.p)]
 
+    def shown(self, rng, tokens: int) -> int:
+        "How many tokens of an unseen grid are shown after all."
+        draw, amount = rng.random(2)
+        return int(amount * max(1, tokens - self.config.targets + 1)) if draw < self.config.partial else 0
+
+# %% ../nbs/33_finetune.ipynb #e9fb9001
+class SenseDropout(Schemes):
+    "Each step draws what is seen, whole: senses, or the caption too. An unseen caption is written, of unseen grids some tokens are imagined."
     def __call__(self, step: int, places: np.ndarray, scheme: str | None = None) -> list:
         "The parts of a step for the clips at `places`: one part per kind of clip, or more with `accumulate`."
         scheme = scheme or self.scheme(step); rng = make_rng(self.config.seed, "clips", step); n = len(places) * self.world
@@ -224,11 +233,6 @@ class SenseDropout:
                 if len(rows): parts.append(self.part(scheme, dict(zip(self.senses, kind)), places[rows], seeds[rows],
                                                      {m: draws[m][rows] for m in self.senses}, shown))
         return [p for p in parts if p.order]
-
-    def shown(self, rng, tokens: int) -> int:
-        "How many tokens of an unseen grid are shown after all."
-        draw, amount = rng.random(2)
-        return int(amount * max(1, tokens - self.config.targets + 1)) if draw < self.config.partial else 0
 
     def part(self, scheme, has, places, seeds, draws, shown) -> Part:
         "The entries of clips that all have the same senses."
@@ -283,6 +287,7 @@ def start_text(text, model, ds: TokenDataset) -> TextTokenizer:
     if not isinstance(model, torch.nn.Module) and (Path(model) / "text_tokenizer.json").exists(): return TextTokenizer.from_pretrained(model)
     raise BadInput("The model comes without its text tokenizer; name the file (for 4M: text_tokenizer_4m_wordpiece_30k.json).")
 
+# %% ../nbs/33_finetune.ipynb #39c56f01
 @torch.no_grad()
 def start_from_codebooks(model, ds: TokenDataset, config: FinetuneConfig):
     "Starts the embeddings of grid tokens from their codebooks, where they lie beside the tokens: what looks or sounds alike begins alike."
@@ -298,6 +303,7 @@ def start_encoder_silent(model):
     "Sets what the encoder's blocks add to 0: the decoder first learns from the tokens as they are, and the encoder joins in by and by."
     for block in model.encoder: block.attn.proj.weight.zero_(); block.mlp.fc2.weight.zero_()
 
+# %% ../nbs/33_finetune.ipynb #39c56f02
 def start_model(model, ds: TokenDataset, text: TextTokenizer, config: FinetuneConfig) -> FourM:
     "The model to train: the given one, the one in a folder or on the hub, or a small one from nothing; modalities it lacks are added."
     wanted = scene_modalities(ds, text, config.max_words)
@@ -406,6 +412,7 @@ class CsvLog:
 
     def close(self): self.write()
 
+# %% ../nbs/33_finetune.ipynb #74985b01
 class TensorboardLog:
     "Numbers per step for TensorBoard."
     def __init__(self, folder, settings: dict):
@@ -428,6 +435,7 @@ class ServiceLog:
         self.module.log(numbers, step=row["step"])
     def close(self): self.module.finish()
 
+# %% ../nbs/33_finetune.ipynb #74985b02
 TRACKERS = ("csv", "tensorboard", "wandb", "trackio")
 
 def open_trackers(names, folder, settings: dict) -> list:
@@ -625,7 +633,23 @@ class Progress:
                             step=self.step, stage=self.stage, seconds=self.seconds)
 
 # %% ../nbs/33_finetune.ipynb #9e545dae
-class Loop(Progress):
+class Reporter(Progress):
+    "The learning rate of every step, and what the log says of it."
+    def rate(self) -> float:
+        "The learning rate of the coming step."
+        stage, begin = self.stages[self.stage], ([0, *self.ends])[self.stage]
+        return learning_rate(self.step - begin, self.ends[self.stage] - begin, stage.lr or self.run.config.lr, self.run.config.warmup)
+
+    def log(self) -> dict:
+        "A row of the log, written everywhere."
+        lr = self.optimiser.param_groups[0]["lr"]; row = self.window.row(self.step, lr, self.run.config.weights, self.run.accelerator)
+        self.window = Window()
+        if self.run.main:
+            for t in (self.csv, *self.trackers): t.log(row)
+        return row
+
+# %% ../nbs/33_finetune.ipynb #9e545d01
+class Loop(Reporter):
     "The loop over steps: draw, forward, backward, step, log, save."
     def all(self):
         "All steps that are left, stage after stage."
@@ -657,19 +681,6 @@ class Loop(Progress):
         if self.average is not None: torch._foreach_lerp_(self.average, [p.detach() for p in self.params], 1 - c.ema)
         self.window.add(shares, norm, len(places) * run.accelerator.num_processes, time.perf_counter() - start)
         return None if self.step % c.log_every and self.step < self.steps else self.log()
-
-    def rate(self) -> float:
-        "The learning rate of the coming step."
-        stage, begin = self.stages[self.stage], ([0, *self.ends])[self.stage]
-        return learning_rate(self.step - begin, self.ends[self.stage] - begin, stage.lr or self.run.config.lr, self.run.config.warmup)
-
-    def log(self) -> dict:
-        "A row of the log, written everywhere."
-        lr = self.optimiser.param_groups[0]["lr"]; row = self.window.row(self.step, lr, self.run.config.weights, self.run.accelerator)
-        self.window = Window()
-        if self.run.main:
-            for t in (self.csv, *self.trackers): t.log(row)
-        return row
 
 # %% ../nbs/33_finetune.ipynb #07e180ff
 class Window:
