@@ -6,9 +6,10 @@
 __all__ = ['DEBUG', 'app', 'GO_ON', 'Out', 'Model', 'Seed', 'Workers', 'PresetName', 'Settings', 'AsJson', 'Clips', 'CORES',
            'VggList', 'Limit', 'DataFolder', 'explain', 'in_one_line', 'command', 'main', 'read_settings', 'run', 'toy',
            'curate', 'download', 'train_audio', 'train_video', 'tokenize', 'finetune', 'describe_clips', 'in_words',
-           'describe', 'score_table', 'evaluate', 'transfer', 'app_notebook', 'serve_app', 'finding', 'check_python',
-           'check_package', 'check_requirements', 'torchaudio_lib', 'remove_compiled', 'imports_cleanly',
-           'check_torchaudio', 'check_program', 'check_processor', 'check_model', 'examine', 'doctor']
+           'describe', 'score_table', 'evaluate', 'transfer', 'study_in_words', 'app_notebook', 'serve_app', 'finding',
+           'check_python', 'check_package', 'check_requirements', 'torchaudio_lib', 'remove_compiled',
+           'imports_cleanly', 'check_torchaudio', 'check_program', 'check_processor', 'check_model', 'examine',
+           'doctor']
 
 # %% ../nbs/60_cli.ipynb #19d52252
 import functools, importlib, importlib.util, json, os, shutil, subprocess, sys
@@ -322,12 +323,27 @@ def evaluate(
 
 # %% ../nbs/60_cli.ipynb #57f5b43f
 @command()
-def transfer(clips: Clips, as_json: AsJson = False, settings: Settings = None):
+def transfer(
+    clips: Clips, as_json: AsJson = False,
+    base: Annotated[str, typer.Option(help="4M that reads pictures: a folder, or a name on the Hub.")] = "EPFL-VILAB/4M-7_B_CC12M",
+    t5: Annotated[str, typer.Option(help="T5: a folder, or a name on the Hub; `none` sums up without a model.")] = "google-t5/t5-small",
+    words: Annotated[Path | None, typer.Option(help="Text tokenizer of the 4M, if it does not lie in its folder.")] = None,
+    fetch: Annotated[bool, typer.Option("--download", help="Fetch what is missing.")] = False,
+):
     "The paper's study: 16 captions by 4M, one by T5."
-    from scene4m.transfer import transfer_clip
-    for clip in clips:
-        result = transfer_clip(clip)
-        typer.echo(json.dumps(result, ensure_ascii=False) if as_json else result["summary"])
+    from scene4m.media import probe
+    def load():
+        from scene4m.transfer import Summariser, Transfer, load_captioner
+        study = Transfer(load_captioner(base, words, fetch), None if t5 == "none" else Summariser.from_pretrained(t5, fetch))
+        return lambda clip: [study(clip)]
+    def say(d, _): typer.echo(json.dumps(d, ensure_ascii=False) if as_json else study_in_words(d)); sys.stdout.flush()
+    if describe_clips(clips, load, say, probe): raise typer.Exit(1)
+
+def study_in_words(d: dict) -> str:
+    "The outcome of the study, or the error in its place, as a few lines of text."
+    if "error" in d: return f"{d['file']}\n  not described: {d['error']}"
+    same = "" if d["plain"] == d["summary"] else f"\n  most frequent: {d['plain']}"
+    return f"{d['file']}\n  {d['summary']}{same}\n  {len(set(d['captions']))} different captions of {len(d['captions'])} frames"
 
 # %% ../nbs/60_cli.ipynb #96fa0dfe
 def app_notebook(

@@ -4,13 +4,17 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
-from scene4m.captions import LABELS
+from scene4m.captions import BUS, DOG, LABELS, POLICE, Attributes, parse_caption
 from scene4m.core import BadInput, ConfigMismatch
 from scene4m.describe import (
-    Describer, Description, candidate_captions, category_probabilities, describe_long, fit_temperature, load_checkpoint, to_vtt)
-from scene4m.media import write_wav
-from scene4m.toystreet import sample_scene, street_seed, write_scene
+    ClipArrays, Describer, Description, calibrate, category_probabilities, decode_senses, describe_long, direct, fit_temperature, imagine,
+    load_arrays, load_checkpoint, phrase_tree, read_out, remember, same_news, score_categories, score_directions, score_values, speak, speech_command,
+    tokenize_arrays, to_vtt, ways_to_say, windows, write_senses, write_sentences)
+from scene4m.generate import OPEN, caption_logp
+from scene4m.media import read_clip, write_clip, write_wav
+from scene4m.toystreet import sample_scene, street_clip, street_seed, write_scene
 
 SHIPPED = pytest.importorskip("scene4m.describe").SHIPPED
 pytestmark = pytest.mark.skipif(not (SHIPPED / "config.json").exists(), reason="no checkpoint is in the package; make one with make pretrained")
@@ -79,10 +83,64 @@ def test_a_checkpoint_with_another_tokenizer(tmp_path):
         load_checkpoint(copy)
 
 
-def test_windows_of_a_long_recording(describer, clip):
-    got = list(describe_long(describer, clip, step=5.0))
-    assert got[0].start == 0 and all(a.end <= b.end for a, b in zip(got, got[1:]))
-    assert all(a.description != b.description for a, b in zip(got, got[1:]))
+@pytest.mark.parametrize("folder", ["audio_tokenizer", "video_tokenizer"])
+def test_a_checkpoint_without_one_of_its_tokenizers(tmp_path, folder):
+    copy = shutil.copytree(SHIPPED, tmp_path / "model")
+    shutil.rmtree(copy / folder)
+    with pytest.raises(BadInput) as e:
+        load_checkpoint(copy)
+    assert folder in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("seconds, step, expected", [
+    (35.5, 10, [(0, 0), (10, 10), (20, 20), (30, 25.5)]), (20, 5, [(0, 0), (5, 5), (10, 10)]), (4, 10, [(0, 0)]), (10.2, 10, [(0, 0)])])
+def test_where_windows_begin(seconds, step, expected):
+    assert windows(seconds, 10, step) == expected
+
+
+def test_a_step_that_leads_nowhere(describer, clip):
+    with pytest.raises(BadInput, match="step"):
+        list(describe_long(describer, clip, step=0))
+
+
+def test_windows_of_a_long_recording_hold_until_the_next(describer, tmp_path):
+    scenes = [street_clip(sample_scene(street_seed("test", i))) for i in (1, 2)]
+    film = write_clip(tmp_path / "film.mp4", np.concatenate([f for f, _ in scenes]), np.concatenate([w for _, w in scenes]), 1.6)
+    got = list(describe_long(describer, film, step=5.0))
+    assert got[0].start == 0 and all(a.end == b.start for a, b in zip(got, got[1:])) and abs(got[-1].end - 20) < 1
+    assert not any(same_news(a, b) for a, b in zip(got, got[1:]))
+
+
+def test_windows_that_say_the_same_in_other_words_are_merged():
+    def said(guess, **kw):
+        return Description("a.mp4", guess, 0.9, False, dict(audio="used", video="used"), [], guess=guess, **kw)
+    near = said("Near you, a dog is barking at night.")
+    assert same_news(near, said("A dog is making noise close by in the dark.")) and not same_news(near, said("A dog is barking far off."))
+    unsure = [Description("a", f"I do not know ({p})", 0.1, True, near.senses, [], guess=p, reason="r") for p in ("x", "a dog is barking.")]
+    assert same_news(*unsure) and not same_news(near, unsure[1])
+
+
+def test_a_clip_of_a_tenth_of_a_second(describer, tmp_path):
+    path = write_clip(tmp_path / "short.mp4", np.full((1, 64, 64, 3), 90, np.uint8), np.zeros(1600, np.float32), 10)
+    d = describer(path)
+    assert d.abstains and "0.1 seconds" in d.description and not d.direction
+
+
+def test_memory_does_not_grow_with_the_recording(describer, tmp_path):
+    "A window at the end of ten minutes takes no more memory than the first one."
+    import tracemalloc
+    ck = describer.checkpoint
+    write_wav(tmp_path / "long.wav", np.tile(street_clip(sample_scene(street_seed("test", 1)))[1], 60), 16_000)
+
+    def peak(start):
+        tracemalloc.start()
+        arrays = load_arrays(tmp_path / "long.wav", ck.clip, ck.front, start=start)
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert arrays.senses["audio"] == "used" and arrays.seconds == pytest.approx(10, abs=0.1)
+        return top
+    peak(0.0)
+    assert peak(590.0) < 1.5 * peak(0.0) + 1e6
 
 
 def test_vtt_survives_odd_sentences():
@@ -96,13 +154,164 @@ def test_temperature_is_found_again():
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(3000, 14)) * 8
     truth = np.array([rng.choice(14, p=p) for p in category_probabilities(scores, 3.0)])     # right as often as temperature 3 says
-    assert fit_temperature(scores, truth) == pytest.approx(3.0, rel=0.1)
+    assert fit_temperature(scores, truth)[0] == pytest.approx(3.0, rel=0.1)
 
 
-def test_every_category_is_put_into_the_sentence(describer, clip):
-    from scene4m.captions import parse_caption
-    sets = candidate_captions(parse_caption(describer(clip).guess))
-    assert [parse_caption(s[0]).label for s in sets] == list(LABELS)
+def test_every_category_fits_into_the_sentence():
+    for sentence in ("Near you and in view, two dogs in red are barking and moving left.", "a police car is flashing.", "nothing that is known"):
+        before, ways = ways_to_say(sentence)
+        assert [parse_caption(f"{before} {way[0]}").label for way in ways] == list(LABELS), sentence
+        assert all(parse_caption(f"{before} {p}").colour == parse_caption(sentence).colour for way in ways for p in way)
+
+
+def test_a_tree_shares_what_phrases_share():
+    ids, parent, depth, sees, member = phrase_tree((((1, 2, 3), (1, 2, 4)), ((1, 5), (6,))))
+    assert ids.tolist() == [1, 2, 3, 4, 5, 6] and parent.tolist() == [-1, 0, 1, 1, 0, -1] and depth.tolist() == [0, 1, 2, 2, 1, 0]
+    assert sees.int().tolist()[3] == [1, 1, 0, 1, 0, 0] and member[0].sum(1).tolist() == [3, 3]
+
+
+@pytest.fixture(scope="module")
+def street(describer):
+    "Tokens and scenes of some clips, one of them only heard."
+    ck = describer.checkpoint
+    scenes = [sample_scene(street_seed("val", i)) for i in range(6)]
+    clips = [ClipArrays(f, ck.front(torch.from_numpy(w)).numpy(), dict(audio="used", video="used")) for f, w in map(street_clip, scenes)]
+    clips[0].frames, clips[0].senses["video"] = None, "missing"
+    return tokenize_arrays(ck, clips), scenes
+
+
+def test_the_tree_gives_what_one_phrase_after_the_other_gives(describer, street):
+    ck, (tokens, _) = describer.checkpoint, street
+    memory = remember(ck, {s: tokens.ids[s][1:2] for s in ("audio", "video")}, 1)
+    sentence = write_sentences(ck, tokens)[1]
+    before, ways = ways_to_say(sentence)
+    n = len(ck.text.encode(before))
+
+    @torch.inference_mode()
+    def alone(phrase):
+        row = torch.tensor([[[OPEN, *ck.text.encode(f"{before} {phrase}")]]])
+        return float(caption_logp(ck.model, "caption", memory, row[..., :-1], row[..., 1:])[0, 0, n:].sum())
+    expected = [np.logaddexp.reduce([alone(p) for p in way]) for way in ways]
+    assert np.abs(score_values(ck, memory, [sentence])[0][0] - expected).max() < 1e-3
+
+
+def test_one_pass_gives_what_two_give(describer, street):
+    ck, (tokens, _) = describer.checkpoint, street
+    sentences, scores = read_out(ck, tokens, also=("motion",))
+    assert sentences == write_sentences(ck, tokens)
+    share = ck.settings.get("correction", 1.0)
+    assert np.allclose(score_categories(ck, tokens, sentences), scores["label"][0] - share * scores["label"][1], atol=1e-3)
+    stated = [parse_caption(s).motion is not None for s in sentences]
+    assert [bool(np.isfinite(row).all()) for row in scores["motion"][0]] == stated
+
+
+def test_calibration_makes_the_right_answers_likelier(describer, street):
+    from dataclasses import replace
+    ck, (tokens, scenes) = describer.checkpoint, street
+    fresh = replace(ck, settings=dict(ck.settings))
+    found = calibrate(fresh, tokens, [s.label for s in scenes])
+    assert set(found) == {"temperature", "correction", "threshold", "familiar"} and fresh.settings["temperature"] == found["temperature"]
+    seen, unseen = read_out(ck, tokens)[1]["label"]
+    truth = [LABELS.index(s.label) for s in scenes]
+
+    def loss(temperature, share):
+        return -np.log(category_probabilities(seen - share * unseen, temperature)[range(len(truth)), truth]).mean()
+    assert loss(found["temperature"], found["correction"]) < loss(1.0, 1.0)
+
+
+def test_directions_follow_the_thing_and_where_it_goes():
+    bus = Attributes(label=BUS, motion="right", near=True, on_screen=True)
+    assert direct(bus) == "A bus comes from the left: wait."
+    assert "from the right" in direct(Attributes(label=BUS, motion="left", near=True))
+    assert "step aside" in direct(Attributes(label=BUS, motion="towards", near=True)) and direct(Attributes(label=DOG, near=True))
+    assert "cannot be seen" in direct(Attributes(label=POLICE, near=True, on_screen=False))
+    away, far = Attributes(label=BUS, near=True, motion="away"), Attributes(label=BUS, motion="right", near=False)
+    for quiet in (Attributes(), Attributes(label=BUS), away, far):
+        assert direct(quiet) == ""
+
+
+def test_directions_are_scored():
+    bus, dog = Attributes(label=BUS, motion="right", near=True), Attributes(label=DOG, near=False)
+    wrong = score_directions(["A bus comes from the right: wait.", "A dog is close by: keep some distance."], [bus, dog])
+    assert wrong == dict(n=2, needed=1, given=2, given_where_needed=1.0, right_of_given=0.0, wrong_side=1, unneeded=1)
+    assert score_directions(["", ""], [bus, dog])["right_of_given"] is None
+
+
+def test_no_direction_without_certainty(describer, clip, monkeypatch):
+    from scene4m import describe as module
+    monkeypatch.setattr(module, "SURE", 1.1)
+    assert describer(clip).direction == ""
+
+
+def test_no_voice_is_said_in_one_sentence(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr("sys.platform", "linux")
+    with pytest.raises(BadInput, match="espeak-ng"):
+        speech_command("A dog.")
+
+
+def test_a_voice_that_fails(monkeypatch, tmp_path):
+    voice = tmp_path / "espeak-ng"
+    voice.write_text("#!/bin/sh\necho no sound card >&2\nexit 3\n")
+    voice.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(BadInput, match="no sound card"):
+        speak("A dog.")
+    voice.write_text(f"#!/bin/sh\necho \"$2\" > {tmp_path}/said\n")
+    speak("A dog; $(rm -r x) barks.")
+    assert (tmp_path / "said").read_text() == "A dog; $(rm -r x) barks.\n"
+
+
+@pytest.mark.parametrize("how", [{}, dict(steps=4, temperature=0.5), dict(scheme="roar", steps=4, temperature=0.5)])
+def test_any_sense_from_any_other_and_from_words(describer, street, how):
+    ck, (tokens, _) = describer.checkpoint, street
+
+    def g(): return torch.Generator().manual_seed(0)
+    for ids, target, words in (({"video": tokens.ids["video"][1:3]}, "audio", None), ({"audio": tokens.ids["audio"][1:3]}, "video", None),
+                               ({}, "audio", ["a dog is barking.", "a bus is driving."]), ({}, "video", ["a dog.", "a bus."])):
+        got = imagine(ck, ids, target, words=words, generator=g(), **how)
+        kind = ck.model.modalities[target]
+        assert got.shape == (2, kind.num_tokens) and 0 <= int(got.min()) and int(got.max()) < kind.vocab_size
+        assert torch.equal(got, imagine(ck, ids, target, words=words, generator=g(), **how))
+    with pytest.raises(BadInput, match="nothing to imagine"):
+        imagine(ck, {})
+
+
+def test_imagined_senses_become_files(describer, street, tmp_path):
+    ck, (tokens, _) = describer.checkpoint, street
+    ids = {s: t[1] for s, t in tokens.ids.items()}
+    made = decode_senses(ck, ids)
+    assert made["mel"].shape[0] == 80 and np.abs(made["wave"]).max() > 0.01 and made["frames"].shape == (16, 32, 32, 3)
+    both = read_clip(write_senses(ck, ids, tmp_path / "a.mp4"))
+    assert both.has_audio and both.has_video and not both.silent
+    assert read_clip(write_senses(ck, {"audio": ids["audio"]}, tmp_path / "a.wav")).has_audio
+    for wrong in ({"video": ids["video"]}, ids):
+        with pytest.raises(BadInput, match="mp4"):
+            write_senses(ck, wrong, tmp_path / "b.wav")
+    with pytest.raises(BadInput, match="wav"):
+        write_senses(ck, {"audio": ids["audio"]}, tmp_path / "b.mp4")
+
+
+def test_a_browser_reads_the_description_track(browser, tmp_path):
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+    d = Description("a.mp4", "A <b> & c -->\nis here.", 0.9, False, dict(audio="used", video="used"), [], start=0.0, end=4.25)
+    from dataclasses import replace
+    (tmp_path / "d.vtt").write_text(to_vtt([d, replace(d, description="Then a dog.", start=4.25, end=10)]), encoding="utf-8")
+    (tmp_path / "page.html").write_text('<video><track kind="descriptions" srclang="en" src="d.vtt" default></video>')
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_): pass
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/page.html")
+        cues = page.evaluate("""() => new Promise((done, fail) => { const t = document.querySelector("track"); t.track.mode = "hidden";
+            const read = () => done([t.track.kind, ...[...t.track.cues].map(c => [c.startTime, c.endTime, c.getCueAsHTML().textContent])]);
+            t.addEventListener("load", read); t.addEventListener("error", () => fail("the track is refused")); if (t.readyState === 2) read(); })""")
+        server.shutdown()
+    assert cues == ["descriptions", [0, 4.25, "A <b> & c → is here."], [4.25, 10, "Then a dog."]]
 
 
 @pytest.mark.slow
