@@ -251,7 +251,8 @@ def in_words(d: dict) -> str:
     if "error" in d: return f"{d['file']}\n  not described: {d['error']}"
     senses = ", ".join(f"{'sound' if sense == 'audio' else 'picture'} {state}" for sense, state in d["senses"].items())
     likely = ", ".join(f"{c['label']} {c['p']:.0%}" for c in d["categories"][:3])
-    return f"{d['file']}\n  {d['description']}\n  sure: {d['confidence']:.0%} · {senses}\n  likely: {likely}"
+    do = f"\n  {d['direction']}" if d.get("direction") else ""
+    return f"{d['file']}\n  {d['description']}{do}\n  sure: {d['confidence']:.0%} · {senses}\n  likely: {likely}"
 
 # %% ../nbs/60_cli.ipynb #2ec4b815
 @command()
@@ -273,7 +274,7 @@ def describe(
         typer.echo(json.dumps(d, ensure_ascii=False, default=str) if as_json else in_words(d)); sys.stdout.flush()
         if description is None: return
         said.append(description)
-        if speak: _say_aloud(description.description)
+        if speak: _say_aloud(f"{description.direction} {description.description}".strip())
     if speak: _say_aloud("")
     failed = describe_clips(clips, load, say, probe)
     if vtt and not failed: _write_vtt(vtt, said)

@@ -8,7 +8,7 @@ __all__ = ['BASE', 'SUMMARISER', 'MEAN', 'DEVIATION', 'TEXT_FILES', 'read_frames
            'plain_summary', 'condense', 'load_t5', 'first_line', 'Summariser', 'small_summariser', 'Transferred',
            'Transfer', 'fit_steps', 'train_captioner', 'train_summariser', 'what_survives']
 
-# %% ../nbs/40_transfer.ipynb #e3d7d56d
+# %% ../nbs/40_transfer.ipynb #97a4a5f3
 import re, time
 from collections import Counter
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from .masking import Pixels, Text
 from .media import FrameSpec, probe, read_clip
 from .metrics import attribute_accuracy
 
-# %% ../nbs/40_transfer.ipynb #43fcdd16
+# %% ../nbs/40_transfer.ipynb #c960cbc0
 def read_frames(
     path,                # a video
     n: int = 16,         # frames, evenly spread
@@ -40,7 +40,7 @@ def read_frames(
     if not got.has_video: raise BadInput(f"{path}: there is no picture in it, and this study looks at frames only.")
     return got.frames
 
-# %% ../nbs/40_transfer.ipynb #9cf54496
+# %% ../nbs/40_transfer.ipynb #cc29db3e
 BASE, SUMMARISER = "EPFL-VILAB/4M-7_B_CC12M", "google-t5/t5-small"
 MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])     # of ImageNet, which 4M's pixels are normalised with
 
@@ -54,7 +54,7 @@ def with_masks(entry: dict, patches: int) -> dict:
     seen = torch.zeros(len(entry["tensor"]), patches, dtype=torch.bool, device=entry["tensor"].device)
     return dict(entry, input_mask=seen, target_mask=~seen, decoder_attention_mask=seen.int())
 
-# %% ../nbs/40_transfer.ipynb #712ff380
+# %% ../nbs/40_transfer.ipynb #55feadc3
 @dataclass
 class Captioner:
     "A 4M model that writes captions of single pictures, with its words."
@@ -77,11 +77,11 @@ class Captioner:
     def __call__(self, frames: np.ndarray, seed: int = 0, temperature: float = 0.3, top_p: float = 0.8, max_tokens: int = 48) -> list:
         "One caption for every frame `(B, size, size, 3)` uint8."
         entry = with_masks(see_pixels(frames), self.pixels.num_tokens); device = self.model.mask_token.device
-        batch = {self.pixels.name: {k: v.to(device) for k, v in entry.items()}}; how = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
-        ids = generate_text(self.model, batch, generator=make_generator(seed, "captions"), **how)
+        how = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens, generator=make_generator(seed, "captions"))
+        ids = generate_text(self.model, {self.pixels.name: {k: v.to(device) for k, v in entry.items()}}, **how)
         return [self.text.decode(t) for t in ids]
 
-# %% ../nbs/40_transfer.ipynb #0923e077
+# %% ../nbs/40_transfer.ipynb #34ea7ac9
 TEXT_FILES = ("text_tokenizer.json", "text_tokenizer_4m_wordpiece_30k.json")
 
 def find_text(where, tokenizer=None, download: bool = False) -> TextTokenizer:
@@ -111,7 +111,7 @@ def missing(where, about: str) -> BadInput:
     "The sentence for weights that are not here."
     return BadInput(f"{where}: there is no such folder, and the Hub's cache does not hold it; name a folder, or allow the download ({about}).")
 
-# %% ../nbs/40_transfer.ipynb #a3015a3e
+# %% ../nbs/40_transfer.ipynb #e1ee854c
 def small_captioner(
     text: TextTokenizer,
     size: int = 32, patch: int = 4,     # pixels
@@ -127,7 +127,7 @@ def save_captioner(captioner: Captioner, folder) -> Path:
     captioner.model.save_pretrained(folder); captioner.text.save(Path(folder) / TEXT_FILES[0])
     return Path(folder)
 
-# %% ../nbs/40_transfer.ipynb #121341cb
+# %% ../nbs/40_transfer.ipynb #5db6529b
 def runs(captions: list) -> list:
     "Pairs (caption, how many frames in a row)."
     return [(c, len(list(same))) for c, same in groupby(captions)]
@@ -148,7 +148,7 @@ def condense(captions: list) -> str:
     "The captions as one text for a summariser: repetitions in a row are dropped."
     return " ".join(c if c.endswith(".") else c + "." for c, _ in runs(captions))
 
-# %% ../nbs/40_transfer.ipynb #388851f8
+# %% ../nbs/40_transfer.ipynb #9291146d
 def load_t5(where, download: bool):
     "Model and tokenizer of a T5; see `Summariser.from_pretrained`."
     import_torchaudio()
@@ -169,7 +169,7 @@ def first_line(error) -> str:
     "The first sentence of an error."
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
-# %% ../nbs/40_transfer.ipynb #c671dca8
+# %% ../nbs/40_transfer.ipynb #a69d1fb3
 class Summariser:
     "Sums up the captions of a film in one sentence, with a T5."
     prefix = "summarize: "
@@ -202,7 +202,7 @@ class Summariser:
                                   no_repeat_ngram_size=3, length_penalty=2.0, do_sample=False)
         return [re.sub(r" +([.,])", r"\1", " ".join(t.split())) for t in self.words.batch_decode(ids, skip_special_tokens=True)]
 
-# %% ../nbs/40_transfer.ipynb #92211a6e
+# %% ../nbs/40_transfer.ipynb #687d01c7
 def small_summariser(texts: list, dim: int = 96, layers: int = 2, seed: int = 0) -> Summariser:
     "An untrained T5 whose words are those of `texts`."
     import_torchaudio()
@@ -219,7 +219,7 @@ def small_summariser(texts: list, dim: int = 96, layers: int = 2, seed: int = 0)
                       pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
     return Summariser(T5ForConditionalGeneration(config).eval(), words)
 
-# %% ../nbs/40_transfer.ipynb #a8846ad9
+# %% ../nbs/40_transfer.ipynb #937157ca
 @dataclass
 class Transferred:
     "What the study says about one clip."
@@ -246,7 +246,7 @@ class Transfer:
         plain = plain_summary(captions); summary = self.summariser([captions])[0] if self.summariser else plain
         return Transferred(str(path), summary, plain, captions, time.perf_counter() - start)
 
-# %% ../nbs/40_transfer.ipynb #97509244
+# %% ../nbs/40_transfer.ipynb #81b49442
 def fit_steps(model, loss, steps: int, lr: float = 2e-3, desc: str = "training") -> list:
     "Trains `model` on `loss(step)` with AdamW and a rate that rises and falls; gives back the losses."
     opt = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.99), weight_decay=0.02); out = []
@@ -271,7 +271,7 @@ def train_captioner(
         return model(batch, order=["caption"]).loss
     return fit_steps(model, loss, steps, lr, "captions of frames")
 
-# %% ../nbs/40_transfer.ipynb #4f602089
+# %% ../nbs/40_transfer.ipynb #b4b72933
 def train_summariser(
     summariser: Summariser,
     clips: list,       # lists of captions of frames
@@ -286,7 +286,7 @@ def train_summariser(
         return summariser.model(**summariser.read([texts[i] for i in at]), labels=labels.masked_fill(labels == 0, -100)).loss
     return fit_steps(summariser.model, loss, steps, lr, "summaries")
 
-# %% ../nbs/40_transfer.ipynb #012d2f09
+# %% ../nbs/40_transfer.ipynb #eef44a77
 def what_survives(
     said: list,       # a description of each clip
     truths: list,     # `Attributes` of each
