@@ -409,7 +409,7 @@ def _read(path, container, video, audio, specs, start, seconds, sr, crop, clock)
                        start + seconds + max(begins, default=0), clock)
     v, a = packets.get(video.index, []) if video else [], packets.get(audio.index, []) if audio else []
     sound = _read_sound(audio, a, clock, start + seconds + 60) if a else None
-    zero = _time_zero(v, sound, begins if start > 0 else [])
+    zero = _time_zero(v, sound, (begins or [0.0]) if start > 0 else [])
     frames, kind = _decode_video(video, v, np.concatenate([s.times for s in specs]) + zero + start, clock) if v else (None, "none")
     wave, heard = _finish_sound(sound, zero + start, seconds, sr) if sound else (None, 0.0)
     if frames is None and wave is None: raise ClipRefused("undecodable", f"{clock.path!r}: not one frame or sample can be decoded.")
