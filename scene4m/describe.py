@@ -6,9 +6,9 @@
 __all__ = ['SENSES', 'SHIPPED', 'SENSE_WORDS', 'TEMPERATURES', 'SHORTEST', 'SURE', 'VEHICLES', 'IN_THE_WAY', 'CORRECTIONS',
            'Checkpoint', 'load_checkpoint', 'save_checkpoint', 'Description', 'senses_sentence', 'ways_to_say',
            'ways_to_name', 'phrase_tree', 'lay_out', 'score_ways', 'category_probabilities', 'fit_temperature',
-           'reconstruction_errors', 'sense_batch', 'ClipArrays', 'load_arrays', 'ClipTokens', 'tokenize_arrays',
-           'by_senses', 'remember', 'remembered', 'write_from', 'score_values', 'split_asked', 'read_out',
-           'write_sentences', 'score_categories', 'doubt', 'in_words', 'direct', 'approaches', 'Describer',
+           'scales', 'reconstruction_errors', 'sense_batch', 'ClipArrays', 'load_arrays', 'ClipTokens',
+           'tokenize_arrays', 'by_senses', 'remember', 'remembered', 'write_from', 'score_values', 'split_asked',
+           'read_out', 'write_sentences', 'score_categories', 'doubt', 'in_words', 'direct', 'approaches', 'Describer',
            'probabilities', 'hide_sense', 'calibrate', 'take', 'score_directions', 'windows', 'same_news',
            'describe_long', 'vtt_time', 'to_vtt', 'speech_command', 'speak', 'imagine', 'decode_senses', 'write_senses']
 
@@ -192,6 +192,10 @@ def fit_temperature(
     losses = [-np.log(category_probabilities(scores, t)[np.arange(len(truth)), truth] + 1e-12).mean() for t in TEMPERATURES]
     return float(TEMPERATURES[int(np.argmin(losses))]), float(min(losses))
 
+def scales(settings: dict) -> tuple:
+    "Temperature and correction that calibration found; 1 and 0, the model's own probabilities, where there was no calibration."
+    return (settings["temperature"], settings["correction"]) if "correction" in settings else (1.0, 0.0)
+
 # %% ../nbs/34_describe.ipynb #8c41829f
 def reconstruction_errors(
     tokenizer,               # audio or video tokenizer
@@ -330,7 +334,7 @@ def score_categories(checkpoint: Checkpoint, tokens: ClipTokens, sentences: list
     out = np.zeros((len(tokens), len(LABELS)), np.float32)
     for part, memory in remembered(checkpoint, tokens, allowed):
         seen, unseen = score_values(checkpoint, memory, [sentences[p] for p in part])
-        out[part] = seen - checkpoint.settings.get("correction", 1.0) * unseen
+        out[part] = seen - scales(checkpoint.settings)[1] * unseen
     return out
 
 # %% ../nbs/34_describe.ipynb #59555da5
@@ -415,8 +419,8 @@ class Describer:
 
 def probabilities(checkpoint: Checkpoint, scores) -> np.ndarray:
     "Calibrated probabilities `(N, values)` from the two scores (from the clip, from nothing); zero where nothing was asked."
-    seen, unseen = np.nan_to_num(scores)
-    p = category_probabilities(seen - checkpoint.settings.get("correction", 1.0) * unseen, checkpoint.settings.get("temperature", 1.0))
+    (seen, unseen), (temperature, share) = np.nan_to_num(scores), scales(checkpoint.settings)
+    p = category_probabilities(seen - share * unseen, temperature)
     return p * ~np.isnan(scores[0]).any(-1, keepdims=True)
 
 # %% ../nbs/34_describe.ipynb #981c824b

@@ -10,7 +10,7 @@ from scene4m.captions import BUS, DOG, LABELS, POLICE, Attributes, parse_caption
 from scene4m.core import BadInput, ConfigMismatch
 from scene4m.describe import (
     ClipArrays, Describer, Description, calibrate, category_probabilities, decode_senses, describe_long, direct, fit_temperature, imagine,
-    load_arrays, load_checkpoint, phrase_tree, read_out, remember, same_news, score_categories, score_directions, score_values, speak, speech_command,
+    load_arrays, load_checkpoint, phrase_tree, read_out, remember, same_news, scales, score_categories, score_directions, score_values, speak, speech_command,
     tokenize_arrays, to_vtt, ways_to_say, windows, write_senses, write_sentences)
 from scene4m.generate import OPEN, caption_logp
 from scene4m.media import read_clip, write_clip, write_wav
@@ -199,7 +199,7 @@ def test_one_pass_gives_what_two_give(describer, street):
     ck, (tokens, _) = describer.checkpoint, street
     sentences, scores = read_out(ck, tokens, also=("motion",))
     assert sentences == write_sentences(ck, tokens)
-    share = ck.settings.get("correction", 1.0)
+    share = scales(ck.settings)[1]
     assert np.allclose(score_categories(ck, tokens, sentences), scores["label"][0] - share * scores["label"][1], atol=1e-3)
     stated = [parse_caption(s).motion is not None for s in sentences]
     assert [bool(np.isfinite(row).all()) for row in scores["motion"][0]] == stated
@@ -217,6 +217,10 @@ def test_calibration_makes_the_right_answers_likelier(describer, street):
     def loss(temperature, share):
         return -np.log(category_probabilities(seen - share * unseen, temperature)[range(len(truth)), truth]).mean()
     assert loss(found["temperature"], found["correction"]) < loss(1.0, 1.0)
+
+
+def test_settings_of_another_calibration_are_not_half_used():
+    assert scales(dict(temperature=7.0)) == (1.0, 0.0) and scales(dict(temperature=7.0, correction=0.5)) == (7.0, 0.5)
 
 
 def test_directions_follow_the_thing_and_where_it_goes():
