@@ -10,7 +10,8 @@ from scene4m.captions import BUS, DOG, LABELS, POLICE, Attributes, parse_caption
 from scene4m.core import BadInput, ConfigMismatch
 from scene4m.describe import (
     ClipArrays, Describer, Description, calibrate, category_probabilities, decode_senses, describe_long, direct, fit_temperature, imagine,
-    load_arrays, load_checkpoint, phrase_tree, read_out, remember, same_news, scales, score_categories, score_directions, score_values, speak, speech_command,
+    load_arrays, load_checkpoint,
+    phrase_tree, read_out, remember, same_news, scales, score_categories, score_directions, score_values, speak, speech_command,
     tokenize_arrays, to_vtt, ways_to_say, windows, write_senses, write_sentences)
 from scene4m.generate import OPEN, caption_logp
 from scene4m.media import read_clip, write_clip, write_wav
