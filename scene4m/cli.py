@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['DEBUG', 'app', 'GO_ON', 'Out', 'Model', 'Seed', 'Workers', 'PresetName', 'Settings', 'AsJson', 'Clips', 'CORES',
-           'VggList', 'Limit', 'DataFolder', 'explain', 'in_one_line', 'command', 'main', 'read_settings', 'run', 'toy',
-           'curate', 'download', 'train_audio', 'train_video', 'tokenize', 'finetune', 'describe_clips', 'in_words',
-           'describe', 'score_table', 'evaluate', 'transfer', 'study_in_words', 'app_notebook', 'serve_app', 'finding',
-           'check_python', 'check_package', 'check_requirements', 'torchaudio_lib', 'remove_compiled',
-           'imports_cleanly', 'check_torchaudio', 'check_program', 'check_processor', 'check_model', 'examine',
-           'doctor']
+           'VggList', 'Limit', 'Captions', 'Shard', 'DataFolder', 'explain', 'in_one_line', 'command', 'main',
+           'read_settings', 'run', 'toy', 'curate', 'download', 'train_audio', 'train_video', 'tokenize', 'finetune',
+           'describe_clips', 'in_words', 'describe', 'score_table', 'evaluate', 'transfer', 'study_in_words',
+           'app_notebook', 'serve_app', 'finding', 'check_python', 'check_package', 'check_requirements',
+           'torchaudio_lib', 'remove_compiled', 'imports_cleanly', 'check_torchaudio', 'check_program',
+           'check_processor', 'check_model', 'examine', 'doctor']
 
 # %% ../nbs/60_cli.ipynb #19d52252
 import functools, importlib, importlib.util, json, os, shutil, subprocess, sys
@@ -142,20 +142,27 @@ def toy(
 # %% ../nbs/60_cli.ipynb #1d94b9b4
 VggList = Annotated[Path | None, typer.Option("--vggsound", help="VGG-Sound's csv; the folder then holds clips named ID_START.mp4.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Stop after so many clips.")]
+Captions = Annotated[list[Path] | None, typer.Option(help="csv of human captions or further labels, joined by id; may be given twice.")]
+Shard = Annotated[int, typer.Option(min=0, help="Make every --of-th shard from this number on; a scheduler counts them.")]
 
 @command(go_on=GO_ON)
 def curate(
     folder: Annotated[Path, typer.Argument(help="Folder of clips.", show_default=False)], out: Out = Path("data"),
     labels: Annotated[Path | None, typer.Option(help="csv with the columns file and label, if it does not lie in the folder.")] = None,
-    vggsound: VggList = None, limit: Limit = None, seed: Seed = 0, workers: Workers = CORES,
+    vggsound: VggList = None, captions: Captions = None, limit: Limit = None, seed: Seed = 0, workers: Workers = CORES,
+    shard: Shard = 0, of: Annotated[int, typer.Option(min=1, help="Into how many parts the shards are dealt.")] = 1,
+    engine: Annotated[str, typer.Option(help="local, or ray (extra: ray).")] = "local",
+    address: Annotated[str | None, typer.Option(help="Where the Ray cluster is; left out, one is started here.")] = None,
 ):
     "Check a folder of clips and make a data set of them."
-    from scene4m.curation import curate as curate_clips, vggsound_rows
+    from scene4m.curation import class_table, curate as curate_clips, summarise, vggsound_rows
     from scene4m.run import MelFeature
     source = vggsound_rows(vggsound, folder, limit=limit) if vggsound else folder
-    manifest = curate_clips(source, out, labels_file=labels, features=dict(mel=MelFeature()), workers=workers, limit=limit, seed=seed)
-    kept = int((manifest.status == "kept").sum())
-    typer.echo(f"{kept} of {len(manifest)} clips were kept; {out / 'manifest.parquet'} says why others were not")
+    manifest = curate_clips(source, out, labels_file=labels, captions=captions, features=dict(mel=MelFeature()), workers=workers,
+                            limit=limit, seed=seed, shard=shard, of=of, engine=engine, address=address)
+    if vggsound: typer.echo(class_table(manifest[manifest.status == "kept"]).to_string(index=False))
+    typer.echo(summarise(manifest))
+    if manifest.attrs["complete"]: typer.echo(f"{out / 'manifest.parquet'} has a row for each of them")
 
 # %% ../nbs/60_cli.ipynb #2d8551f8
 @command(go_on=GO_ON)

@@ -41,7 +41,8 @@ class RawClip:
 # %% ../nbs/13_curation.ipynb #6b3bd09a
 def as_clip(item) -> RawClip:
     "A `RawClip`, also from a dict with the same names; what else the dict holds is left out."
-    if not isinstance(item, dict): return item
+    if isinstance(item, RawClip): return item
+    if not isinstance(item, dict): raise BadInput(f"A source gives `RawClip`s or dicts, not {type(item).__name__}.")
     if "key" not in item: raise BadInput(f"A clip has no key; it has {sorted(item)}.")
     return RawClip(**{f.name: item[f.name] for f in fields(RawClip) if f.name in item})
 
@@ -106,22 +107,6 @@ def _describe_feature(f) -> str:
     return f"{getattr(f, '__qualname__', type(f).__qualname__)} {fingerprint(config)}"
 
 # %% ../nbs/13_curation.ipynb #7da60748
-def _row(clip: RawClip, **more) -> dict:
-    "The manifest's row of a clip, with every column, in plain values."
-    known = clip.attributes.to_dict() if hasattr(clip.attributes, "to_dict") else clip.attributes
-    group = clip.key if clip.group is None else str(clip.group)
-    row = dict(dict.fromkeys(COLUMNS), key=clip.key, label=clip.label or "", split=clip.split, group=group, source=clip.source,
-               captions=json.dumps(list(clip.captions), ensure_ascii=False), other_labels="[]", versions=versions(), content="")
-    if known is not None: row["attributes"] = json.dumps(known, sort_keys=True)
-    row.update(start=0.0, duration=0.0, fps=0.0, size="", crop="0,0,0,0", rms=0.0, decode="arrays", has_audio=clip.wave is not None,
-               has_video=clip.frames is not None, silent=True, still=True, status="kept", reason="", message="")
-    return {**row, **clip.facts, **more}
-
-def _refused(clip: RawClip, reason: str, message: str) -> dict:
-    assert reason in REASONS, reason
-    return _row(clip, status="refused", reason=reason, message=message)
-
-# %% ../nbs/13_curation.ipynb #2b1aafd6
 def _row(clip: RawClip, **more) -> dict:
     "The manifest's row of a clip, with every column, in plain values."
     known = clip.attributes.to_dict() if hasattr(clip.attributes, "to_dict") else clip.attributes
@@ -253,7 +238,7 @@ def read_row(
     read = reader.read if reader is not None and not multiprocessing.current_process().daemon else read_clip
     options = dict(specs=specs, start=row.offset, seconds=spec.seconds, sr=spec.sr, crop=settings.crop, timeout=settings.timeout)
     try: clip = read(row.path, **options)
-    except ClipRefused as e: return _refused(raw, e.reason, str(e))
+    except ClipRefused as e: return _refused(raw, e.reason, str(e).replace(repr(row.path), repr(row.source)))
     facts = dict(raw.facts, duration=round(clip.duration, 3), fps=round(clip.info.fps, 4), size=f"{clip.info.width}x{clip.info.height}",
                  crop=",".join(map(str, clip.crop)), decode=clip.path_kind)
     views = {name: v for (name, _), v in zip(settings.views, clip.views[1:])}
@@ -293,9 +278,9 @@ def read_table(
 ):
     "Yields the rows of a csv file as dicts, one at a time. Raises `BadInput` for a missing column or text that is not UTF-8."
     lines = read_lines(path)
-    names = next(lines, [])
+    names = [n.strip() for n in next(lines, [])]
     missing = [c for c in columns if c not in names]
-    if missing: raise BadInput(f"{path}: the first line has no column {', '.join(missing)}; it has {names[:20]}.")
+    if missing: raise BadInput(f"{path}: the first line has no column {', '.join(missing)}; between its commas it has {names[:20]}.")
     for line in lines:
         if line: yield dict(zip(names, line))
 
@@ -304,18 +289,20 @@ def folder_rows(
     folder,                  # a folder of clips
     labels_file=None,        # csv with columns file, label and, where known, group, split, captions, attributes; else one beside the clips
     labels=None,             # labels to keep; None keeps all
+    limit: int | None = None,   # stop after so many clips
 ) -> list[FileRow]:
     "The clips of a folder in a fixed order; labels from a csv, else from sub-folders. Raises `BadInput` for a folder without clips."
-    folder = Path(folder)
+    folder, taken, rows = Path(folder), set(), []
     if not folder.is_dir(): raise BadInput(f"{folder}: there is no such folder.")
     lists = [labels_file] if labels_file else [folder / n for n in LISTS if (folder / n).exists()]
     told = read_table(lists[0]) if lists else ({"file": n} for n in _media_names(folder))
-    taken, rows = set(), []
     for line in told:
+        if limit is not None and len(rows) >= limit: break
         row = _file_row(folder, line, taken, bool(lists))
         if labels is not None and row.label not in labels: continue
         taken.add(row.key.lower()); rows.append(row)
-    if not rows: raise BadInput(f"{folder}: no clip was found in it; it should hold video or sound files.")
+    if not rows and labels is not None: raise BadInput(f"{lists[0] if lists else folder}: no clip has the label {' or '.join(labels)}.")
+    if not rows: raise BadInput(f"{lists[0]}: it names no clip." if lists else f"{folder}: no clip was found; there is no video or sound file in it.")
     return rows
 
 # %% ../nbs/13_curation.ipynb #a717519c
@@ -535,7 +522,10 @@ def _fetch_one(fetch, youtube_id, start, seconds, folder, whole, ledger) -> str:
     key, status, message = f"{youtube_id}_{start:06d}", "done", ""
     try: fetch(youtube_id, start, seconds, folder, whole)
     except ImportError as e: raise BadInput("Fetching needs yt-dlp; install it with: pip install 'scene4m[download]'.") from e
-    except Exception as e: status, message = failure_kind(str(e)), str(e).splitlines()[0][:300]
+    except Exception as e: status, message = failure_kind(str(e)), " ".join(str(e).split())[:300] or type(e).__name__
+    else:
+        name = youtube_id if whole else key
+        if not any((folder / f"{name}{e}").exists() for e in MEDIA): status, message = "failed", "nothing was written; is the video too large?"
     with _disk(ledger), open(ledger, "a", encoding="utf-8") as f: f.write(json.dumps(dict(key=key, status=status, message=message)) + "\n")
     return status
 
@@ -655,7 +645,15 @@ class ShardJob:
     @property
     def name(self) -> str: return f"shard-{self.index:05d}"
     @property
+    def rows(self) -> Path: return Path(self.out) / "ledger" / f"{self.name}.rows.jsonl"
+    @property
     def ledger(self) -> Path: return Path(self.out) / "ledger" / f"{self.name}.json"
+
+# %% ../nbs/13_curation.ipynb #5d90b3e6
+def _read_rows(job: ShardJob):
+    "Yields the manifest's rows of a finished shard."
+    with open(job.rows, "rb") as f:
+        for line in f: yield json.loads(line)
 
 # %% ../nbs/13_curation.ipynb #e57dfc1b
 def _identity(items):
@@ -723,24 +721,9 @@ def _make_shard(job: ShardJob, tick):
 def _one(item, job: ShardJob, reader) -> tuple[dict, dict | None]:
     "The row and the arrays of one item, whatever it is."
     if isinstance(item, FileRow): item = read_row(item, job.settings, reader)
-    if isinstance(item, dict) and "frames" in item: item = RawClip(**item)      # a source may give its clips as plain dicts
     return (item, None) if isinstance(item, dict) else process_clip(item, job.settings, job.features)
 
 # %% ../nbs/13_curation.ipynb #6cabf22a
-def _check_keys(rows: list):
-    key = rows[-1]["key"]
-    if key != safe_key(key, stem=True): raise BadInput(f"The key {key!r} cannot be a file name; use letters, digits, '_' and '-'.")
-
-def _count(sums: dict, shapes: dict, name: str, a: np.ndarray):
-    "Adds an array to the running count, sum, sum of squares, minimum and maximum of its modality."
-    flat = a.ravel().astype(np.float64)
-    if shapes.setdefault(name, [str(a.dtype), list(a.shape)]) != [str(a.dtype), list(a.shape)]:
-        raise BadInput(f"{name!r}: clips give arrays of different shape, {shapes[name]} and {[str(a.dtype), list(a.shape)]}.")
-    n, total, squares, low, high = sums.get(name, (0, 0.0, 0.0, float("inf"), float("-inf")))
-    low, high = min(low, float(flat.min())), max(high, float(flat.max()))
-    sums[name] = (n + flat.size, total + float(flat.sum()), squares + float(flat @ flat), low, high)
-
-# %% ../nbs/13_curation.ipynb #d6c379e2
 def _check_keys(rows: list):
     key = rows[-1]["key"]
     if key != safe_key(key, stem=True): raise BadInput(f"The key {key!r} cannot be a file name; use letters, digits, '_' and '-'.")
@@ -796,7 +779,7 @@ def _rows_of(source, clips, labels, labels_file, captions, limit, refuse):
     "What the source holds: a list, a factory or an iterator."
     if isinstance(source, (str, os.PathLike)):
         if clips is not None: source = vggsound_rows(source, clips, LABELS if labels is None else labels, limit=limit)
-        else: source = folder_rows(source, labels_file, labels)
+        else: source = folder_rows(source, labels_file, labels, limit)
     if not isinstance(source, (list, tuple)): return source
     source = list(source)[:limit]
     if not source: raise BadInput("There is no clip to curate: the source is empty, or no clip has one of the labels asked for.")
@@ -827,7 +810,7 @@ def _stream_jobs(stream, out, settings, features):
 
 # %% ../nbs/13_curation.ipynb #bd722368
 def _compare_stream(job):
-    keys = [json.loads(line)["key"] for line in job.ledger.with_suffix(".rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    keys = [row["key"] for row in _read_rows(job)]
     given = [c.key for c in job.items if job.settings.labels is None or c.label in job.settings.labels]
     if given != keys: raise ConfigMismatch(f"{job.out}: the stream gives other clips than last time; use another folder.")
 
@@ -856,8 +839,7 @@ def curate(
 ):                             # pandas.DataFrame, one row for each clip asked for
     "Checks clips and writes them as a data set; goes on where it stopped. Raises `ConfigMismatch` for a folder made with other settings."
     began, out = time.perf_counter(), Path(out)
-    if not 0 <= shard < of: raise BadInput(f"Shard {shard} of {of}: the first must be at least 0 and below the second.")
-    if engine not in ("local", "ray"): raise BadInput(f"There is no engine {engine!r}; choose local or ray.")
+    _check_numbers(shard, of, shard_size, limit, engine)
     labels = None if labels is None else (labels,) if isinstance(labels, str) else tuple(labels)
     rows = _rows_of(source, clips, labels, labels_file, captions, limit, refuse)
     layout = _layout(rows, out, layout, limit)
@@ -870,6 +852,13 @@ def curate(
         manifest = assemble(out, settings, made)
     manifest.attrs["seconds"] = time.perf_counter() - began
     return manifest
+
+# %% ../nbs/13_curation.ipynb #4f0b8d21
+def _check_numbers(shard, of, shard_size, limit, engine):
+    if not 0 <= shard < of: raise BadInput(f"Shard {shard} of {of}: the first must be at least 0 and below the second.")
+    if shard_size is not None and shard_size < 1: raise BadInput(f"shard_size={shard_size}: a shard holds at least one clip.")
+    if limit is not None and limit < 1: raise BadInput(f"limit={limit}: at least one clip must be asked for.")
+    if engine not in ("local", "ray"): raise BadInput(f"There is no engine {engine!r}; choose local or ray.")
 
 # %% ../nbs/13_curation.ipynb #87dc06cf
 def _known_reasons(refuse) -> tuple:
@@ -919,6 +908,7 @@ def _run_jobs(jobs, shard, of, workers, engine, address) -> list:
     if not isinstance(jobs, list):
         made = []
         for job in jobs: do_shard(job); made.append(replace(job, items=None))
+        if not made: raise BadInput("There is no clip to curate: the stream is empty.")
         return made
     mine = jobs[shard::of]
     bar = progress(desc="curate", total=sum(len(j.items) for j in mine))
@@ -1008,17 +998,26 @@ def _ray_work(job: ShardJob) -> str:
     torch.set_num_threads(1)
     return do_shard(job)
 
+# %% ../nbs/13_curation.ipynb #2e7d40f8
+def _columns(jobs: list) -> dict:
+    "The rows of finished shards, by column. A text that many rows share is kept once: a seventh of the memory of as many dicts."
+    columns = {c: [] for c in COLUMNS}
+    for row in itertools.chain.from_iterable(map(_read_rows, jobs)):
+        for c, values in columns.items(): values.append(sys.intern(row[c]) if isinstance(row[c], str) else row[c])
+    return columns
+
 # %% ../nbs/13_curation.ipynb #55c3bea2
 def assemble(out: Path, settings: CurationSettings, jobs: list):
     "Joins the rows of all shards; once every shard is there, writes `manifest.parquet` and `dataset.json`."
     import pandas as pd
-    ledgers, rows = [read_ledger(j) for j in jobs], []
-    for job, ledger in zip(jobs, ledgers):
-        if ledger: rows += [json.loads(line) for line in job.ledger.with_suffix(".rows.jsonl").read_text(encoding="utf-8").splitlines()]
-    twice = next((k for k, n in Counter(r["key"].lower() for r in rows).items() if n > 1), None)
+    ledgers = [read_ledger(j) for j in jobs]
+    rows = _columns([j for j, ledger in zip(jobs, ledgers) if ledger])
+    twice = next((k for k, n in Counter(k.lower() for k in rows["key"]).items() if n > 1), None)
     if twice is not None: raise BadInput(f"{out}: two clips have the key {twice!r}; keys must be unlike each other.")
     _refuse_equal_content(rows, settings)
-    manifest = pd.DataFrame(assign_splits(rows, settings.seed), columns=list(COLUMNS))
+    dealt = assign_splits([dict(zip(("group", "label", "split"), r)) for r in zip(rows["group"], rows["label"], rows["split"])], settings.seed)
+    rows["split"] = [r["split"] for r in dealt]
+    manifest = pd.DataFrame(rows)
     if all(ledgers):
         _sweep(out, settings, ledgers, jobs)
         atomic_write(out / "manifest.parquet", lambda f: manifest.to_parquet(f, index=False))
@@ -1027,12 +1026,13 @@ def assemble(out: Path, settings: CurationSettings, jobs: list):
     return manifest
 
 # %% ../nbs/13_curation.ipynb #345829e0
-def _refuse_equal_content(rows: list, settings: CurationSettings):
-    if "duplicate" not in settings.refuse: return
+def _refuse_equal_content(rows: dict, settings: CurationSettings):
+    "Marks, in the columns of the manifest, kept clips that have the content of an earlier one."
     seen = {}
-    for r in rows:
-        first = seen.setdefault(r["content"], r["key"]) if r["status"] == "kept" else r["key"]
-        if first != r["key"]: r.update(status="refused", reason="duplicate", message=f"{r['key']!r}: the same content as {first!r}.")
+    for i, (key, content, status) in enumerate(zip(rows["key"], rows["content"], rows["status"])):
+        if status != "kept" or "duplicate" not in settings.refuse: continue
+        first = seen.setdefault(content, key)
+        if first != key: rows["status"][i], rows["reason"][i], rows["message"][i] = "refused", "duplicate", f"{key!r}: the same content as {first!r}."
 
 # %% ../nbs/13_curation.ipynb #45a8824f
 def _sweep(out: Path, settings: CurationSettings, ledgers: list, jobs: list):

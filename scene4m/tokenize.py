@@ -265,6 +265,19 @@ def _open_tokens(out: Path, senses: list, n: int, layout: str) -> str:
             raise ConfigMismatch(f"{out}: its {s.name} tokens are by tokenizer {have}, not {s.tokenizer.fingerprint}; use another folder.")
     return old["layout"]
 
+# %% ../nbs/25_tokenize.ipynb #6f2c81d7
+def _read_whole(root: Path, about: dict) -> tuple:   # (rows, {modality: (n, tokens)}, what was left out)
+    "Every shard that is whole. Raises `BadInput` if there is none."
+    parts, skipped = [], []
+    for number in range(-(-about["clips"] // about["shard_size"])):
+        try: parts.append(read_shard(root, number, about["layout"], about["modalities"]))
+        except (ValueError, OSError, KeyError, TypeError) as e: skipped.append(dict(shard=f"shard-{number:05d}", reason=str(e)))
+    if skipped:
+        names = "; ".join(f"{s['shard']} ({s['reason']})" for s in skipped)
+        warnings.warn(f"{root}: {len(skipped)} damaged shard(s) left out: {names}", stacklevel=3)
+    if not parts: raise BadInput(f"{root}: no shard can be read; tokenize again.")
+    return [r for rows, _ in parts for r in rows], {m: np.concatenate([ids[m] for _, ids in parts]) for m in about["modalities"]}, skipped
+
 # %% ../nbs/25_tokenize.ipynb #32a34bf2
 class TokenDataset(torch.utils.data.Dataset):
     "The tokens of a folder, in memory: about 0.7 kB per clip, so 200,000 clips take 130 MB."
@@ -274,24 +287,11 @@ class TokenDataset(torch.utils.data.Dataset):
         if not about["complete"]: raise BadInput(f"{root}: tokenizing did not finish; run the same command again.")
         self.about, self.modalities = about, about["modalities"]
         self.check(**tokenizers)
-        self.rows, self.skipped, self._ids = [], [], {}
-        self._read(about)
+        self.rows, self._ids, self.skipped = _read_whole(self.root, about)
         self.keys = [r["key"] for r in self.rows]; self._place = {k: i for i, k in enumerate(self.keys)}
 
-    def _read(self, about):
-        parts = []
-        for number in range(-(-about["clips"] // about["shard_size"])):
-            try: parts.append(read_shard(self.root, number, about["layout"], self.modalities))
-            except (ValueError, OSError, KeyError, TypeError) as e: self.skipped.append(dict(shard=f"shard-{number:05d}", reason=str(e)))
-        if self.skipped:
-            names = "; ".join(f"{s['shard']} ({s['reason']})" for s in self.skipped)
-            warnings.warn(f"{self.root}: {len(self.skipped)} damaged shard(s) left out: {names}", stacklevel=3)
-        if not parts: raise BadInput(f"{self.root}: no shard can be read; tokenize again.")
-        self.rows = [r for rows, _ in parts for r in rows]
-        self._ids = {m: np.concatenate([ids[m] for _, ids in parts]) for m in self.modalities}
-
     def check(self, **tokenizers):
-        "Raises `ConfigMismatch` unless the tokens were made by these tokenizers (or fingerprints): `check(audio=tokenizer)`."
+        "Raises `ConfigMismatch` unless these tokenizers (or fingerprints) made the tokens: `check(audio=tokenizer)`."
         for name, t in tokenizers.items():
             want = t if isinstance(t, str) else t.fingerprint; have = self.modalities.get(name, {}).get("fingerprint")
             if have != want: raise ConfigMismatch(f"{self.root}: its {name} tokens are of tokenizer {have}, not {want}; tokenize again.")
