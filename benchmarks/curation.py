@@ -1,6 +1,6 @@
-"""How much curation costs: CPU seconds per clip against decoding every frame and against moviepy, scaling over processes, memory.
+"""How much curation costs: CPU seconds per clip against decoding every frame and against moviepy, scaling over processes, memory, reading tokens.
 
-Run it on a quiet machine: `python benchmarks/curation.py` (about ten minutes), or `--quick` for a look. The clips are made here: ten seconds,
+Run it on a quiet machine: `python benchmarks/curation.py` (about ten minutes), or `--quick` for a look; `--parts` runs some of its tables. The clips are made here: ten seconds,
 30 frames per second, H.264 with B-frames and AAC stereo at 44.1 kHz, of a camera that pans over textures with things moving in front of it.
 CPU seconds are those of the process and of all its children, after one clip to warm up; every method runs in a fresh process.
 """
@@ -156,6 +156,36 @@ def memory(folder: Path, n: int) -> list:
     return seen
 
 
+def tokens(n: int) -> dict:
+    "Seconds to have the tokens of `n` clips in memory, from the same tar shards: by our loader and by webdataset."
+    import numpy as np
+    import webdataset
+    from scene4m.tokenize import TokenDataset, tokenize_dataset
+
+    class Fixed:
+        def __init__(self, grid): self.fingerprint, self.shape, self.vocab_size = f"fixed {grid}", grid, 512
+        def grid(self, shape=None): return self.shape
+        def encode(self, batch, lengths=None): return batch.flatten(1)[:, :int(np.prod(self.shape))].long() % 512
+
+    class Clips:
+        def keys(self, split=None): return [f"clip-{i:06d}" for i in range(n)]
+        def row(self, key): return dict(label="dog barking", split="train", group=key, captions='["a dog barks"]')
+        def stack(self, modality, keys): return np.random.default_rng(len(keys)).integers(0, 512, (len(keys), 200))
+
+    scratch = Path(tempfile.mkdtemp())
+    out = tokenize_dataset(Clips(), scratch / "tokens", Fixed((13, 5)), Fixed((2, 8, 8)), layout="shards")
+    seconds = {}
+    for _ in range(3):
+        t = time.perf_counter(); data = TokenDataset(out); seconds.setdefault("ours", []).append(time.perf_counter() - t)
+        t = time.perf_counter()
+        read = [{s["__key__"]: s["npy"] for s in webdataset.WebDataset([str(p) for p in sorted((out / m).glob("*.tar"))], shardshuffle=False).decode()}
+                for m in ("audio", "video")]
+        seconds.setdefault("webdataset", []).append(time.perf_counter() - t)
+        assert all((data.ids("video", [k])[0] == read[1][k]).all() for k in data.keys[::97])
+    shutil.rmtree(scratch)
+    return {k: min(v) for k, v in seconds.items()}
+
+
 # ---------------------------------------------------------------- the table
 
 def fresh(*args) -> dict:
@@ -175,9 +205,9 @@ def scaling(folder: Path, repeats: int) -> tuple:
     "Clips per second of `workers=2`, and of two independent runs of half each at the same time."
     halves, paths = [Path(tempfile.mkdtemp()) for _ in range(2)], sorted(folder.glob("*.mp4"))
     for k, p in enumerate(paths): shutil.copy(p, halves[k % 2])
-    two = max(1 / fresh("--measure", "curation", folder, "--workers", 2)["wall"] for _ in range(repeats))
-    apart = 0.0
+    two = apart = 0.0
     for _ in range(repeats):
+        two = max(two, 1 / fresh("--measure", "curation", folder, "--workers", 2)["wall"])
         runs = [subprocess.Popen([sys.executable, __file__, "--measure", "curation", str(h)], stdout=subprocess.PIPE, text=True) for h in halves]
         apart = max(apart, sum(1 / json.loads(r.communicate()[0])["wall"] for r in runs))
     for h in halves: shutil.rmtree(h)
@@ -189,34 +219,49 @@ def line(name: str, value: float, a: float, b: float, note: str = "") -> str:
 
 
 def report(args) -> None:
-    n, repeats = (4, 1) if args.quick else (16, 3)
-    scratch, distinct = Path(tempfile.mkdtemp()), 2 if args.quick else 4
-    for name, (width, height) in SIZES.items():
-        folder = scratch / name; folder.mkdir()
-        for k in range(n):
-            if k < distinct: make_clip(folder / f"{k:02d}.mp4", width, height, k)
-            else: shutil.copy(folder / f"{k % distinct:02d}.mp4", folder / f"{k:02d}.mp4")
-        best = compare(folder, repeats)
-        a, b = best["decode_all"], best["moviepy_sound"]
-        print(f"\n{name}: CPU seconds per clip                       s       / (a)   / (b)")
-        print(line("(a) PyAV, every frame thrown away", a, a, b)); print(line("(b) moviepy, target_resolution, with sound", b, a, b))
-        print(line("    the same, pictures only", best["moviepy_small"], a, b)); print(line("(c) moviepy, plain, pictures only", best["moviepy_plain"], a, b))
-        print(line("ours: pictures", best["our_pictures"], a, b, f"target: {0.95 if name == '360p' else 0.8} of (a)"))
-        print(line("ours: the whole of curation", best["curation"], a, b, "target: 1.2 of (a), 0.6 of (b)"), flush=True)
-    two, apart = scaling(scratch / "360p", repeats)
-    print(f"\n360p: --workers 2: {two:.2f} clips/s; two independent runs together: {apart:.2f}; ratio {two / apart:.2f} (target 0.9)", flush=True)
-    small = scratch / "small"; small.mkdir()
-    for k in range(4): make_clip(small / f"{k}.mp4", 160, 120, k, seconds=2)
-    seen = fresh("--memory", small, "--clips", 100 if args.quick else 1000)
-    print("memory of the run and its children, MB, at every tenth of the clips:", *(f"{m:.0f}" for m in seen))
+    scratch, distinct = Path(tempfile.mkdtemp()), min(args.clips, 2 if args.quick else 4)
+    for name in [n for n in SIZES if n in args.parts or (n == "360p" and "workers" in args.parts)]:
+        (scratch / name).mkdir()
+        for k in range(args.clips):
+            if k < distinct: make_clip(scratch / name / f"{k:02d}.mp4", *SIZES[name], k)
+            else: shutil.copy(scratch / name / f"{k % distinct:02d}.mp4", scratch / name / f"{k:02d}.mp4")
+        if name in args.parts: table(name, compare(scratch / name, args.repeats))
+    if "workers" in args.parts:
+        two, apart = scaling(scratch / "360p", args.repeats)
+        print(f"\n360p: --workers 2: {two:.2f} clips/s; two independent runs together: {apart:.2f}; ratio {two / apart:.2f} (target 0.9)", flush=True)
+    if "memory" in args.parts:
+        small, n = scratch / "small", 100 if args.quick else 1000
+        small.mkdir()
+        for k in range(4): make_clip(small / f"{k}.mp4", 160, 120, k, seconds=2)
+        print(f"\nmemory of the run and its children, MB, at every tenth of {n} clips:", *(f"{m:.0f}" for m in fresh("--memory", small, "--count", n)), flush=True)
+    if "tokens" in args.parts:
+        n = 500 if args.quick else 4000
+        seconds = fresh("--tokens", n)
+        print(f"\ntokens of {n} clips into memory: {seconds['ours']:.2f} s, webdataset {seconds['webdataset']:.2f} s, ratio {seconds['ours'] / seconds['webdataset']:.2f}")
     shutil.rmtree(scratch)
 
 
+def table(name: str, best: dict) -> None:
+    a, b = best["decode_all"], best["moviepy_sound"]
+    print(f"\n{name}: CPU seconds per clip                       s       / (a)   / (b)")
+    print(line("(a) PyAV, every frame thrown away", a, a, b)); print(line("(b) moviepy, target_resolution, with sound", b, a, b))
+    print(line("    the same, pictures only", best["moviepy_small"], a, b)); print(line("(c) moviepy, plain, pictures only", best["moviepy_plain"], a, b))
+    print(line("ours: pictures", best["our_pictures"], a, b, f"target: {0.95 if name == '360p' else 0.8} of (a)"))
+    print(line("ours: the whole of curation", best["curation"], a, b, "target: 1.2 of (a), 0.6 of (b)"))
+    print(f"  200,000 such clips: {200_000 * best['curation'] / 3600:.0f} core-hours", flush=True)
+
+
+PARTS = ("360p", "720p", "workers", "memory", "tokens")
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true"); parser.add_argument("--measure", nargs=2, metavar=("METHOD", "FOLDER"))
-    parser.add_argument("--memory", metavar="FOLDER"); parser.add_argument("--clips", type=int, default=1000); parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="few clips, one pass"); parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--clips", type=int, help="clips of each size"); parser.add_argument("--repeats", type=int, help="passes, of which the best counts")
+    parser.add_argument("--measure", nargs=2, metavar=("METHOD", "FOLDER"), help=argparse.SUPPRESS); parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--memory", metavar="FOLDER", help=argparse.SUPPRESS); parser.add_argument("--count", type=int, default=1000, help=argparse.SUPPRESS)
+    parser.add_argument("--tokens", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.clips, args.repeats = args.clips or (4 if args.quick else 16), args.repeats or (1 if args.quick else 3)
     if args.measure: print(json.dumps(measure(args.measure[0], Path(args.measure[1]), args.workers)))
-    elif args.memory: print(json.dumps(memory(Path(args.memory), args.clips)))
+    elif args.memory: print(json.dumps(memory(Path(args.memory), args.count)))
+    elif args.tokens: print(json.dumps(tokens(args.tokens)))
     else: report(args)

@@ -297,10 +297,11 @@ def folder_rows(
     lists = [labels_file] if labels_file else [folder / n for n in LISTS if (folder / n).exists()]
     told = read_table(lists[0]) if lists else ({"file": n} for n in _media_names(folder))
     for line in told:
-        if limit is not None and len(rows) >= limit: break
-        row = _file_row(folder, line, taken, bool(lists))
-        if labels is not None and row.label not in labels: continue
-        taken.add(row.key.lower()); rows.append(row)
+        parts = Path(line.get("file") or "").parts
+        label = line.get("label") or (parts[0] if len(parts) > 1 and not lists else "")
+        if labels is not None and label not in labels: continue
+        rows.append(_file_row(folder, line, label, taken)); taken.add(rows[-1].key.lower())
+        if len(rows) == limit: break
     if not rows and labels is not None: raise BadInput(f"{lists[0] if lists else folder}: no clip has the label {' or '.join(labels)}.")
     if not rows: raise BadInput(f"{lists[0]}: it names no clip." if lists else f"{folder}: no clip was found; there is no video or sound file in it.")
     return rows
@@ -311,10 +312,9 @@ def _media_names(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in found)
 
 # %% ../nbs/13_curation.ipynb #1b42c37e
-def _file_row(folder: Path, line: dict, taken, listed: bool) -> FileRow:
+def _file_row(folder: Path, line: dict, label: str, taken) -> FileRow:
     name = line.get("file") or ""
     parts, size, reason, message = Path(name).parts, 0, "", ""
-    label = line.get("label") or (parts[0] if len(parts) > 1 and not listed else "")
     if not name: reason, message = "bad row", "a line of the list names no file."
     elif os.path.isabs(name) or ".." in parts or "\\.." in name: reason, message = "outside", f"{name!r}: lies outside the folder of clips."
     else:
@@ -368,8 +368,8 @@ def vggsound_list(
         if len(line) < 3 or not _VGG_ID.fullmatch(line[0]) or not (line[1].isascii() and line[1].isdigit() and len(line[1]) < 7): continue
         good, label = True, line[2] if chosen is None else chosen.get(line[2])
         if label is None: continue
-        if limit is not None and (limit := limit - 1) < 0: return
         yield line[0], int(line[1]), label, line[3] if len(line) > 3 else None
+        if limit is not None and (limit := limit - 1) < 1: return
     if not good: raise BadInput(f"{csv_file}: no line reads id,start,label,split; this is not the list of VGG-Sound.")
 
 # %% ../nbs/13_curation.ipynb #660a535c
@@ -980,7 +980,7 @@ def _run_on_ray(jobs, workers: int, address, bar):
     try: import ray
     except ImportError as e: raise BadInput("This engine needs Ray; install it with: pip install 'scene4m[ray]'.") from e
     started = not ray.is_initialized()
-    if started: ray.init(address=address, num_cpus=None if address else max(1, workers), include_dashboard=False, log_to_driver=False)
+    if started: _start_ray(ray, workers, address)
     remote = ray.remote(num_cpus=1, max_retries=8, retry_exceptions=False)(_ray_work)
     try:
         left = {remote.remote(j): j for j in jobs}
@@ -988,9 +988,17 @@ def _run_on_ray(jobs, workers: int, address, bar):
             done, _ = ray.wait(list(left), num_returns=1)
             try: ray.get(done[0])
             except ray.exceptions.RayTaskError as e: raise (e.cause if isinstance(e.cause, BadInput) else e) from None
+            except ray.exceptions.RayError as e: raise BadInput(f"Ray gave a shard up ({type(e).__name__}); run the same command again.") from e
             bar.update(len(left.pop(done[0]).items))
     finally:
         if started: ray.shutdown()
+
+# %% ../nbs/13_curation.ipynb #a90c44e7
+def _start_ray(ray, workers: int, address):
+    options = dict(address=address) if address else dict(num_cpus=max(1, workers), include_dashboard=False)
+    try: ray.init(log_to_driver=False, **options)
+    except (ConnectionError, RuntimeError, ValueError) as e:
+        raise BadInput(f"There is no Ray to work with at {address or 'this machine'} ({' '.join(str(e).split())[:200]}).") from e
 
 # %% ../nbs/13_curation.ipynb #96d6616a
 def _ray_work(job: ShardJob) -> str:

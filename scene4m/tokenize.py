@@ -175,7 +175,7 @@ def read_shard(
     name = f"shard-{number:05d}"; entry = json.loads((root/"ledger"/f"{name}.json").read_text("utf-8"))
     text = (root/"rows"/f"{name}.jsonl").read_bytes()
     if _sha(text) != entry["sha256"]["rows"]: raise ValueError("its rows differ from the checksum")
-    rows = [json.loads(line) for line in text.splitlines()]; ids = {}
+    rows, ids = json.loads(b"[" + b",".join(text.splitlines()) + b"]"), {}      # one list: its rows share their names
     for modality, about in modalities.items():
         names = [file_stem(r["key"]) + ".npy" for r in rows]
         data = (root/modality/f"{name}.tar").read_bytes() if layout == "shards" else None
@@ -280,7 +280,7 @@ def _read_whole(root: Path, about: dict) -> tuple:   # (rows, {modality: (n, tok
 
 # %% ../nbs/25_tokenize.ipynb #32a34bf2
 class TokenDataset(torch.utils.data.Dataset):
-    "The tokens of a folder, in memory: about 0.7 kB per clip, so 200,000 clips take 130 MB."
+    "The tokens of a folder, in memory: 0.4 kB of ids per clip and about 1 kB of what is known about it, so 200,000 clips take 300 MB."
     def __init__(self, root, **tokenizers):
         self.root = Path(root); about = read_json(self.root/"tokens.json")
         if about.get("format") != FORMAT: raise ConfigMismatch(f"{root}: its format is {about.get('format')}; this version reads {FORMAT}.")

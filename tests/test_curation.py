@@ -269,7 +269,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 try: curate(Factory(40), {str(tmp_path)!r}, clip=SMALL, layout="shards", shard_size=10)
 except BadInput as e: print(e)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900)
     assert "cannot be written (File too large)" in done.stdout and "Traceback" not in done.stderr, done
     assert not list(tmp_path.rglob(".tmp-*"))
 
@@ -278,7 +278,7 @@ def test_two_processes_on_one_folder(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_curation import *\n" \
            f"print(len(curate(Slow(60), {str(tmp_path / 'two')!r}, clip=SMALL, shard_size=5)))"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [p.communicate(timeout=120)[0].strip() for p in both] == ["60", "60"]
+    assert [p.communicate(timeout=900)[0].strip() for p in both] == ["60", "60"]
     curate(Slow(60), tmp_path / "one", clip=SMALL, shard_size=5)
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
 
@@ -362,15 +362,63 @@ def test_lists_that_are_none(tmp_path):
     with pytest.raises(BadInput, match="not a readable csv"): list(read_table(tmp_path / "long.csv"))
 
 
-def test_long_list_is_streamed(tmp_path):
-    "A list far larger than the memory it may take: 20 MB of rows, of which few are asked for."
-    import tracemalloc
-    with open(tmp_path / "long.csv", "w") as f:
-        for i in range(500_000): f.write(f"{i:011d},{i % 600},{'dog barking' if i % 50_000 == 0 else 'something else entirely'},train\n")
-    tracemalloc.start()
-    rows = list(vggsound_list(tmp_path / "long.csv"))
-    peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
-    assert len(rows) == 10 and peak < 2_000_000
+READ = """
+import resource
+from scene4m.curation import folder_rows, read_table, vggsound_list
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+"""
+
+
+def read_long(tmp_path, rows: int, code: str, line) -> tuple:
+    "What `code` prints after it has read a list of so many rows in a process of its own, and the megabytes that it took more than a short list."
+    out = []
+    for n in (1000, rows):
+        with open(tmp_path / f"{n}.csv", "w") as f:
+            for i in range(0, n, 1000): f.write("".join(map(line, range(i, i + 1000))))
+        text = READ + code.format(file=str(tmp_path / f"{n}.csv"), folder=str(tmp_path / "in")) + "\nprint(peak())"
+        done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        out.append(done.stdout.split())
+    return out[1][0], int(out[1][-1]) - int(out[0][-1])
+
+
+LONG = [("print(len(list(vggsound_list({file!r}))))", lambda i: f"{i:011d},{i % 600},{'dog barking' if i % 5000 == 0 else 'something else'},train\n", 5000),
+        ("print(sum(r['label'] == 'dog' for r in read_table({file!r})))", lambda i: f"{i}.mp4,{'dog' if i % 5000 == 1 else 'else'}\n" if i else "file,label\n", 5000),
+        ("print(len(folder_rows({folder!r}, {file!r}, ('dog',))))", lambda i: f"{i}.mp4,{'dog' if i % 5000 == 1 else 'else'}\n" if i else "file,label\n", 5000)]
+
+
+@pytest.mark.parametrize("code, line, one_in", LONG, ids=["vggsound", "table", "folder"])
+def test_long_list_is_streamed(tmp_path, code, line, one_in):
+    "A list far larger than the memory it may take, of which few rows are asked for."
+    (tmp_path / "in").mkdir()
+    count, more = read_long(tmp_path, 100_000, code, line)
+    assert int(count) == 100_000 // one_in and more < 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code, line, one_in", [LONG[0], LONG[2]], ids=["vggsound", "folder"])
+def test_ten_million_rows(tmp_path, code, line, one_in):
+    (tmp_path / "in").mkdir()
+    count, more = read_long(tmp_path, 10_000_000, code, line)
+    assert int(count) == 2000 and more < 20
+
+
+def test_a_list_is_read_no_further_than_asked(tmp_path):
+    "The broken line behind the limit is never met."
+    square(tmp_path / "in" / "a.mp4", 1); square(tmp_path / "in" / "b.mp4", 2)
+    (tmp_path / "l.csv").write_text("file,label\na.mp4,dog\nb.mp4,dog\n" + "x" * 300_000 + ",dog\n")
+    assert len(folder_rows(tmp_path / "in", tmp_path / "l.csv", limit=2)) == 2
+    assert len(curate(tmp_path / "in", tmp_path / "out", labels_file=tmp_path / "l.csv", limit=2, clip=SMALL)) == 2
+    with pytest.raises(BadInput, match="not a readable csv"): folder_rows(tmp_path / "in", tmp_path / "l.csv")
+
+
+def test_lists_that_name_nothing(tmp_path):
+    square(tmp_path / "in" / "a.mp4"); (tmp_path / "e.csv").write_text("file,label\n"); (tmp_path / "s.csv").write_text("file;label\na.mp4;dog\n")
+    (tmp_path / "w.csv").write_text(" file , label \na.mp4,dog\n")
+    with pytest.raises(BadInput, match="e.csv: it names no clip"): folder_rows(tmp_path / "in", tmp_path / "e.csv")
+    with pytest.raises(BadInput, match="between its commas"): folder_rows(tmp_path / "in", tmp_path / "s.csv")
+    with pytest.raises(BadInput, match="no clip has the label zebra"): folder_rows(tmp_path / "in", tmp_path / "w.csv", labels=("zebra",))
+    assert folder_rows(tmp_path / "in", tmp_path / "w.csv")[0].label == "dog"
 
 
 def test_table_one():
@@ -419,6 +467,16 @@ def test_download_keeps_a_ledger(tmp_path):
     with open(tmp_path / "clips" / "downloads.jsonl", "a") as f: f.write('{"key": "half')
     table = curate(file, tmp_path / "out", clips=tmp_path / "clips", clip=SMALL)
     assert dict(Counter(table.reason)) == {"": 2, "gone": 2, "throttled": 1}
+
+
+def test_download_that_leaves_nothing_has_failed(tmp_path):
+    "yt-dlp passes over what is too large without a word: that is no success, and the clip is tried again."
+    file = write_list(tmp_path / "vgg.csv")
+    assert download(file, tmp_path / "clips", fetch=lambda *a: None, pause=0) == dict(failed=5)
+    table = curate(file, tmp_path / "out", clips=tmp_path / "clips", clip=SMALL)
+    assert set(table.reason) == {"failed"} and "nothing was written" in table.message[0]
+    def fetch(youtube_id, start, seconds, folder, whole): (folder / f"{youtube_id}.webm").write_bytes(b"x")
+    assert download(file, tmp_path / "clips", fetch=fetch, pause=0, whole=True)["done"] == 5
 
 
 def test_download_stops_when_refused(tmp_path):
@@ -470,6 +528,46 @@ def test_archive_stays_in_its_folder(tmp_path):
     with pytest.raises(BadInput, match="broken"): unpack_clips(tmp_path / "y.tar", tmp_path / "in")
     (tmp_path / "z.tar.gz").write_bytes((tmp_path / "x.tar.gz").read_bytes()[:3000])
     with pytest.raises(BadInput, match="broken"): unpack_clips(tmp_path / "z.tar.gz", tmp_path / "in2")
+
+
+def test_texts_with_every_kind_of_line_end(tmp_path):
+    "Unicode knows more ends of a line than a newline; a row stays a row."
+    for i, c in enumerate("\x85\u2028\u2029\x1c\r\n"): square(tmp_path / "in" / f"a{c}b{i}.mp4", i)
+    (tmp_path / "l.csv").write_text("file,label\n" + "".join(f'"a{c}b{i}.mp4","dog{c}s"\n' for i, c in enumerate("\x85\u2028\u2029\x1c")), encoding="utf-8")
+    table = curate(tmp_path / "in", tmp_path / "o1", clip=SMALL)
+    assert len(table) == 6 and (table.status == "kept").all() and curate(tmp_path / "in", tmp_path / "o1", clip=SMALL).equals(table)
+    assert len(curate(tmp_path / "in", tmp_path / "o2", labels_file=tmp_path / "l.csv", clip=SMALL)) == 4
+
+
+def test_numbers_that_cannot_be(tmp_path):
+    for more, match in ((dict(shard_size=0), "at least one"), (dict(limit=0), "at least one"), (dict(engine="spark"), "local or ray"), (dict(shard=2, of=2), "below")):
+        with pytest.raises(BadInput, match=match): curate(Factory(3), tmp_path / "out", clip=SMALL, **more)
+    with pytest.raises(BadInput, match="stream is empty"): curate(iter(()), tmp_path / "a", clip=SMALL)
+    with pytest.raises(BadInput, match="not int"): curate(iter([3]), tmp_path / "b", clip=SMALL)
+
+
+def test_refused_rows_name_the_clip_and_not_the_machine(tmp_path):
+    (tmp_path / "in").mkdir(); (tmp_path / "in" / "page.mp4").write_text("<html>")
+    table = curate(tmp_path / "in", tmp_path / "out", clip=SMALL)
+    assert "'page.mp4'" in table.message[0] and str(tmp_path) not in table.message[0]
+
+
+def test_from_the_command_line(tmp_path):
+    "Two schedulers' tasks, human captions, the table and the summary."
+    from typer.testing import CliRunner
+    from scene4m.cli import app
+    clips, file = tmp_path / "clips", write_list(tmp_path / "vgg.csv")
+    for i, name in enumerate(("-abcdefghij_000030", "_bcdefghijk_5000_15000")): square(clips / f"{name}.mp4", i)
+    (tmp_path / "captions.csv").write_text("youtube_id,vgg_start,caption\n_bcdefghijk,5,Two dogs\n")
+    def run(*more): return CliRunner().invoke(app, ["curate", str(clips), "--vggsound", str(file), "--captions", str(tmp_path / "captions.csv"),
+                                                    "--out", str(tmp_path / "out"), "--workers", "1", *more])
+    first, second = run("--shard", "1", "--of", "2"), run("--shard", "0", "--of", "2")
+    assert first.exit_code == second.exit_code == 0, (first.output, second.output)
+    assert "not finished" in first.output and "manifest.parquet" not in first.output and "2 of 5 clips kept" in second.output
+    assert "refused, missing: 3" in second.output and "clips per second" in second.output and "driving buses" in second.output
+    assert ClipDataset(tmp_path / "out").row("_bcdefghijk_000005")["captions"] == '["Two dogs"]'
+    wrong = run("--engine", "spark")
+    assert wrong.exit_code == 1 and "local or ray" in wrong.output
 
 
 def test_splits_never_cut_a_group():

@@ -333,7 +333,7 @@ def test_time_is_limited(tmp_path):
 
 
 def test_packets_are_limited(tmp_path, monkeypatch):
-    encode(tmp_path / "v.mp4")
+    encode(tmp_path / "v.mp4", count=150)
     monkeypatch.setattr(media, "MAX_PACKETS", 100)
     with pytest.raises(ClipRefused) as e: read_clip(tmp_path / "v.mp4")
     assert e.value.reason == "too large"
@@ -365,6 +365,39 @@ def test_isolated_is_the_same(tmp_path):
         a, b = reader.read(tmp_path / "v.mp4"), read_clip(tmp_path / "v.mp4")
         assert np.array_equal(a.frames, b.frames) and np.array_equal(a.wave, b.wave) and a.info == b.info
         with pytest.raises(ClipRefused, match="e.mp4"): reader.read(tmp_path / "e.mp4")
+
+
+def test_sound_that_ends_early_in_a_long_film(tmp_path, monkeypatch):
+    "The picture goes on for minutes: reading stops soon after the window all the same, and refuses nothing."
+    monkeypatch.setattr(media, "MAX_PACKETS", 400); monkeypatch.setattr(media, "MAX_LATE", 200)
+    encode(tmp_path / "a.mp4", count=1500, options=BFRAMES, wave=clicks(3))
+    with media._open(tmp_path / "a.mp4", 10) as film:
+        kept = media._packets(film, list(film.streams), 0, 10, media._Clock("a.mp4", 10))
+    clip = read_clip(tmp_path / "a.mp4", specs=[FrameSpec(16, 1.6, (32, 100))])
+    assert 300 < len(kept[0]) < 400 and [number(f) for f in clip.frames] == EXPECTED and len(onsets(clip.wave)) == 3
+
+
+@pytest.mark.parametrize("bad, match", [
+    (dict(start=-1), "0 s or later"), (dict(start=float("nan")), "0 s or later"), (dict(seconds=0), "more than 0 s"), (dict(sr=0), "sampled"),
+    (dict(specs=()), "FrameSpec"), (dict(specs=[FrameSpec(size=0)]), "one pixel"), (dict(specs=[FrameSpec(0)]), "above zero"),
+    (dict(crop="all"), "crop="), (dict(crop=(1, 2)), "crop="), (dict(crop=(40, 40, 0, 0)), "leaves nothing")])
+def test_windows_that_cannot_be(tmp_path, bad, match):
+    encode(tmp_path / "v.mp4", count=10)
+    with pytest.raises(BadInput, match=match): read_clip(tmp_path / "v.mp4", **bad)
+
+
+def test_a_crop_is_told_as_the_picture_is_seen(tmp_path):
+    "Of a film that was turned, `crop` comes back for the upright picture, and can be given again."
+    frames = street(t=40, h=120, w=160).astype(np.uint8); frames[:, :24] = 0; frames[:, -24:] = 0
+    with av.open(str(tmp_path / "r.mp4"), "w") as out:
+        v = out.add_stream("libx264", rate=8); v.height, v.width, v.pix_fmt = 120, 160, "yuv420p"
+        v.set_display_rotation(90)
+        for f in frames: out.mux(v.encode(av.VideoFrame.from_ndarray(f, format="rgb24")))
+        out.mux(v.encode(None))
+    found = read_clip(tmp_path / "r.mp4")
+    assert found.crop == (0, 0, 24, 24) and found.info.rotation == 90
+    again = read_clip(tmp_path / "r.mp4", crop=found.crop)
+    assert again.crop == found.crop and np.array_equal(again.frames, found.frames)
 
 
 # ---------------------------------------------------------------- black bars
