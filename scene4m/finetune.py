@@ -6,11 +6,11 @@
 __all__ = ['SCHEMES', 'RECIPES', 'TRACKERS', 'LORA_TARGETS', 'Stage', 'FinetuneConfig', 'stages_of', 'stage_ends',
            'scene_modalities', 'text_tokenizer_for', 'check_fit', 'check_tokenizers', 'grid_entry', 'caption_entry',
            'CaptionSource', 'Part', 'predictions', 'make_part', 'Schemes', 'SenseDropout', 'RandomBudgets',
-           'attention_kind', 'start_text', 'start_from_codebooks', 'start_encoder_silent', 'start_model',
-           'renew_embeddings', 'weight_groups', 'learning_rate', 'to_device', 'total_counts', 'step_losses',
-           'sum_gradients', 'CsvLog', 'TensorboardLog', 'ServiceLog', 'open_trackers', 'Saver', 'seconds_per_step',
-           'plan_steps', 'Run', 'record', 'finetune', 'is_new', 'open_stage', 'add_lora', 'merge_lora', 'StopSoon',
-           'Progress', 'Reporter', 'Loop', 'Window', 'raise_diverged', 'draw_log', 'finish']
+           'attention_kind', 'uses_bf16', 'arithmetic', 'start_text', 'start_from_codebooks', 'start_encoder_silent',
+           'start_model', 'renew_embeddings', 'weight_groups', 'learning_rate', 'to_device', 'total_counts',
+           'step_losses', 'sum_gradients', 'CsvLog', 'TensorboardLog', 'ServiceLog', 'open_trackers', 'Saver',
+           'seconds_per_step', 'plan_steps', 'Run', 'record', 'finetune', 'is_new', 'open_stage', 'add_lora',
+           'merge_lora', 'StopSoon', 'Progress', 'Reporter', 'Loop', 'Window', 'raise_diverged', 'draw_log', 'finish']
 
 # %% ../nbs/33_finetune.ipynb #52172a69
 import csv, io, json, math, os, shutil, signal, threading, time
@@ -275,8 +275,15 @@ RECIPES = dict(toy=SenseDropout, paper=RandomBudgets)
 def attention_kind(config: FinetuneConfig) -> str:
     "How attention is computed: on a CPU with fast bfloat16 the written-out form trains faster than the fused one."
     if config.attention != "auto": return config.attention
-    device = pick_device(config.device); fast = config.precision == "bf16" or config.precision == "auto" and has_fast_bf16(device)
-    return "plain" if device.type == "cpu" and fast else "sdpa"
+    return "plain" if pick_device(config.device).type == "cpu" and uses_bf16(config) else "sdpa"
+
+def uses_bf16(config: FinetuneConfig) -> bool:
+    "Whether matrices are multiplied in bfloat16."
+    return config.precision == "bf16" or config.precision == "auto" and has_fast_bf16(pick_device(config.device))
+
+def arithmetic(config: FinetuneConfig) -> str:
+    "Which arithmetic a run uses, in words."
+    return f"{'bfloat16' if uses_bf16(config) else 'float32'}, attention {'written out' if attention_kind(config) == 'plain' else 'fused'}"
 
 # %% ../nbs/33_finetune.ipynb #39c56f26
 def start_text(text, model, ds: TokenDataset) -> TextTokenizer:

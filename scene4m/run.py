@@ -23,7 +23,7 @@ from .cosmos import CosmosTokenizer
 from .curation import ClipDataset, curate, vggsound_rows
 from .describe import Checkpoint, ClipArrays, calibrate, save_checkpoint, tokenize_arrays
 from .evaluate import evaluate_folder, save_judge, train_judge
-from .finetune import FinetuneConfig, finetune
+from .finetune import FinetuneConfig, arithmetic, finetune
 from .fourm import FourM
 from .mel import MelFrontEnd
 from .tokenize import tokenize_dataset
@@ -142,11 +142,12 @@ def make_tokens(out: Path) -> None:
     audio, video = (load_tokenizer(out / f"{s}_tokenizer") for s in ("audio", "video"))
     tokenize_dataset(out / "data", out / "tokens", audio, video)
 
-def train_model(out: Path, preset: Preset, seed: int) -> None:
+def train_model(out: Path, preset: Preset, seed: int, say=print) -> None:
     "Trains 4M on the token shards and puts the whole checkpoint together in `out/model`."
     own = dict(preset.model); base, words = own.pop("pretrained", None), own.pop("text", None)      # a trained model to start from, and its words
     settings = dict(preset.train) if base else dict(preset.train, model=own | dict(preset.train.get("model", {})))
-    finetune(out / "tokens", out / "training", FinetuneConfig(**settings, seed=seed), model=base, text=words)
+    config = FinetuneConfig(**settings, seed=seed); say(f"  in {arithmetic(config)}")
+    finetune(out / "tokens", out / "training", config, model=base, text=words)
 
 # %% ../nbs/42_run.ipynb #5c933a24
 def put_together(out: Path, preset: Preset, seed: int, world: str | None) -> None:
@@ -193,7 +194,7 @@ def run_pipeline(
                 lambda: curate_folder(Path(data), out, preset, workers, clips))
     stage("tokenizers", [preset.audio, preset.video, seed], lambda: train_both(out, preset, seed))
     stage("tokens", [], lambda: make_tokens(out))
-    stage("4M", [preset.model, preset.train, seed], lambda: train_model(out, preset, seed))
+    stage("4M", [preset.model, preset.train, seed], lambda: train_model(out, preset, seed, say))
     stage("calibration", [], lambda: put_together(out, preset, seed, world))
     test = out / "test" if data is None else write_held_out(Path(data), out, clips)
     facts = lambda: dict(seconds=dict(stage.seconds), **run_facts(out, world))

@@ -13,6 +13,7 @@ from scene4m.fourm import FourM
 from scene4m.masking import Pixels, Text
 from scene4m.run import run_pipeline
 from scene4m.toystreet import sample_scene, write_scene
+from scene4m.transfer import Summariser, Transfer, load_captioner, small_summariser
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,7 @@ def trained(tmp_path_factory):
               share_embedding=False).save_pretrained(root / "base")
     text.save(root / "base" / "text_tokenizer.json")
     write_block_pair(root / "cosmos")
+    small_summariser(grammar_texts(), dim=32, layers=1).save_pretrained(root / "t5")
     return root
 
 
@@ -72,6 +74,12 @@ def run_rows(run):
 
     table = pandas.read_parquet(run / "data" / "manifest.parquet")
     return {str(r["key"])[:11]: r for r in json.loads(table.to_json(orient="records"))}
+
+
+def test_the_transfer_study_on_a_clip(vggsound, trained):
+    study = Transfer(load_captioner(trained / "base"), Summariser.from_pretrained(trained / "t5"))
+    found = study(next((vggsound / "clips").glob("*.mp4")))
+    assert len(found.captions) == 16 and isinstance(found.summary, str)
 
 
 def test_a_list_without_its_clips(vggsound, trained, tmp_path):
