@@ -6,9 +6,9 @@
 __all__ = ['DEFAULTS', 'CARD', 'hidden_bias', 'hide_padding', 'attend', 'split_heads', 'LayerNorm', 'AttentionBase',
            'SelfAttention', 'CrossAttention', 'Mlp', 'BlockCache', 'block_options', 'EncoderBlock', 'DecoderBlock',
            'TokenEmbedding', 'TargetEmbedding', 'Selection', 'select', 'config_modalities', 'FourMWeights',
-           'FourMReader', 'FourMWriter', 'FourMOutput', 'total_loss', 'FourMForward', 'file_config', 'file_tensors',
-           'write_weights', 'weights_file', 'read_weights', 'config_from_metadata', 'is_tied', 'absent_tensor',
-           'load_model', 'model_card', 'FourMFiles', 'FourM']
+           'FourMEmbedder', 'FourMReader', 'FourMWriter', 'FourMOutput', 'total_loss', 'FourMInput', 'FourMForward',
+           'FourMViews', 'file_config', 'file_tensors', 'write_weights', 'weights_file', 'read_weights',
+           'config_from_metadata', 'is_tied', 'absent_tensor', 'load_model', 'model_card', 'FourMFiles', 'FourM']
 
 # %% ../nbs/31_fourm.ipynb #67f00f4a
 import ast, contextlib, json, math, os
@@ -32,6 +32,7 @@ def hide_padding(pad, dtype: torch.dtype):
     "The mask that hides padded keys `pad (B, N)`; where all is padding it hides nothing, for the same average with a sound gradient."
     return None if pad is None else hidden_bias((pad & ~pad.all(1, keepdim=True))[:, None, None], dtype)
 
+# %% ../nbs/31_fourm.ipynb #84a3c6f9
 def attend(q, k, v, bias=None, kind: str = "sdpa", watch: list | None = None) -> torch.Tensor:
     "`softmax(q kᵀ / √d + bias) v` for `(B, heads, L, d)`, fused (`sdpa`) or written out (`plain`); `watch` collects the maps."
     if kind == "sdpa" and watch is None: return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -65,6 +66,7 @@ class AttentionBase(nn.Module):
 
     def mix(self, q, k, v, bias): return self.proj(attend(q, k, v, bias, self.kind, self.watch).transpose(1, 2).flatten(2))
 
+# %% ../nbs/31_fourm.ipynb #19d5e7c2
 class SelfAttention(AttentionBase):
     "Every token asks every other one."
     def __init__(self, dim, heads, qkv_bias=False, **kw):
@@ -129,6 +131,7 @@ def block_options(c: dict) -> tuple:
     return (dict(bias=c["norm_bias"], eps=c["norm_eps"]), dict(qkv_bias=c["qkv_bias"], proj_bias=c["proj_bias"], qk_norm=c["qk_norm"]),
             dict(ratio=c["mlp_ratio"], bias=c["mlp_bias"], gated=c["gated_mlp"], act=c["act_layer"]))
 
+# %% ../nbs/31_fourm.ipynb #b2a6d4e8
 class EncoderBlock(nn.Module):
     "Attention and a feed-forward part, each added to what came in."
     def __init__(self, c: dict):
@@ -182,13 +185,14 @@ class TokenEmbedding(nn.Module):
 
     def content(self, x):
         "What tokens are: vectors of ids or of patches."
-        return self.token_emb(x) if self.modality.vocab_size else self.proj(x)
+        return self.token_emb(x) if self.modality.vocab_size else self.proj(x.to(self.mod_emb.dtype))
 
     def place(self, pos):
         "Where tokens stand and of which kind they are."
         x = F.embedding(pos, self.pos_emb[0]) + self.mod_emb[0]
         return x + F.embedding(pos // (self.modality.num_tokens // self.modality.frames), self.time_emb[0]) if self.modality.frames else x
 
+# %% ../nbs/31_fourm.ipynb #0e5f6a11
 class TargetEmbedding(TokenEmbedding):
     "The same on the decoder's side, with the matrix that turns outputs into logits."
     def __init__(self, modality: Modality, dim: int):
@@ -211,6 +215,7 @@ class Selection:
         at = self.rows[self.names.index(name)]
         return part[at // self.slot.shape[1], self.slot.flatten()[at]]
 
+# %% ../nbs/31_fourm.ipynb #41c8e9f2
 def select(
     sides: dict,               # modality → Side
     keep: int | None = None,   # tokens per sample; None: as many as the fullest sample has
@@ -232,6 +237,7 @@ def config_modalities(config: dict) -> dict:
     names = dict.fromkeys([*config["domains_in"], *config["domains_out"]])
     return {n: modality_from_config(own[n]) if n in own else get_modality(n) for n in names}
 
+# %% ../nbs/31_fourm.ipynb #9f2b7c55
 class FourMWeights(nn.Module):
     "Every weight of the model under 4M's names."
     def __init__(self, config: dict):
@@ -265,8 +271,8 @@ class FourMWeights(nn.Module):
                 nn.init.uniform_(p, -bound, bound)
 
 # %% ../nbs/31_fourm.ipynb #d93a2c06
-class FourMReader(FourMWeights):
-    "The encoder's side: visible tokens → context."
+class FourMEmbedder(FourMWeights):
+    "Selected tokens of both sides → vectors."
     def compute_dtype(self) -> torch.dtype:
         "The type that attention is computed in."
         kind = self.mask_token.device.type
@@ -284,6 +290,9 @@ class FourMReader(FourMWeights):
         at, *vectors = (torch.cat(t) for t in zip(*parts))
         return tuple(blank.index_copy(0, at, v).view(B, N, -1) for v in vectors)
 
+# %% ../nbs/31_fourm.ipynb #2d6c8b1f
+class FourMReader(FourMEmbedder):
+    "The encoder's side: visible tokens → context."
     def run_encoder(self, x, pad=None):
         "The encoder's blocks and norm on `x (B, N, D)`; `pad (B, N)` hides keys."
         bias = hide_padding(pad, self.compute_dtype())
@@ -346,6 +355,7 @@ class FourMOutput:
     encoder: Selection        # which tokens were seen
     decoder: Selection        # which were predicted
 
+# %% ../nbs/31_fourm.ipynb #b35e7790
 def total_loss(
     losses: dict,             # modality → loss
     n: dict,                  # modality → number of predictions
@@ -362,8 +372,8 @@ def total_loss(
     return sum(w[m] * losses[m] for m in losses) / sum(w.values())
 
 # %% ../nbs/31_fourm.ipynb #3890b55b
-class FourMForward(FourMWriter):
-    "From a batch to a loss."
+class FourMInput(FourMWriter):
+    "What a batch may be, and what the encoder alone makes of it."
     def check(self, batch: dict, masks=("input_mask",), budgets=(), order=()):
         "Raises `BadInput` for anything in a batch that would fail or mislead further down."
         if not batch: raise BadInput("The batch is empty; give at least one modality.")
@@ -373,9 +383,13 @@ class FourMForward(FourMWriter):
             if m not in batch or m not in self.decoder_embeddings: raise BadInput(f"The order names {m!r}, which this batch cannot have as a target.")
         for name, n in zip(("num_encoder_tokens", "num_decoder_tokens"), budgets):
             if n is not None and n < 1: raise BadInput(f"{name} is {n}; a budget must be at least one token.")
+        for m in batch:
+            if "tensor" not in batch[m]: raise BadInput(f"{m}: the batch has no tensor.")
         rows = {len(e["tensor"]) for e in batch.values()}
         if len(rows) > 1: raise BadInput(f"The modalities of a batch must have the same number of samples, not {sorted(rows)}.")
-        for m, e in batch.items(): self.modalities[m].check(e, masks)
+        for m, e in batch.items():
+            counts = ("decoder_attention_mask",) if "target_mask" in masks and m in self.decoder_embeddings else ()
+            self.modalities[m].check(e, (*masks, *counts))
         if not any(m in self.encoder_embeddings for m in batch): raise BadInput("Nothing in the batch can be read by the model.")
 
     def encode(self, batch: dict, num_encoder_tokens: int | None = None):
@@ -384,6 +398,9 @@ class FourMForward(FourMWriter):
         context, pad = self.read(sides, select(sides, num_encoder_tokens))
         return context, (torch.zeros(context.shape[:2], dtype=torch.bool, device=context.device) if pad is None else pad)
 
+# %% ../nbs/31_fourm.ipynb #c7f8a2e6
+class FourMForward(FourMInput):
+    "From a batch to a loss."
     def forward(
         self,
         batch: dict,                            # {modality: {tensor, input_mask, target_mask, decoder_attention_mask}}
@@ -407,6 +424,25 @@ class FourMForward(FourMWriter):
         losses, n = self.cross_entropies(y, wanted, said); vocab = {m: self.modalities[m].vocab_size for m in n}
         return FourMOutput(total_loss(losses, n, vocab, loss_type, weights, count_absent), losses, n, context, y, seen, said)
 
+# %% ../nbs/31_fourm.ipynb #a77e5100
+class FourMViews(FourMForward):
+    "Which kernel attention runs in, and a look at its maps."
+    def set_attention(self, kind: str):
+        "Chooses the kernel: `sdpa` (fused), or `plain`, which is faster in training with bfloat16 on a CPU. Returns the model."
+        if kind not in ("sdpa", "plain"): raise BadInput(f"Attention is `sdpa` or `plain`, not {kind!r}.")
+        for m in self.modules():
+            if isinstance(m, AttentionBase): m.kind = kind
+        return self
+
+    @contextlib.contextmanager
+    def watch_attention(self):
+        "`with model.watch_attention() as maps: …` collects, by layer name, every attention map `(B, heads, queries, keys)`."
+        layers = {n: m for n, m in self.named_modules() if isinstance(m, AttentionBase)}; maps = {n: [] for n in layers}
+        for n, m in layers.items(): m.watch = maps[n]
+        try: yield maps
+        finally:
+            for m in layers.values(): m.watch = None
+
 # %% ../nbs/31_fourm.ipynb #525fda2f
 def file_config(config: dict) -> dict:
     "The config as a file holds it: 4M's own keys, and ours only where they say something."
@@ -421,6 +457,7 @@ def file_tensors(model, dtype=None, compact: bool = False) -> dict:
         seen.add(t.data_ptr()); out[k] = t.detach().to("cpu", dtype, copy=True).contiguous()
     return out
 
+# %% ../nbs/31_fourm.ipynb #a8e0b6d4
 def write_weights(path, tensors: dict, config: dict):
     "One safetensors file that says its own config; written beside and renamed, so that no reader sees half of it."
     from safetensors.torch import save_file
@@ -434,6 +471,7 @@ def write_weights(path, tensors: dict, config: dict):
 # %% ../nbs/31_fourm.ipynb #9baedec2
 def weights_file(where, hub: dict) -> Path:
     "The weights in a folder, or the downloaded ones of a model on the Hub; says how much comes, and under which terms, before it comes."
+    if Path(where).is_file(): return Path(where)
     if Path(where).is_dir():
         path = Path(where) / "model.safetensors"
         if not path.exists(): raise BadInput(f"{path}: there is no such file.")
@@ -442,10 +480,12 @@ def weights_file(where, hub: dict) -> Path:
     options = {k: hub.get(k) for k in ("revision", "cache_dir", "token")}; here = dict(cache_dir=options["cache_dir"], revision=options["revision"])
     cached = isinstance(hf.try_to_load_from_cache(where, "model.safetensors", **here), str)
     if not cached and not hub.get("local_files_only"):
-        size = hf.get_hf_file_metadata(hf.hf_hub_url(where, "model.safetensors", revision=options["revision"]), token=options["token"]).size or 0
+        try: size = hf.get_hf_file_metadata(hf.hf_hub_url(where, "model.safetensors", revision=options["revision"]), token=options["token"]).size or 0
+        except Exception as e: raise BadInput(f"{where}: the Hub did not say what it has ({type(e).__name__}); give a folder instead.") from e
         print(f"Downloading {where}: {size / 1e9:.2f} GB." + (" These weights are for non-commercial use only." if "EPFL" in where else ""))
     return Path(hf.hf_hub_download(where, "model.safetensors", local_files_only=bool(hub.get("local_files_only")), **options))
 
+# %% ../nbs/31_fourm.ipynb #e19a4c83
 def read_weights(path) -> tuple:
     "Tensors and metadata of a safetensors file. Raises `BadInput` if it is not one."
     from safetensors import SafetensorError, safe_open
@@ -453,6 +493,7 @@ def read_weights(path) -> tuple:
         with safe_open(path, "pt") as f: return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
     except (SafetensorError, OSError) as e: raise BadInput(f"{path}: not a readable safetensors file ({e}).") from e
 
+# %% ../nbs/31_fourm.ipynb #a4f8031e
 def config_from_metadata(metadata: dict) -> dict:
     "A config from the strings that a safetensors file carries."
     def value(text):
@@ -467,6 +508,7 @@ def is_tied(tensors: dict) -> bool:
     pairs = [(k, k.replace("token_emb", "to_logits")) for k in tensors if k.startswith("decoder_embeddings.") and k.endswith("token_emb.weight")]
     return bool(pairs) and all(b not in tensors or torch.equal(tensors[a], tensors[b]) for a, b in pairs)
 
+# %% ../nbs/31_fourm.ipynb #5e91c0d3
 def absent_tensor(model, key: str, tensors: dict):
     "What stands for a key that the file leaves out: a shared one, a table, or zeros; None if there is nothing to stand for it."
     side, _, rest = key.partition("_embeddings."); name, _, part = rest.partition(".")
@@ -475,10 +517,15 @@ def absent_tensor(model, key: str, tensors: dict):
     if part == "to_logits.weight": return tensors.get(key.replace("to_logits", "token_emb"))
     return torch.zeros(model.get_buffer(key).shape) if key in dict(model.named_buffers()) else None
 
+# %% ../nbs/31_fourm.ipynb #7de3a901
 def load_model(cls, config: dict, tensors: dict, where: str = "the file"):
     "A model built around `tensors`. Raises `ConfigMismatch` at the first key that does not fit."
     with torch.device("meta"): model = cls({**config, "share_embedding": is_tied(tensors)})
     full = {}
+    for side in ("encoder", "decoder"):
+        more = f"{side}.{config.get(f'{side}_depth', DEFAULTS[f'{side}_depth'])}."
+        for key in tensors:
+            if key.startswith(more): raise ConfigMismatch(f"{where}: it holds {key}, and the config asks for no such block.")
     for key, want in model.state_dict().items():
         got = tensors[key] if key in tensors else absent_tensor(model, key, tensors)
         if got is None: raise ConfigMismatch(f"{where}: the config asks for {key}, and the file has no such weights.")
@@ -511,6 +558,7 @@ The code is under the Apache licence 2.0. **The weights that EPFL and Apple rele
 non-commercial use only; a model that was trained further from them is bound by their licence too.** A model trained from nothing is not.
 """
 
+# %% ../nbs/31_fourm.ipynb #94f0c7ab
 def model_card(model):
     "A page that says what the model reads and writes and under which terms, as a `huggingface_hub.ModelCard`."
     from huggingface_hub import ModelCard
@@ -521,7 +569,7 @@ def model_card(model):
     return ModelCard(CARD.format(n=sum(p.numel() for p in model.parameters()) / 1e6, rows=rows, **c))
 
 # %% ../nbs/31_fourm.ipynb #65a6b4d5
-class FourMFiles(FourMForward, PyTorchModelHubMixin):
+class FourMFiles(FourMViews, PyTorchModelHubMixin):
     "Reading and writing checkpoints."
     def __init__(self, config: dict): super().__init__(config)
 
@@ -537,7 +585,8 @@ class FourMFiles(FourMForward, PyTorchModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, where, **kw):
-        "A model from a folder, or from the Hugging Face Hub by name (downloaded once). Raises `BadInput` or `ConfigMismatch` if it does not fit."
+        "A model from a folder, from one file that says its own config, or from the Hub by name (downloaded once). Raises `BadInput` or `ConfigMismatch`."
+        if Path(where).is_file(): return cls._from_pretrained(model_id=str(where), **kw)
         try: return super().from_pretrained(where, **kw)
         except json.JSONDecodeError as e: raise BadInput(f"{where}: config.json is not readable as JSON ({e}).") from e
         except (OSError, ValueError) as e:
@@ -564,6 +613,7 @@ class FourM(FourMFiles):
     def add_modality(self, modality: Modality, like: str | None = None):
         "Adds a kind of token with fresh embeddings; no old weight changes. `like` names a modality whose `mod_emb` it starts from."
         name, c, dim = modality.name, self.config, self.config["dim"]
+        if "." in name: raise BadInput(f"A modality cannot be called {name!r}: its weights are stored by names with dots between.")
         if name in self.modalities: raise BadInput(f"The model already has a modality {name!r}.")
         if like is not None and like not in self.encoder_embeddings: raise BadInput(f"The model reads no modality {like!r} to start from.")
         c["modalities"] = {**(c.get("modalities") or {}), name: modality.to_config()}; self.modalities[name] = modality
@@ -582,19 +632,3 @@ class FourM(FourMFiles):
         x = (x - x.mean(0)) @ torch.randn(x.shape[1], w.shape[1], generator=generator)
         w.copy_(x / x.std().clamp(min=1e-6) * self.config["embedding_std"])
         return self
-
-    def set_attention(self, kind: str):
-        "Chooses the kernel: `sdpa` (fused), or `plain`, which is faster in training with bfloat16 on a CPU. Returns the model."
-        if kind not in ("sdpa", "plain"): raise BadInput(f"Attention is `sdpa` or `plain`, not {kind!r}.")
-        for m in self.modules():
-            if isinstance(m, AttentionBase): m.kind = kind
-        return self
-
-    @contextlib.contextmanager
-    def watch_attention(self):
-        "`with model.watch_attention() as maps: …` collects, by layer name, every attention map `(B, heads, queries, keys)`."
-        layers = {n: m for n, m in self.named_modules() if isinstance(m, AttentionBase)}; maps = {n: [] for n in layers}
-        for n, m in layers.items(): m.watch = maps[n]
-        try: yield maps
-        finally:
-            for m in layers.values(): m.watch = None

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['EOS', 'OPEN', 'CLOSE', 'seen_tokens', 'given_text', 'text_gap', 'encode_once', 'CrossMemory', 'embed_text',
            'WordCache', 'filter_logits', 'sample_ids', 'hide', 'guided', 'mix', 'Writer', 'only_words', 'generate_text',
-           'beam_search', 'decode_rows', 'candidate_rows', 'caption_logp', 'score_text', 'grid_logits',
-           'token_schedule', 'temperature_schedule', 'Canvas', 'fill_grid', 'maskgit', 'roar', 'any_to_any']
+           'beam_search', 'EightBitLinear', 'eight_bit', 'decode_rows', 'candidate_rows', 'caption_logp', 'score_text',
+           'grid_logits', 'token_schedule', 'temperature_schedule', 'Canvas', 'fill_grid', 'maskgit', 'roar',
+           'any_to_any']
 
 # %% ../nbs/32_generate.ipynb #5f645154
-import copy, math
+import copy, math, warnings
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,7 @@ def seen_tokens(batch: dict) -> int:
     "How many places the encoder needs: the largest number of visible tokens that a sample has."
     return int(sum((~e["input_mask"]).sum(1) for e in batch.values()).max()) if batch else 0
 
+# %% ../nbs/32_generate.ipynb #3e8b1a70
 def given_text(
     texts: list,           # B lists of ids without specials
     complete: bool = True, # True: [EOS] follows, the text is whole; False: [S_1] follows, the model is to go on
@@ -52,6 +54,7 @@ def text_gap(
     gap = torch.full((rows, 1), OPEN, device=model.mask_token.device)
     return {**{m: e for m, e in batch.items() if m != target}, target: seen_entry(gap)}
 
+# %% ../nbs/32_generate.ipynb #f08a6c31
 def encode_once(model: FourM, batch: dict):
     "The encoder's context `(B, N, D)` and where it is only padding `(B, N)`; None where there is none."
     context, pad = model.encode(batch, max(1, seen_tokens(batch)))
@@ -69,6 +72,7 @@ class CrossMemory:
         self.pairs = [(k[rows], v[rows]) for k, v in self.pairs]
         if self.bias is not None: self.bias = self.bias[rows]
 
+# %% ../nbs/32_generate.ipynb #d53e90b7
 def embed_text(model: FourM, target: str, ids: torch.Tensor, start: int = 0) -> torch.Tensor:
     "Decoder input `(…, L, D)` of text ids `(…, L)`; the first stands at position `start`."
     e = model.decoder_embeddings[target]
@@ -110,6 +114,7 @@ def filter_logits(
         logits = logits.masked_fill(torch.zeros_like(drop).scatter(-1, order.indices, drop), -math.inf)
     return logits
 
+# %% ../nbs/32_generate.ipynb #a7c5e208
 def sample_ids(
     logits: torch.Tensor,        # (…, V)
     temperature: float = 0.0,    # 0: the most likely
@@ -127,6 +132,7 @@ def hide(batch: dict, names) -> dict:
     "The batch with the modalities `names` made invisible."
     return {m: dict(e, input_mask=torch.ones_like(e["input_mask"])) if m in names else e for m, e in batch.items()}
 
+# %% ../nbs/32_generate.ipynb #e2d80c46
 def guided(
     batch: dict,
     target: str,
@@ -149,18 +155,18 @@ def mix(logits: torch.Tensor, weights) -> torch.Tensor:
 # %% ../nbs/32_generate.ipynb #549be222
 class Writer:
     "Decodes one word per call for B samples, with all passes of guidance behind each."
-    def __init__(self, model: FourM, batch: dict, target: str, places: int, guidance=1.0, memory: CrossMemory | None = None):
-        if memory is not None and guidance == 1.0: self.weights, memory = None, copy.copy(memory)     # its rows are left to others as they are
-        else: batch, self.weights = guided(batch, target, guidance); memory = CrossMemory(model, *encode_once(model, batch))
-        self.passes = 1 if self.weights is None else len(self.weights); self.cache = WordCache(model, memory, places, target)
+    def __init__(self, model: FourM, batch: dict, target: str, places: int, guidance=1.0):
+        batch, self.weights = guided(batch, target, guidance); self.passes = 1 if self.weights is None else len(self.weights)
+        self.cache = WordCache(model, CrossMemory(model, *encode_once(model, batch)), places, target)
         self.rows = len(self.cache.memory.pairs[0][0]) // self.passes
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor: return mix(self.cache(ids.repeat(self.passes)), self.weights)
 
-    def keep(self, rows: torch.Tensor):
-        "Only these samples stay."
-        self.cache.keep(torch.cat([rows + g * self.rows for g in range(self.passes)])); self.rows = len(rows)
+    def keep(self, rows: torch.Tensor, memory: bool = True):
+        "Only these samples stay; `memory=False` where they change places among rows of one clip, whose context is the same."
+        self.cache.keep(torch.cat([rows + g * self.rows for g in range(self.passes)]), memory); self.rows = len(rows)
 
+# %% ../nbs/32_generate.ipynb #5d0c2f61
 def only_words(ids: list) -> list:
     "Generated ids up to [EOS] or the closing sentinel."
     return ids[:next((i for i, t in enumerate(ids) if t in (EOS, CLOSE)), len(ids))]
@@ -176,17 +182,19 @@ def generate_text(
     temperature: float = 0.0,    # 0: greedy
     top_k: int | float = 0, top_p: float = 0.0,
     guidance=1.0,                # see `guided`
-    beams: int = 1,              # above 1: beam search
+    beams: int = 1,              # above 1: `beam_search`, which draws nothing
     generator: torch.Generator | None = None,   # on the CPU; the same state gives the same text
     keep_specials: bool = False,                # leave [EOS] and [S_2] in
     rows: int | None = None,                    # samples, where the batch is empty
-    memory: CrossMemory | None = None,          # of the same batch, where it has been encoded before; for one pass without guidance
 ) -> list:                       # B lists of ids
     "One text per sample, word by word. A sample that has written [S_2] leaves the batch."
     if max_tokens < 1: raise BadInput(f"A text of {max_tokens} tokens cannot be written; ask for at least one.")
     batch = text_gap(model, batch, target, rows); places = min(max_tokens, model.modalities[target].max_tokens)
-    if beams > 1: return [only_words(t) for t in beam_search(model, batch, target, beams, places)]
-    write = Writer(model, batch, target, places, guidance, memory)
+    if beams > 1:
+        if temperature or top_k or top_p: raise BadInput("Beam search draws nothing: leave out temperature, top_k and top_p, or take beams=1.")
+        texts = beam_search(model, batch, target, beams, places, guidance)
+        return texts if keep_specials else [only_words(t) for t in texts]
+    write = Writer(model, batch, target, places, guidance)
     ids = torch.full((write.rows,), OPEN, device=model.mask_token.device)
     texts, here = [[] for _ in range(write.rows)], list(range(write.rows))      # `here`: which sample stands in which row
     for _ in range(places):
@@ -202,11 +210,11 @@ def generate_text(
 # %% ../nbs/32_generate.ipynb #a21f13d2
 @torch.inference_mode()
 def beam_search(
-    model: FourM, batch: dict, target: str = "caption", beams: int = 4, max_tokens: int = 32,
+    model: FourM, batch: dict, target: str = "caption", beams: int = 4, max_tokens: int = 32, guidance=1.0,
     length_penalty: float = 0.0,   # the score is log-likelihood / length ** penalty
 ) -> list:                         # B lists of ids, specials included
     "The best text that was found for each sample."
-    write = Writer(model, text_gap(model, batch, target), target, max_tokens); B = write.rows; device = model.mask_token.device
+    write = Writer(model, text_gap(model, batch, target), target, max_tokens, guidance); B = write.rows; device = model.mask_token.device
     write.keep(torch.arange(B, device=device).repeat_interleave(beams))
     ids = torch.full((B * beams,), OPEN, device=device); texts = torch.zeros(B, beams, 0, dtype=torch.int64, device=device)
     score = torch.tensor([0.0] + [-math.inf] * (beams - 1), device=device).repeat(B, 1); ended = torch.zeros_like(score, dtype=torch.bool)
@@ -218,10 +226,34 @@ def beam_search(
         texts = torch.cat([texts.gather(1, beam[..., None].expand(-1, -1, texts.shape[-1])), word[..., None]], -1)
         ended = ended.gather(1, beam) | (word == CLOSE); ids = word.flatten()
         if bool(ended.all()): break
-        write.keep((beam + beams * torch.arange(B, device=device)[:, None]).flatten())
+        write.keep((beam + beams * torch.arange(B, device=device)[:, None]).flatten(), memory=False)
     length = (texts != 0).sum(-1).clamp(min=1)
     best = (score / length ** length_penalty).argmax(1)
     return [[t for t in texts[i, b].tolist() if t] for i, b in enumerate(best.tolist())]
+
+# %% ../nbs/32_generate.ipynb #c2b9d7e4
+class EightBitLinear(torch.nn.Module):
+    "A linear layer whose matrix is kept in 8 bits with a scale per row; its input is rounded as it comes. It cannot learn."
+    def __init__(self, linear: torch.nn.Linear):
+        super().__init__(); w = linear.weight.detach().float(); scale = w.abs().amax(1).clamp(min=1e-12) / 127
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")        # the engine itself stays; only its older ways of making such matrices go
+            w = torch.quantize_per_channel(w, scale, torch.zeros(len(w), dtype=torch.int64), 0, torch.qint8)
+        self.packed = torch.ops.quantized.linear_prepack(w, None if linear.bias is None else linear.bias.detach().float())
+        self.narrow = not getattr(torch.cpu, "_is_vnni_supported", lambda: False)()      # older processors overflow: 7 bits of input there
+
+    def forward(self, x): return torch.ops.quantized.linear_dynamic(x, self.packed, self.narrow)
+
+# %% ../nbs/32_generate.ipynb #d8e14f02
+def eight_bit(model: FourM) -> FourM:
+    "A copy of the model for decoding on a CPU, its matrices in 8 bits. Raises `BadInput` where it lies elsewhere or nothing can compute so."
+    if model.mask_token.device.type != "cpu" or torch.backends.quantized.engine == "none":
+        raise BadInput("Eight-bit weights are for CPUs that compute with them; on a GPU use model.bfloat16().")
+    light = copy.deepcopy(model).float().eval().requires_grad_(False)
+    for part in list(light.modules()):
+        for name, child in list(part.named_children()):
+            if type(child) is torch.nn.Linear: setattr(part, name, EightBitLinear(child))
+    return light
 
 # %% ../nbs/32_generate.ipynb #ccc7e617
 def decode_rows(
@@ -239,6 +271,7 @@ def decode_rows(
         y = y + block.mlp(block.norm2(y))
     return model.decoder_norm(y).reshape(B, C, L, D)
 
+# %% ../nbs/32_generate.ipynb #95c1d7e0
 def candidate_rows(captions: list, device=None):
     "Decoder inputs and targets `(C, L)` of captions (lists of ids without specials), and where they hold something."
     rows = [[OPEN, *c, EOS, CLOSE] for c in captions]; L = max(map(len, rows))
@@ -253,6 +286,7 @@ def caption_logp(model: FourM, target: str, memory: CrossMemory, inputs, targets
     logits = model.decoder_embeddings[target].to_logits(y).float()
     return -F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view(targets.shape)
 
+# %% ../nbs/32_generate.ipynb #0f6e2b98
 @torch.inference_mode()
 def score_text(
     model: FourM,
@@ -311,6 +345,7 @@ def token_schedule(
     else: raise BadInput(f"There is no schedule {kind!r}; choose cosine or linear.")
     return [n for n in counts if n > 0]
 
+# %% ../nbs/32_generate.ipynb #7d4b9e15
 def temperature_schedule(
     temperature: float,
     counts: list,              # tokens of each step

@@ -72,12 +72,15 @@ class Modality:
 
 # %% ../nbs/30_masking.ipynb #b6a9d7cd
 def check_mask(name: str, entry: dict, mask: str, shape: tuple):
-    "Raises `BadInput` unless `entry[mask]` is a bool tensor of `shape`."
+    "Raises `BadInput` unless `entry[mask]` is a tensor of `shape`: of bool, or, for `decoder_attention_mask`, of whole numbers."
     if mask not in entry: raise BadInput(f"{name}: the batch has no {mask}.")
     m = entry[mask]
-    if m.dtype != torch.bool: raise BadInput(f"{name}: {mask} must be bool (True: not used), not {m.dtype}.")
+    if mask == "decoder_attention_mask":
+        if m.is_floating_point() or m.dtype == torch.bool: raise BadInput(f"{name}: {mask} must hold whole numbers (counts), not {m.dtype}.")
+    elif m.dtype != torch.bool: raise BadInput(f"{name}: {mask} must be bool (True: not used), not {m.dtype}.")
     if tuple(m.shape) != shape: raise BadInput(f"{name}: {mask} is {tuple(m.shape)}, but the tokens are {shape}.")
 
+# %% ../nbs/30_masking.ipynb #e6d7a81f
 def check_ids(name: str, ids: torch.Tensor, vocab_size: int):
     "Raises `BadInput` unless `ids` are whole numbers from 0 to `vocab_size` - 1."
     if ids.is_floating_point() or ids.dtype == torch.bool: raise BadInput(f"{name}: token ids must be integers, not {ids.dtype}.")
@@ -170,6 +173,7 @@ def count_before(mask: torch.Tensor) -> torch.Tensor:
     "For every place of `mask (B, L)`, how many places with False stand before it; 0 at the front."
     return ((~mask).cumsum(1) - 1).clamp(min=0)
 
+# %% ../nbs/30_masking.ipynb #7e87c1a5
 @dataclass(frozen=True)
 class Text(Modality):
     "A text of word pieces, predicted from left to right."
@@ -254,6 +258,7 @@ def dirichlet(
     log = torch._standard_gamma(a + 1, generator=generator).log() + u.log() / a
     return log.masked_fill(a <= 0, -math.inf).softmax(0)
 
+# %% ../nbs/30_masking.ipynb #1b7c40e9
 def share_budget(
     alphas: torch.Tensor,   # (n,) concentrations
     total: int,             # tokens to share out
@@ -341,6 +346,7 @@ def text_entry(seen: list, said: list, length: int, offset: int) -> dict:
     ids[offset:offset + len(said)] = torch.tensor(said, dtype=torch.int32); silent[offset:offset + len(said)] = False
     return dict(tensor=ids, input_mask=hidden, target_mask=silent, decoder_attention_mask=(~silent).int())
 
+# %% ../nbs/30_masking.ipynb #8f02d6b7
 def mask_text(
     modality: Text,
     text: list,                # ids without [EOS], or a list of such lists (chunks)
@@ -411,6 +417,7 @@ def drawn_size(budget, generator) -> int:
     if isinstance(budget, int): return budget
     return int(torch.randint(budget[0], budget[1] + 1, (), generator=generator))
 
+# %% ../nbs/30_masking.ipynb #6a3e91d4
 class UnifiedMasking:
     "4M's masking: a sample's tokens in, one question and its answer out. Every draw comes from the generator that is passed."
     def __init__(self,
@@ -465,6 +472,7 @@ def seen_entry(ids: torch.Tensor) -> dict:
     seen = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
     return dict(tensor=ids, input_mask=seen, target_mask=~seen, decoder_attention_mask=seen.int())
 
+# %% ../nbs/30_masking.ipynb #2c9f64e8
 def transfer_mask(
     sample: dict,           # {modality: grid of ids or list of ids}
     modalities: list,       # of Modality

@@ -9,7 +9,7 @@ from pathlib import Path
 import literal4m
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from scene4m.fourm import BlockCache, FourM
 from scene4m.masking import Pixels, Text, TokenGrid
@@ -58,9 +58,13 @@ class Case:
         self.orders = self.json.get("decoder_orders") or {"": None}
 
     def wanted(self, order):
-        "What is recorded for an order, without its prefix; a greedy caption has no order."
+        "What is recorded for an order, without its prefix; greedy texts, which know no order, are left out."
         own = f"{order}." if order else ""
         return {k[len(own):]: t for k, t in self.out.items() if k.startswith(own) and not k[len(own):].startswith("greedy.")}
+
+    def greedy(self):
+        "Recorded greedy texts by the modality that is written; they may stand once, or once per order."
+        return {k.rpartition("greedy.")[2]: t for k, t in self.out.items() if k.startswith("greedy.") or ".greedy." in k}
 
     def run(self, order, loss_type="mod", **kw):
         "Everything that a golden file can hold except gradients and greedy captions."
@@ -153,10 +157,9 @@ def check_case(path):
     for order in case.orders:
         assert {"context", "decoder_out", "loss"} <= compare(case, order)
         compare_gradients(case, order); checked.add(order)
-    for key, want in case.out.items():
-        if key.startswith("greedy."):
-            for cached in (False, True):
-                assert torch.equal(greedy(case, key.split(".", 1)[1], want.shape[1] - 1, cached), want), (key, cached)
+    for target, want in case.greedy().items():
+        for cached in (False, True):
+            assert torch.equal(greedy(case, target, want.shape[1] - 1, cached), want), (target, cached)
     return case, checked
 
 
@@ -231,6 +234,32 @@ def test_orders_and_gradients(tmp_path):
     assert abs(found.out["forwards.loss.mod"] - found.out["backwards.loss.mod"]) > 1e-3
 
 
+def test_greedy_texts_may_stand_once_per_order(tmp_path):
+    c = opened("case1"); orders = dict(one=[m for m in c.batch if m in c.model.decoder_embeddings])
+    literal4m.write_case(tmp_path, "greedy", c.sd, c.json, c.batch, orders, grads=False, greedy_slots=8)
+    tensors = load_file(tmp_path / "greedy.safetensors"); tensors["out.one.greedy.caption"] = tensors.pop("out.greedy.caption")
+    save_file(tensors, tmp_path / "greedy.safetensors")
+    found, _ = check_case(tmp_path / "greedy.json"); assert list(found.greedy()) == ["caption"]
+    tensors["out.one.greedy.caption"][0, 3] += 1; save_file(tensors, tmp_path / "greedy.safetensors")
+    with pytest.raises(AssertionError):
+        check_case(tmp_path / "greedy.json")
+
+
+def test_every_form_at_once(tmp_path):
+    "Two orders, small budgets, padding, a sample that sees nothing and one that says nothing, with gradients of both losses."
+    c = opened("case3"); batch = copied(c.batch); names = list(batch); first = batch[names[0]]
+    for e in batch.values():
+        e["input_mask"][0] = True
+    for e in batch.values():
+        e["target_mask"][-1] = True; e["decoder_attention_mask"][-1] = 0
+    first["input_mask"][-1, 4:] = True                                               # fewer visible than the budget: padding
+    config = dict(c.json["config"], num_encoder_tokens=9, num_decoder_tokens=8); orders = dict(a=names, b=names[::-1])
+    literal4m.write_case(tmp_path, "all", c.sd, dict(c.json, config=config), batch, orders)
+    found, checked = check_case(tmp_path / "all.json"); pad = found.out["a.encoder_mask"]
+    assert checked == {"a", "b"} and pad[0].all() and pad.shape[1] == 9 and found.out["a.decoder_mask"][-1].all()
+    assert any("grad.token." in k for k in found.out) and "b.grad_norm.mod" in found.out
+
+
 def test_samples_with_nothing_to_see_or_nothing_to_say(tmp_path):
     c = opened("case2"); batch = copied(c.batch)
     for e in batch.values():
@@ -281,7 +310,6 @@ def test_oblong_grids_and_patches(tmp_path):
 def test_a_wrong_number_is_found(tmp_path):
     c = opened("case1")
     literal4m.write_case(tmp_path, "wrong", dict(c.sd, mask_token=c.sd["mask_token"]), c.json, c.batch)
-    from safetensors.torch import save_file
     tensors = load_file(tmp_path / "wrong.safetensors")
     check_case(tmp_path / "wrong.json")
     tensors["sd.decoder_proj_context.bias"] = torch.zeros_like(tensors["sd.decoder_proj_context.bias"])     # the bias that is easily forgotten
