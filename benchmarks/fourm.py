@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[0] = str(ROOT)          # not this folder, whose scripts bear the names of packages
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")          # threads that wait shall not count as work
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 SIZES = {"b": dict(dim=768, encoder_depth=12, decoder_depth=12, num_heads=12), "tiny": dict(dim=96, encoder_depth=2, decoder_depth=2, num_heads=4)}
@@ -58,15 +58,19 @@ def masked_batch(n: int) -> dict:
     return collate([mask(sample(), g) for _ in range(n)])
 
 
+def on(device, batch: dict) -> dict:
+    return {m: {k: t.to(device) for k, t in e.items()} for m, e in batch.items()}
+
+
 def without_cache(model, batch) -> list:
     "The plain way: every word so far goes through the decoder again; logits of the last place only."
     import torch
     from scene4m.generate import encode_once, text_gap
     with torch.inference_mode():
         context, pad = encode_once(model, text_gap(model, batch)); e = model.decoder_embeddings["caption"]
-        ids = torch.full((len(context), 1), 5)
+        ids = torch.full((len(context), 1), 5, device=context.device); places = torch.arange(WORDS, device=context.device)
         for t in range(1, WORDS + 1):
-            y = model.run_decoder(e.content(ids) + e.place(torch.arange(t)), context, torch.ones(t, t, dtype=torch.bool).triu(1)[None], pad)
+            y = model.run_decoder(e.content(ids) + e.place(places[:t]), context, (places[:t] > places[:t, None])[None], pad)
             ids = torch.cat([ids, e.to_logits(y[:, -1]).argmax(-1, keepdim=True)], 1)
     return ids[:, 1:].tolist()
 
@@ -76,7 +80,7 @@ def with_cache(model, batch) -> list:
     return generate_text(model, batch, max_tokens=WORDS, keep_specials=True)
 
 
-def t5(size: str, n: int):
+def t5(size: str, n: int, device):
     "T5-base with random weights, and the call that writes 32 tokens from 197."
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
@@ -84,8 +88,8 @@ def t5(size: str, n: int):
     logging.set_verbosity_error(); torch.manual_seed(0)
     c = SIZES[size]; d, h = c["dim"], c["num_heads"]
     model = T5ForConditionalGeneration(T5Config(vocab_size=32128, d_model=d, d_kv=d // h, d_ff=4 * d, num_layers=c["encoder_depth"], num_heads=h,
-                                                num_decoder_layers=c["decoder_depth"], decoder_start_token_id=0)).eval()
-    source = torch.randint(3, 32000, (n, 197), generator=torch.Generator().manual_seed(1))
+                                                num_decoder_layers=c["decoder_depth"], decoder_start_token_id=0)).eval().to(device)
+    source = torch.randint(3, 32000, (n, 197), generator=torch.Generator().manual_seed(1)).to(device)
     def write():
         with torch.inference_mode():
             out = model.generate(source, attention_mask=torch.ones_like(source), do_sample=False, num_beams=1, min_new_tokens=WORDS, max_new_tokens=WORDS)
@@ -96,9 +100,14 @@ def t5(size: str, n: int):
 # ---------------------------------------------------------------- measuring
 
 
+def sync():
+    import torch
+    if torch.cuda.is_available(): torch.cuda.synchronize()
+
+
 def once(f) -> tuple:
     "Wall and CPU seconds of a call."
-    cpu, wall = time.process_time(), time.perf_counter(); f()
+    sync(); cpu, wall = time.process_time(), time.perf_counter(); f(); sync()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -114,22 +123,16 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**(30 if sys.platform == "darwin" else 20)
 
 
-def sync():
-    import torch
-    if torch.cuda.is_available(): torch.cuda.synchronize()
-
-
 def measure_step(size: str, rounds: int, compiled: bool) -> dict:
     "Forward and backward of eight samples, 128 + 128 tokens: float32, then bfloat16 autocast, and compiled blocks where asked for."
     import torch
     from scene4m.core import pick_device
-    device = pick_device(); model, batch = fourm(size).train().to(device), masked_batch(8)
-    batch = {m: {k: t.to(device) for k, t in e.items()} for m, e in batch.items()}; used = model(batch, 128, 128)
+    device = pick_device(); model, batch = fourm(size).train().to(device), on(device, masked_batch(8)); used = model(batch, 128, 128)
     tokens = [int((~s.pad).sum()) / 8 for s in (used.encoder, used.decoder)]; del used
     def step(bf16: bool):
         model.set_attention("plain" if bf16 and device.type == "cpu" else "sdpa"); model.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16): loss = model(batch, 128, 128).loss
-        loss.backward(); sync()
+        loss.backward()
     step(False); step(False); memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else peak_gb()
     step(True); found = in_turns({"float32": lambda: step(False), "bfloat16 autocast": lambda: step(True)}, rounds)
     if compiled:
@@ -142,11 +145,13 @@ def measure_step(size: str, rounds: int, compiled: bool) -> dict:
 def measure_captions(size: str, rounds: int, n: int) -> dict:
     "32 tokens from 196 patches, each way in turn."
     import torch
+    from scene4m.core import pick_device
     from scene4m.generate import eight_bit
-    model, batch = fourm(size), pixels(n); half, light = copy.deepcopy(model).bfloat16(), eight_bit(model)
+    device = pick_device(); model, batch = fourm(size).to(device), on(device, pixels(n)); half = copy.deepcopy(model).bfloat16()
     same = with_cache(model, batch) == without_cache(model, batch)
-    calls = {"cached": lambda: with_cache(model, batch), "without cache": lambda: without_cache(model, batch), "T5-base": t5(size, n),
-             "cached, 8-bit weights": lambda: with_cache(light, batch), "cached, bfloat16 weights": lambda: with_cache(half, batch)}
+    calls = {"cached": lambda: with_cache(model, batch), "without cache": lambda: without_cache(model, batch), "T5-base": t5(size, n, device),
+             "cached, bfloat16 weights": lambda: with_cache(half, batch)}
+    if device.type == "cpu": light = eight_bit(model); calls["cached, 8-bit weights"] = lambda: with_cache(light, batch)
     lengths = {name: {len(t) for t in f()} for name, f in calls.items()}
     assert all(v == {WORDS} for v in lengths.values()), lengths
     return dict(times=in_turns(calls, rounds), same=same, threads=torch.get_num_threads())

@@ -585,7 +585,7 @@ class FourMFiles(FourMViews, PyTorchModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, where, **kw):
-        "A model from a folder, from one file that says its own config, or from the Hub by name (downloaded once). Raises `BadInput` or `ConfigMismatch`."
+        "A model from a folder, from one file, or from the Hub by name (downloaded once). Raises `BadInput` or `ConfigMismatch` if it does not fit."
         if Path(where).is_file(): return cls._from_pretrained(model_id=str(where), **kw)
         try: return super().from_pretrained(where, **kw)
         except json.JSONDecodeError as e: raise BadInput(f"{where}: config.json is not readable as JSON ({e}).") from e
