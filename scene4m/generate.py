@@ -155,9 +155,10 @@ def mix(logits: torch.Tensor, weights) -> torch.Tensor:
 # %% ../nbs/32_generate.ipynb #549be222
 class Writer:
     "Decodes one word per call for B samples, with all passes of guidance behind each."
-    def __init__(self, model: FourM, batch: dict, target: str, places: int, guidance=1.0):
-        batch, self.weights = guided(batch, target, guidance); self.passes = 1 if self.weights is None else len(self.weights)
-        self.cache = WordCache(model, CrossMemory(model, *encode_once(model, batch)), places, target)
+    def __init__(self, model: FourM, batch: dict, target: str, places: int, guidance=1.0, memory: CrossMemory | None = None):
+        if memory is not None and guidance == 1.0: self.weights, memory = None, copy.copy(memory)     # its rows are left to others as they are
+        else: batch, self.weights = guided(batch, target, guidance); memory = CrossMemory(model, *encode_once(model, batch))
+        self.passes = 1 if self.weights is None else len(self.weights); self.cache = WordCache(model, memory, places, target)
         self.rows = len(self.cache.memory.pairs[0][0]) // self.passes
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor: return mix(self.cache(ids.repeat(self.passes)), self.weights)
@@ -186,6 +187,7 @@ def generate_text(
     generator: torch.Generator | None = None,   # on the CPU; the same state gives the same text
     keep_specials: bool = False,                # leave [EOS] and [S_2] in
     rows: int | None = None,                    # samples, where the batch is empty
+    memory: CrossMemory | None = None,          # of the same batch, where it has been encoded before; for one pass without guidance
 ) -> list:                       # B lists of ids
     "One text per sample, word by word. A sample that has written [S_2] leaves the batch."
     if max_tokens < 1: raise BadInput(f"A text of {max_tokens} tokens cannot be written; ask for at least one.")
@@ -194,7 +196,7 @@ def generate_text(
         if temperature or top_k or top_p: raise BadInput("Beam search draws nothing: leave out temperature, top_k and top_p, or take beams=1.")
         texts = beam_search(model, batch, target, beams, places, guidance)
         return texts if keep_specials else [only_words(t) for t in texts]
-    write = Writer(model, batch, target, places, guidance)
+    write = Writer(model, batch, target, places, guidance, memory)
     ids = torch.full((write.rows,), OPEN, device=model.mask_token.device)
     texts, here = [[] for _ in range(write.rows)], list(range(write.rows))      # `here`: which sample stands in which row
     for _ in range(places):

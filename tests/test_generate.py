@@ -144,6 +144,11 @@ def test_who_is_done_leaves(model):
     spent = count_rows(model, lambda: generate_text(model, b, max_tokens=20))["rows"]
     assert needed <= spent < 6 * steps, (needed, spent, steps)
 
+def test_a_context_may_be_used_again(model):
+    b = batch(6); memory = CrossMemory(model, *encode_once(model, text_gap(model, b))); want = generate_text(model, b, max_tokens=20)
+    for _ in range(2): assert generate_text(model, b, max_tokens=20, memory=memory) == want       # rows that left are back for the next
+    assert len(memory.pairs[0][0]) == 6
+
 def test_a_question_is_left_as_it_was(model):
     b = batch(3); before = {m: {k: t.clone() for k, t in e.items()} for m, e in b.items()}
     generate_text(model, b, guidance=2.0, max_tokens=5); beam_search(model, b, beams=2, max_tokens=5); maskgit(model, {"video": b["video"]}, "audio", steps=2)
