@@ -997,7 +997,7 @@ def _run_on_ray(jobs, workers: int, address, bar):
 def _start_ray(ray, workers: int, address):
     options = dict(address=address) if address else dict(num_cpus=max(1, workers), include_dashboard=False)
     try: ray.init(log_to_driver=False, **options)
-    except (ConnectionError, RuntimeError, ValueError) as e:
+    except Exception as e:      # Ray raises whatever it likes here, also a bare `Exception`
         raise BadInput(f"There is no Ray to work with at {address or 'this machine'} ({' '.join(str(e).split())[:200]}).") from e
 
 # %% ../nbs/13_curation.ipynb #96d6616a
