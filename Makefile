@@ -44,12 +44,13 @@ dev: .venv/.with-dev  ## add to .venv what tests and authors need
 lab-setup: .venv/.with-lab
 
 chromium:
-	@if ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; then \
+	@if ! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null && ! command -v google-chrome >/dev/null \
+	    && ! [ -x "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "→ browser: installing Chromium for the tests that look at pages"; \
 	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
 	      || echo "  Chromium could not be installed: tests that need a browser will be skipped"; \
-	  else echo "→ browser: no Chromium on the path: tests that need a browser will be skipped"; fi; fi
+	  else echo "→ browser: there is no Chromium or Chrome here: tests that need a browser will be skipped"; fi; fi
 
 # --- what people come for
 

@@ -48,7 +48,7 @@ def main(run: Path) -> int:
     from scene4m.toystreet import sample_scene, write_scene
 
     source, target = run / "model", ROOT / "scene4m" / "pretrained"
-    if not (source / "describe.json").exists():
+    if not ((source / "describe.json").exists() and (run / "report.json").exists()):
         print(f"{source}: there is no finished model here; run `make pretrained` to its end.")
         return 1
     with tempfile.TemporaryDirectory(dir=ROOT / "scene4m") as place:
@@ -57,6 +57,7 @@ def main(run: Path) -> int:
         compact(new)
         halve(new)
         name_again(new)
+        shutil.copy(run / "report.json", new)       # the page of figures reads it
         if weigh(new) > LIMIT:
             print(f"{new.name}: {weigh(new) / 1e6:.1f} MB is more than the {LIMIT / 1e6:.0f} MB that the wheel may carry.")
             return 1

@@ -1,56 +1,32 @@
 """A plain preview of the website in `_docs`, without Quarto: `make docs` calls it where Quarto is missing.
 
-One page per notebook with its prose, code and saved outputs, the same navigation and the same addresses as the website. It has no
-search, no dark mode and no reference entries, and formulas stand as they were typed. Nothing in it is fetched from elsewhere."""
+nbdev processes every notebook exactly as for the website (reference entries for exported symbols, links from prose to them); what Quarto
+would do after that is done here by a few hundred lines: one page per notebook at the same address, the sidebar of `_quarto.yml`, light and
+dark, formulas as MathML. There is no search. Nothing in a page is fetched from elsewhere. `python scripts/preview.py FOLDER` writes to FOLDER."""
 import configparser
+import contextlib
 import html
+import logging
 import re
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import nbformat
 import yaml
+from latex2mathml.converter import convert as mathml
 from nbconvert.filters import Highlight2HTML, ansi2html, markdown2html
-from pygments.formatters import HtmlFormatter
 
 ROOT = Path(__file__).resolve().parents[1]
-NBS = ROOT / "nbs"
+NBS, HERE = ROOT / "nbs", ROOT / "scripts"
 
-STYLE = """
-:root { --ink: #1b1b1b; --paper: #ffffff; --line: #c8c8c8; --accent: #1f5a7d; }
-body { font: 1rem/1.6 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0; }
-a { color: var(--accent); }
-.skip { position: absolute; left: -99rem; } .skip:focus { left: 1rem; top: 1rem; background: #fff; padding: .5rem; }
-header, footer { padding: .8rem 1.5rem; border-bottom: 1px solid var(--line); } footer { border: 0; border-top: 1px solid var(--line); }
-.columns { display: flex; flex-wrap: wrap; } nav { flex: 1 1 14rem; max-width: 18rem; padding: 1rem 1.5rem; }
-nav ul { list-style: none; padding-left: .5rem; margin: .2rem 0 1rem; } nav h2 { font-size: 1rem; margin: 0; }
-main { flex: 4 1 40rem; max-width: 54rem; padding: 1rem 1.5rem; min-width: 0; }
-pre, code { font: .9rem/1.45 ui-monospace, monospace; } 
-pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .6rem .8rem; margin: .4rem 0; } .input pre { background: #f5f5f5; }
-table { border-collapse: collapse; } td, th { padding: .2rem .6rem; border-bottom: 1px solid var(--line); }
-figure { margin: 1rem 0; } details, .callout { border: 1px solid var(--line); padding: .4rem 1rem; margin: 1rem 0; }
-.note { background: #fff6d6; padding: .4rem 1.5rem; margin: 0; }
-"""
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><link rel="stylesheet" href="preview.css"><link rel="stylesheet" href="styles.css"></head>
-<body>
-<a class="skip" href="#content">Skip to the text</a>
-<header><a href="index.html"><strong>scene4m</strong></a> · {description}</header>
-<p class="note" role="note">A plain preview made without Quarto: no search, no reference entries, formulas as typed.</p>
-<div class="columns">
-<nav aria-label="Chapters">{navigation}</nav>
-<main id="content">
-{body}
-</main>
-</div>
-<footer>{footer}</footer>
-</body>
-</html>
-"""
+def settings() -> configparser.SectionProxy:
+    "What settings.ini says."
+    parser = configparser.ConfigParser(delimiters=["="], interpolation=None)
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    return parser["DEFAULT"]
 
 
 def page_name(notebook: str) -> str:
@@ -83,23 +59,65 @@ def blocks(source: str) -> str:
     return re.sub(r"^:{3,} ?\{([^}\n]*)\}\n(.*?)^:{3,}[ ]*$", opened, source, flags=re.S | re.M)
 
 
+CODE_OR_MATH = re.compile(r"(?P<code>^```.*?^```|`[^`\n]+`)|\$\$(?P<display>.+?)\$\$"
+                          r"|(?<![\\\w$])\$(?P<inline>[^\s$](?:[^$\n]*[^\s$])?)\$(?!\d)", re.S | re.M)
+
+
+def formulas(text: str) -> tuple[str, dict[str, str]]:
+    "Formulas replaced by marks that markdown leaves alone, and what stands for each mark as MathML."
+    found: dict[str, str] = {}
+    def marked(m):
+        if m["code"]:
+            return m[0]
+        mark, display = f"FORMULA{len(found)}X", m["display"] is not None
+        formula = mathml(m["display"] or m["inline"], display="block" if display else "inline")
+        found[mark] = f'<span class="display" style="display:block" tabindex="0">{formula}</span>' if display else formula
+        return mark
+    return CODE_OR_MATH.sub(marked, text), found
+
+
+def local(url: str) -> str:
+    "An address of the website or of a notebook beside this one as a link between pages; other addresses as they are."
+    cfg = settings()
+    url = url.removeprefix(cfg["doc_host"] + cfg["doc_baseurl"])
+    return re.sub(r"^([\w-]+)\.ipynb", lambda m: page_name(m[0]), url)
+
+
 def prose(source: str) -> str:
-    "A markdown cell as HTML, with anchors and links as on the website."
-    text = markdown2html(blocks(source))
+    "Markdown as HTML, with anchors, formulas and links as on the website."
+    text = re.sub(r"(\]\([^)\s]+\))\{[^}\n]*\}", r"\1", blocks(source))
+    text, found = formulas(text)
+    text = markdown2html(text)
     text = re.sub(r'<a class="anchor-link".*?</a>', "", text)
-    text = re.sub(r'<h(\d)[^>]*>(.*?)</h\1>', lambda m: f'<h{m[1]} id="{slug(m[2])}">{m[2]}</h{m[1]}>', text, flags=re.S)
-    return re.sub(r'href="(?!\w+:)([\w/.-]+)\.ipynb(#[^"]*)?"', lambda m: f'href="{page_name(m[1] + ".ipynb")}{m[2] or ""}"', text)
+    text = re.sub(r"<h(\d)[^>]*>(.*?)</h\1>", lambda m: heading(int(m[1]), m[2]), text, flags=re.S)
+    text = re.sub(r'href="([^"]+)"', lambda m: f'href="{local(m[1])}"', text)
+    text = re.sub(r"<table.*?</table>", scrolled, text, flags=re.S)
+    return re.sub(r"FORMULA\d+X", lambda m: found[m[0]], text)
+
+
+def heading(level: int, text: str) -> str:
+    "A heading with the anchor that was asked for (`{#name}`) or follows from its words."
+    given = re.search(r"\s*\{#([\w.-]+)[^}]*\}\s*$", text)
+    return f'<h{level} id="{given[1] if given else slug(text)}">{text[:given.start()] if given else text}</h{level}>'
+
+
+def scrolled(table) -> str:
+    "A table that a narrow page may move sideways, by keyboard too."
+    return f'<div class="table" role="region" aria-label="Table" tabindex="0">{re.sub(r" border=.1.", "", table[0])}</div>'
 
 
 def output(o, alt: str) -> str:
     "One saved output of a cell."
     if o.output_type == "stream":
-        return f"<pre>{ansi2html(o.text)}</pre>" if o.name == "stdout" else ""
+        return f"<pre>{ansi2html(''.join(o.text))}</pre>" if o.name == "stdout" else ""
     if o.output_type == "error":
         return f"<pre>{ansi2html(chr(10).join(o.traceback))}</pre>"
-    data = o.get("data", {})
+    data = {kind: "".join(value) if isinstance(value, list) else value for kind, value in o.get("data", {}).items()}
+    if "application/vnd.jupyter.widget-view+json" in data:
+        return "<p><em>A widget: it moves in the notebook.</em></p>"
     if "text/html" in data:
-        return f"<div>{data['text/html']}</div>"
+        held = 'role="region"' in data["text/html"]        # its tables can be moved sideways already
+        return "<div>" + (data["text/html"] if held else re.sub(r"<table.*?</table>", scrolled, data["text/html"], flags=re.S)) + "</div>"
     if "image/svg+xml" in data:
         return f'<figure role="img" aria-label="{html.escape(alt)}">{data["image/svg+xml"]}</figure>'
     for kind in ("image/png", "image/jpeg"):
@@ -110,9 +128,21 @@ def output(o, alt: str) -> str:
     return f"<pre>{ansi2html(data['text/plain'])}</pre>" if "text/plain" in data else ""
 
 
+def entry(text: str) -> str:
+    "The reference entry of an exported symbol, from what nbdev's `show_doc` gives."
+    source = re.search(r"\[source\]\(([^)]+)\)", text)
+    parts = re.split(r"^(```.*?^```)$", re.sub(r"^\s*---\s*|\[source\]\([^)]+\)\{[^}]*\}", "", text), flags=re.S | re.M)
+    parts[1::2] = [re.sub(r"\[(`[^`]+`)\]\([^)]+\)", r"\1", block) for block in parts[1::2]]       # a signature is no place for links
+    name = re.search(r"^#+ (.+)$", text, re.M)
+    at = f'<a class="at" href="{source[1]}" aria-label="Source of {html.escape(name[1])}">source</a>' if source and name else ""
+    return f'<section class="api">{at}{prose("".join(parts))}</section>'
+
+
 def code(cell, highlight) -> str:
     "A code cell with its saved outputs; `hide`, `include: false`, `echo: false` and `output: false` are obeyed."
     told, source = directives(cell.source)
+    if source.startswith("show_doc("):
+        return "".join(entry("".join(o["data"]["text/markdown"])) for o in cell.outputs if "text/markdown" in o.get("data", {}))
     if "hide" in told or told.get("include") == "false" or "default_exp" in told:
         return ""
     shown = [] if told.get("echo") == "false" or not source.strip() else [f'<div class="input">{highlight(source)}</div>']
@@ -120,13 +150,47 @@ def code(cell, highlight) -> str:
     return f'<div class="cell">{"".join(shown)}' + (f'<div class="cell-output">{outputs}</div>' if outputs else "") + "</div>"
 
 
-def title_of(notebook: Path) -> str:
-    "The text of a notebook's first heading."
-    for cell in nbformat.read(notebook, 4).cells:
-        heading = re.match(r"# (.+)", cell.source) if cell.cell_type == "markdown" else None
-        if heading:
-            return heading[1].strip()
-    return notebook.stem
+def processed(path: Path):
+    "A notebook as nbdev hands it to Quarto: exported cells shown, after them an entry for each symbol, names in the prose linked."
+    from execnb.nbio import nb2str, read_nb
+    from nbdev.processors import FilterDefaults
+
+    nb = read_nb(path)
+    for cell in nb.cells:
+        cell.set_source(re.sub(r"^#\|\s*export\s*$", "#| exports", cell.source, flags=re.M))
+    with contextlib.chdir(path.parent), warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try: FilterDefaults()(nb)
+        except Exception as e:
+            raise SystemExit(f"{path.name}: nbdev could not process it: {str(e)[:300]}. Give imports a cell of their own.") from e
+        finally: logging.disable(logging.NOTSET)
+    nb.cells = in_reading_order(nb.cells)
+    out = nbformat.reads(nb2str(nb), 4)
+    return out, dict(yaml.safe_load(out.cells[0].source.strip().strip("-")))
+
+
+def in_reading_order(cells: list) -> list:
+    "The cells with the entries of each exported cell after it and in its own order; nbdev puts the last one before it, the others behind, backwards."
+    out, entries = [], []
+    for cell in cells:
+        if getattr(cell, "has_sd", False):
+            entries.append(cell)
+            continue
+        name = re.search(r"show_doc\((?:\w+\.)*(\w+)\)", entries[-1].source)[1] if entries else ""
+        lead = [entries.pop()] if name and re.search(rf"(?:def|class) {name}\b", cell.get("source") or "") else []
+        out += [*reversed(entries), cell]
+        entries = lead
+    return out + entries[::-1]
+
+
+def unique_ids(text: str) -> str:
+    "Every anchor once: a second heading of the same words gets a number, as in Quarto."
+    seen: dict[str, int] = {}
+    def numbered(m):
+        seen[m[2]] = seen.get(m[2], -1) + 1
+        return f'{m[1]}{m[2]}{"-" + str(seen[m[2]]) if seen[m[2]] else ""}"'
+    return re.sub(r'(<h[1-6] id=")([^"]*)"', numbered, text)
 
 
 def navigation(contents: list, titles: dict, here: str) -> str:
@@ -135,39 +199,59 @@ def navigation(contents: list, titles: dict, here: str) -> str:
         items = [(n, ' aria-current="page"' if n == here else "") for n in names if n in titles]
         return "".join(f'<li><a href="{page_name(n)}"{current}>{html.escape(titles[n])}</a></li>' for n, current in items)
     out = ""
-    for entry in contents:
-        part = dict(section="", contents=[entry]) if isinstance(entry, str) else entry
-        heading = f"<h2>{html.escape(part['section'])}</h2>" if part["section"] else ""
-        out += f"{heading}<ul>{items}</ul>" if (items := links(part["contents"])) else ""
+    for item in contents:
+        part = dict(section="", contents=[item]) if isinstance(item, str) else item
+        title = f"<h2>{html.escape(part['section'])}</h2>" if part["section"] else ""
+        out += f"{title}<ul>{items}</ul>" if (items := links(part["contents"])) else ""
     return out
+
+
+def neighbours(order: list[str], titles: dict, here: str) -> str:
+    "Links to the page before and the page after."
+    at = order.index(here) if here in order else 0
+    before, after = order[at - 1] if at else None, order[at + 1] if at + 1 < len(order) else None
+    link = lambda name, text: f'<a href="{page_name(name)}">{text}</a>' if name else "<span></span>"
+    return link(before, f"← {titles.get(before)}") + link(after, f"{titles.get(after)} →")
+
+
+def facts(name: str, front: dict, cfg) -> dict:
+    "What the page of a notebook says of itself and where it comes from."
+    place, git = f"blob/{cfg['branch']}/nbs/{name}", cfg["git_url"]
+    return dict(title=html.escape(front["title"]), lead=html.escape(front.get("description", "")), description=cfg["description"],
+                source=f"{git}/{place}", colab=f"{git.replace('https://github.com', 'https://colab.research.google.com/github')}/{place}",
+                install=f"git+{git}")
+
+
+def on_this_page(body: str) -> str:
+    "The sections of a page as a list of links."
+    sections = re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', body, re.S)
+    items = "".join(f'<li><a href="#{anchor}">{re.sub("<[^>]+>", "", text)}</a></li>' for anchor, text in sections)
+    return f'<nav class="here" aria-label="On this page"><h2>On this page</h2><ul>{items}</ul></nav>' if sections else ""
 
 
 def build(out: Path, nbs: Path = NBS) -> list[Path]:
     "Writes the preview of every notebook in `nbs` to `out`; returns the pages."
-    site = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["website"]
-    settings = configparser.ConfigParser(delimiters=["="], interpolation=None)
-    settings.read(ROOT / "settings.ini", encoding="utf-8")
-    notebooks = sorted(nbs.glob("*.ipynb"))
-    titles, highlight = {p.name: title_of(p) for p in notebooks}, Highlight2HTML(pygments_lexer="python3")
+    site, cfg = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["website"], settings()
+    template, highlight = (HERE / "preview.html").read_text(encoding="utf-8"), Highlight2HTML(pygments_lexer="python3")
+    read = {p.name: processed(p) for p in sorted(nbs.glob("*.ipynb"))}
+    titles = {name: front["title"] for name, (_, front) in read.items()}
+    contents = site["sidebar"]["contents"]
+    order = [n for item in contents for n in ([item] if isinstance(item, str) else item["contents"]) if n in titles]
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    pages = []
-    for path in notebooks:
-        cells = nbformat.read(path, 4).cells
-        body = "\n".join(prose(c.source) if c.cell_type == "markdown" else code(c, highlight) for c in cells if c.cell_type != "raw")
-        page = out / page_name(path.name)
-        page.write_text(PAGE.format(title=f"{titles[path.name]} · scene4m", description=settings["DEFAULT"]["description"], body=body,
-                                    navigation=navigation(site["sidebar"]["contents"], titles, path.name),
-                                    footer=site["page-footer"]["left"]), encoding="utf-8")
-        pages.append(page)
-    (out / "preview.css").write_text(STYLE + HtmlFormatter(style="default").get_style_defs(".highlight"), encoding="utf-8")
-    shutil.copy(nbs / "styles.css", out)
+    for name, (nb, front) in read.items():
+        parts = [prose(c.source) if c.cell_type == "markdown" else code(c, highlight) for c in nb.cells if c.cell_type != "raw"]
+        body = unique_ids("\n".join(parts))
+        text = template.format(**facts(name, front, cfg), body=body, here=on_this_page(body), navigation=navigation(contents, titles, name),
+                               turn=neighbours(order, titles, name), footer=site["page-footer"]["left"])
+        (out / page_name(name)).write_text(text, encoding="utf-8")
+    for style in (HERE / "preview.css", nbs / "styles.css"):
+        shutil.copy(style, out)
     if (nbs / "images").is_dir():
         shutil.copytree(nbs / "images", out / "images")
-    return pages
+    return [out / page_name(name) for name in read]
 
 
 if __name__ == "__main__":
-    written = build(ROOT / "_docs")
-    print(f"→ preview: {len(written)} pages; open _docs/index.html in a browser")
-    sys.exit(0)
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "_docs"
+    print(f"→ preview: {len(build(target))} pages; open {target.name}/index.html in a browser")

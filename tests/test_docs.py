@@ -1,4 +1,7 @@
-"""The website: its configuration holds every notebook, nbdev can process the pages, and the preview without Quarto is whole."""
+"""The website: its configuration holds every page, nbdev can process them, and what comes out is whole and can be read by everyone."""
+import ast
+import configparser
+import json
 import re
 import subprocess
 import sys
@@ -13,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
 NOTEBOOKS = sorted(p.name for p in NBS.glob("*.ipynb"))
 sys.path.insert(0, str(ROOT / "scripts"))
-import preview  # noqa: E402
+preview = pytest.importorskip("preview", reason="the packages that make pages are not installed")
 
 
 def site() -> dict:
@@ -45,12 +48,19 @@ def test_readers_get_light_and_dark_search_and_a_licence():
     assert set(s["format"]["html"]["theme"]) == {"light", "dark"}
 
 
+def test_the_website_offers_each_page_in_colab():
+    s = site()
+    assert "source" in s["website"]["repo-actions"] and s["website"]["repo-subdir"] == "nbs"
+    included = s["format"]["html"]["include-after-body"]
+    assert "colab.research.google.com" in (NBS / included).read_text(encoding="utf-8")
+
+
 class Page(HTMLParser):
     "What a page links to, what it can be linked at, and what a screen reader finds in it."
 
     def __init__(self, text: str):
         super().__init__()
-        self.links, self.ids, self.images, self.tags, self.headings, self.lang, self.sources = [], [], [], [], [], None, []
+        self.text, self.links, self.ids, self.images, self.tags, self.headings, self.lang, self.sources = text, [], [], [], [], [], None, []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -70,19 +80,47 @@ class Page(HTMLParser):
             self.headings.append(int(tag[1]))
 
 
-@pytest.fixture(scope="module")
-def pages(tmp_path_factory) -> dict[str, Page]:
-    "The preview, built into a folder of its own."
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    "The preview, built as `make docs` builds it where Quarto is missing: nbdev processes every notebook, then the pages are written."
     out = tmp_path_factory.mktemp("docs") / "site"
-    preview.build(out)
-    return {p.name: Page(p.read_text(encoding="utf-8")) for p in sorted(out.glob("*.html"))}
+    done = subprocess.run([sys.executable, ROOT / "scripts" / "preview.py", out], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert f"preview: {len(NOTEBOOKS)} pages" in done.stdout
+    return out
+
+
+@pytest.fixture(scope="session")
+def pages(folder) -> dict[str, Page]:
+    return {p.name: Page(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.html"))}
 
 
 def test_every_notebook_has_a_page_at_the_address_of_the_website(pages):
     assert set(pages) == {preview.page_name(n) for n in NOTEBOOKS} and "core.html" in pages
 
 
-def test_links_inside_the_preview_lead_somewhere(pages):
+def exported(module: Path) -> set[str]:
+    "Functions and classes that a module exports."
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    public = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"), [])
+    return {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name in public}
+
+
+def test_every_exported_symbol_has_an_entry(pages):
+    missing = []
+    for module in sorted((ROOT / "scene4m").glob("[a-z]*.py")):
+        entries = set(re.findall(r'<section class="api">.*?<h\d id="([^"]+)"', pages[f"{module.stem}.html"].text, re.S))
+        missing += [f"{module.stem}.{name}" for name in exported(module) if name.lower() not in {re.sub(r"-\d+$", "", e) for e in entries}]
+    assert not missing
+    assert "derive_seed" in exported(ROOT / "scene4m" / "core.py")
+
+
+def test_prose_links_to_entries(pages):
+    into_entries = [h for page in pages.values() for h in page.links if re.match(r"[a-z_]+\.html#[a-z]", h)]
+    assert len(into_entries) > 200
+
+
+def test_links_inside_the_preview_lead_somewhere(pages, folder):
     broken = []
     for name, page in pages.items():
         for href in page.links:
@@ -90,11 +128,24 @@ def test_links_inside_the_preview_lead_somewhere(pages):
                 continue
             file, _, anchor = unquote(href).partition("#")
             file = file or name
-            if file.endswith(".html") and file not in pages:
-                broken.append(f"{name}: {href}")
-            elif anchor and file in pages and anchor not in pages[file].ids and not re.match(r"[A-Za-z_]\w*(\.\w+)?$", anchor):
-                broken.append(f"{name}: {href}")
-    assert not broken
+            if file not in pages and not (folder / file).is_file():
+                broken.append(f"{name}: {href}: no such page")
+            elif anchor and file in pages and anchor not in pages[file].ids:
+                broken.append(f"{name}: {href}: no such place")
+    assert not broken, "\n".join(broken)
+
+
+def test_every_page_leads_to_its_notebook_and_to_colab(pages):
+    for notebook in NOTEBOOKS:
+        links = pages[preview.page_name(notebook)].links
+        assert f"https://github.com/scene4m/scene4m/blob/main/nbs/{notebook}" in links
+        assert f"https://colab.research.google.com/github/scene4m/scene4m/blob/main/nbs/{notebook}" in links
+
+
+def test_the_preview_is_named_as_one(pages):
+    assert all("A plain preview made without Quarto" in page.text for page in pages.values())
+    told = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(r"needs Quarto \(.*quarto\.org.*\).*plain preview", told)
 
 
 def test_the_preview_fetches_nothing_from_elsewhere(pages):
@@ -109,27 +160,90 @@ def test_the_preview_can_be_read_without_seeing_it(pages):
         assert not [i for i in page.images if not (i.get("alt") or "").strip()], f"{name}: a picture without words"
 
 
+def test_no_mark_of_quarto_or_of_a_formula_is_left(pages):
+    for name, page in pages.items():
+        prose = re.sub(r"<(pre|code|script|style)\b.*?</\1>", "", page.text, flags=re.S)
+        assert not re.findall(r":::|FORMULA\d|\$\$|\{\.[a-z]|\{target=|<p>show_doc", prose), name
+
+
 def test_blocks_of_quarto_become_plain_html():
     text = preview.prose('::: {.callout-tip collapse="true"}\n## Solutions\n\nIt is **four**.\n:::\n')
     assert "<details><summary>Solutions</summary>" in text and "<strong>four</strong>" in text and ":::" not in text
     assert 'href="core.html#seeds"' in preview.prose("[seeds](00_core.ipynb#seeds)")
+    assert 'href="core.html#badinput"' in preview.prose("[`BadInput`](https://scene4m.github.io/scene4m/core.html#badinput)")
     assert 'id="errors-that-say-what-to-do"' in preview.prose("## Errors that say what to do")
 
 
-def test_nbdev_can_process_every_page(tmp_path):
-    "What `nbdev_docs` does before Quarto comes in: it runs every exported cell and every cell with an import, and nothing else."
-    code = """
-import sys, warnings
-from pathlib import Path
-from nbdev.processors import FilterDefaults
-from nbdev.serve_drv import exec_nb
-warnings.simplefilter("ignore")
-for name in sys.argv[2:]:
-    try: exec_nb(Path(name), Path(sys.argv[1]) / name, FilterDefaults)
-    except Exception as e: print("FAILED", name, "-", str(e)[:300], "-", repr(e.__cause__)[:200])
-"""
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), *NOTEBOOKS], cwd=NBS, capture_output=True, text=True)
-    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
-    assert done.returncode == 0 and not failed, "give imports a cell of their own:\n" + "\n".join(failed) + done.stderr[-2000:]
-    core = (tmp_path / "00_core.ipynb").read_text(encoding="utf-8")
-    assert "derive_seed" in core and "source" in core
+def test_formulas_become_mathml_and_prices_do_not():
+    text = preview.prose("The loss $x_t^2 * y * z$ and `$HOME` cost 5$ or 6$.\n\n$$\\frac{a}{b}$$\n")
+    assert text.count("<math") == 2 and "<mfrac>" in text and "<em>" not in text
+    assert "<code>$HOME</code>" in text and "5$ or 6$" in text
+
+
+def test_entries_follow_the_cell_that_exports_them(pages):
+    text = pages["core.html"].text
+    first, second = (text.index(f'id="{name}"') for name in ("scene4merror", "badinput"))
+    assert text.index("class</span> <span class=\"nc\">Scene4MError") < first < second
+
+
+def test_a_notebook_that_nbdev_cannot_process_is_named(tmp_path):
+    cells = [dict(cell_type="markdown", id="a", metadata={}, source="# Broken\n> A page."),
+             dict(cell_type="code", id="b", metadata={}, execution_count=None, outputs=[], source="#| export\nimport json\nnothing_here()\ndef f(): pass")]
+    path = tmp_path / "nbs" / "99_broken.ipynb"
+    path.parent.mkdir()
+    path.write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=dict(name="python3", language="python", display_name="python3")),
+                                    nbformat=4, nbformat_minor=5)))
+    (tmp_path / "settings.ini").write_text((ROOT / "settings.ini").read_text(encoding="utf-8"))
+    with pytest.raises(SystemExit, match="99_broken.ipynb"):
+        preview.processed(path)
+
+
+def test_every_requirement_of_the_pages_is_declared():
+    parser = configparser.ConfigParser(delimiters=["="], interpolation=None)
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    assert {"latex2mathml", "axe-playwright-python"} <= set(parser["DEFAULT"]["dev_requirements"].split())
+
+
+def axe_source() -> str:
+    "The axe-core script that comes with its Python package; nothing is fetched."
+    axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
+    return (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+
+
+SERIOUS = """async only => (await axe.run(document, {resultTypes: ['violations'], ...(only ? {runOnly: {type: 'rule', values: only}} : {})}))
+  .violations.filter(v => ['serious', 'critical'].includes(v.impact)).map(v => `${v.id}: ${v.nodes.slice(0, 3).map(n => n.html.slice(0, 160)).join(' | ')}`)"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(folder, pages, browser, scheme):
+    "Every rule in the light, the contrast of every colour again in the dark."
+    source, found = axe_source(), []
+    window = browser.new_page(color_scheme=scheme, viewport=dict(width=1280, height=900))
+    window.set_default_timeout(120_000)
+    for name in pages:
+        window.goto((folder / name).as_uri())
+        window.evaluate(source + "; null")
+        found += [f"{name}: {v}" for v in window.evaluate(SERIOUS, None if scheme == "light" else ["color-contrast"])]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.browser
+def test_axe_would_find_a_picture_without_words(browser):
+    window = browser.new_page()
+    window.set_content('<html lang="en"><title>t</title><main><h1>t</h1><img src="data:image/gif;base64,R0lGODlhAQABAAAAACw="><p style="color:#bbb">pale</p></main>')
+    window.evaluate(axe_source() + "; null")
+    assert {v.split(":")[0] for v in window.evaluate(SERIOUS, None)} >= {"image-alt", "color-contrast"}
+
+
+@pytest.mark.browser
+def test_pages_fit_a_phone_and_the_button_turns_them_dark(folder, pages, browser):
+    window = browser.new_page(viewport=dict(width=390, height=844), color_scheme="light")
+    window.set_default_timeout(120_000)
+    for name in pages:
+        window.goto((folder / name).as_uri())
+        assert window.evaluate("document.documentElement.scrollWidth") <= 390, f"{name} is wider than a phone"
+    colour = lambda: window.evaluate("getComputedStyle(document.body).backgroundColor")
+    before = colour()
+    window.click("#theme")
+    assert colour() != before
