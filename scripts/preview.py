@@ -79,7 +79,8 @@ def formulas(text: str) -> tuple[str, dict[str, str]]:
 def local(url: str) -> str:
     "An address of the website or of a notebook beside this one as a link between pages; other addresses as they are."
     cfg = settings()
-    url = url.removeprefix(cfg["doc_host"] + cfg["doc_baseurl"])
+    if url.startswith(site := cfg["doc_host"] + cfg["doc_baseurl"]):
+        url = re.sub(r"(#\w+)\.\w+$", r"\1", url.removeprefix(site))        # a method stands in the entry of its class
     return re.sub(r"^([\w-]+)\.ipynb", lambda m: page_name(m[0]), url)
 
 

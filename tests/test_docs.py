@@ -170,6 +170,7 @@ def test_blocks_of_quarto_become_plain_html():
     text = preview.prose('::: {.callout-tip collapse="true"}\n## Solutions\n\nIt is **four**.\n:::\n')
     assert "<details><summary>Solutions</summary>" in text and "<strong>four</strong>" in text and ":::" not in text
     assert 'href="core.html#seeds"' in preview.prose("[seeds](00_core.ipynb#seeds)")
+    assert 'href="fourm.html#fourm"' in preview.prose("[`FourM.toy`](https://scene4m.github.io/scene4m/fourm.html#fourm.toy)")
     assert 'href="core.html#badinput"' in preview.prose("[`BadInput`](https://scene4m.github.io/scene4m/core.html#badinput)")
     assert 'id="errors-that-say-what-to-do"' in preview.prose("## Errors that say what to do")
 
@@ -183,7 +184,7 @@ def test_formulas_become_mathml_and_prices_do_not():
 def test_entries_follow_the_cell_that_exports_them(pages):
     text = pages["core.html"].text
     first, second = (text.index(f'id="{name}"') for name in ("scene4merror", "badinput"))
-    assert text.index("class</span> <span class=\"nc\">Scene4MError") < first < second
+    assert text.index('class="nc">Scene4MError') < first < second < text.index('class="nc">ClipSpec')
 
 
 def test_a_notebook_that_nbdev_cannot_process_is_named(tmp_path):

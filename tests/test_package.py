@@ -36,7 +36,7 @@ def source(tmp_path_factory) -> Path:
     listed = sh("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
     for line in listed:
         top = Path(line).parts[0]
-        if top in ("scene4m", "settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in") and (ROOT / line).is_file():
+        if top in ("scene4m", "settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "constraints.txt") and (ROOT / line).is_file():
             (source / line).parent.mkdir(parents=True, exist_ok=True)
             (source / line).write_bytes((ROOT / line).read_bytes())
     return source
@@ -44,10 +44,11 @@ def source(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(source, tmp_path_factory) -> Path:
+    "What `python -m build` makes: a source archive, and a wheel from that archive."
     out = tmp_path_factory.mktemp("dist")
     have_tools = subprocess.run([sys.executable, "-c", "import setuptools, wheel; assert int(setuptools.__version__.split('.')[0]) >= 77"],
                                 capture_output=True).returncode == 0
-    sh(sys.executable, "-m", "build", "--wheel", "--outdir", out, *(["--no-isolation"] if have_tools else []), source)
+    sh(sys.executable, "-m", "build", "--outdir", out, *(["--no-isolation"] if have_tools else []), source)
     return next(out.glob("*.whl"))
 
 
