@@ -5,6 +5,7 @@ would do after that is done here by a few hundred lines: one page per notebook a
 dark, formulas as MathML. There is no search. Nothing in a page is fetched from elsewhere. `python scripts/preview.py FOLDER` writes to FOLDER."""
 import configparser
 import contextlib
+import functools
 import html
 import logging
 import re
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NBS, HERE = ROOT / "nbs", ROOT / "scripts"
 
 
+@functools.cache
 def settings() -> configparser.SectionProxy:
     "What settings.ini says."
     parser = configparser.ConfigParser(delimiters=["="], interpolation=None)
