@@ -7,6 +7,7 @@ import configparser
 import contextlib
 import functools
 import html
+import itertools
 import logging
 import re
 import shutil
@@ -188,12 +189,14 @@ def in_reading_order(cells: list) -> list:
 
 
 def unique_ids(text: str) -> str:
-    "Every anchor once: a second heading of the same words gets a number, as in Quarto."
+    "Every anchor once: a second heading of the same words gets a number, as in Quarto; tables without a caption are numbered, too."
     seen: dict[str, int] = {}
     def numbered(m):
         seen[m[2]] = seen.get(m[2], -1) + 1
         return f'{m[1]}{m[2]}{"-" + str(seen[m[2]]) if seen[m[2]] else ""}"'
-    return re.sub(r'(<h[1-6] id=")([^"]*)"', numbered, text)
+    text = re.sub(r'(<h[1-6] id=")([^"]*)"', numbered, text)
+    tables = itertools.count(1)
+    return re.sub(r'aria-label="Table"', lambda m: f'aria-label="Table {next(tables)}"', text)
 
 
 def navigation(contents: list, titles: dict, here: str) -> str:

@@ -211,21 +211,23 @@ def axe_source() -> str:
     return (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
 
 
-SERIOUS = """async only => (await axe.run(document, {resultTypes: ['violations'], ...(only ? {runOnly: {type: 'rule', values: only}} : {})}))
+SERIOUS = """async ([only, without]) => (await axe.run({exclude: without},
+    {resultTypes: ['violations'], ...(only ? {runOnly: {type: 'rule', values: only}} : {})}))
   .violations.filter(v => ['serious', 'critical'].includes(v.impact)).map(v => `${v.id}: ${v.nodes.slice(0, 3).map(n => n.html.slice(0, 160)).join(' | ')}`)"""
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(folder, pages, browser, scheme):
-    "Every rule in the light, the contrast of every colour again in the dark."
+    "Every rule on every page in the light, the contrast of every colour again in the dark; code has the same colours everywhere, one page shows them."
     source, found = axe_source(), []
     window = browser.new_page(color_scheme=scheme, viewport=dict(width=1280, height=900))
-    window.set_default_timeout(120_000)
+    window.set_default_timeout(300_000)
     for name in pages:
         window.goto((folder / name).as_uri())
         window.evaluate(source + "; null")
-        found += [f"{name}: {v}" for v in window.evaluate(SERIOUS, None if scheme == "light" else ["color-contrast"])]
+        without = [] if name == "metrics.html" else [[".highlight"]]
+        found += [f"{name}: {v}" for v in window.evaluate(SERIOUS, [None if scheme == "light" else ["color-contrast"], without])]
     assert not found, "\n".join(found)
 
 
@@ -234,7 +236,7 @@ def test_axe_would_find_a_picture_without_words(browser):
     window = browser.new_page()
     window.set_content('<html lang="en"><title>t</title><main><h1>t</h1><img src="data:image/gif;base64,R0lGODlhAQABAAAAACw="><p style="color:#bbb">pale</p></main>')
     window.evaluate(axe_source() + "; null")
-    assert {v.split(":")[0] for v in window.evaluate(SERIOUS, None)} >= {"image-alt", "color-contrast"}
+    assert {v.split(":")[0] for v in window.evaluate(SERIOUS, [None, []])} >= {"image-alt", "color-contrast"}
 
 
 @pytest.mark.browser
