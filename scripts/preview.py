@@ -150,6 +150,8 @@ def code(cell, highlight) -> str:
     if "hide" in told or told.get("include") == "false" or "default_exp" in told:
         return ""
     shown = [] if told.get("echo") == "false" or not source.strip() else [f'<div class="input">{highlight(source)}</div>']
+    if shown and told.get("code-fold") == "true":
+        shown = [f"<details><summary>Code</summary>{shown[0]}</details>"]
     outputs = "" if told.get("output") == "false" else "".join(output(o, told.get("fig-alt", "").strip("\"'")) for o in cell.outputs)
     return f'<div class="cell">{"".join(shown)}' + (f'<div class="cell-output">{outputs}</div>' if outputs else "") + "</div>"
 
