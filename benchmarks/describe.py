@@ -7,11 +7,13 @@ what weights say. Both read the same ten-second clips with the same decoder. Sec
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]   # scripts beside this one are named like packages
 
 
 def peer(layers: int = 12):
