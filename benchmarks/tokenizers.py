@@ -1,12 +1,12 @@
 """What the tokenizers lose and what they cost, beside peers and lazy answers, on clips never trained on.
 
-`python benchmarks/tokenizers.py` trains every tokenizer for the same CPU seconds on one thread, with three seeds, and prints tables of mean ± standard
-error; `--figure FILE` draws error against bits, `--json FILE` keeps every figure. Three sets: frames of the toy street, its sounds, and real sounds
-(`SCENE4M_REAL_CLIPS`, cut by the manifest's column `group`); the street's tokenizers are also tried on each real video there. A budget in CPU seconds
-does not feel what else the machine does. With the settings below it takes an hour; `--quick` looks whether everything runs.
+`python benchmarks/tokenizers.py` trains every tokenizer for the same CPU seconds on one thread, with three seeds, and prints tables of mean ±
+standard error; `--figure FILE` draws error against bits, `--json FILE` keeps every figure. Three sets: frames of the toy street, its sounds,
+and real sounds (`SCENE4M_REAL_CLIPS`, cut by the manifest's column `group`); the street's tokenizers are also tried on each real video there.
+A budget in CPU seconds does not feel what else the machine does. As it stands it takes an hour; `--quick` looks whether everything runs.
 
-The peers are our network around the quantizer of vector-quantize-pytorch: in its default setting, and in the one that gave the best PSNR in trials (moving
-average of 0.99, k-means, no revival, no rotation of gradients), each trained plainly and once more with our start and our loss.
+The peers are our network around the quantizer of vector-quantize-pytorch: in its default setting, and in the one that gave the best PSNR in
+trials (moving average of 0.99, k-means, no revival, no rotation of gradients), each trained plainly and once more with our start and our loss.
 """
 import argparse
 import copy
@@ -198,10 +198,52 @@ def read_tokens(tok, train_data, held, seed: int = 0, epochs: int = 6) -> dict:
     def block(a, b, k, stride=1): return [nn.Conv2d(a, b, k, stride, k // 2, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
     net = nn.Sequential(*block(t * D, width, 1), *block(width, width, 3), *block(width, width, 3, 2), nn.Flatten(), nn.Dropout(0.3),
                         nn.Linear(width * (-(-h // 2)) * (-(-w // 2)), 128), nn.ReLU(), nn.Linear(128, outputs))
-    prepare = lambda z: z / scale
-    toystreet.fit_reader(net, lambda z: prepare(torch.as_tensor(z)), vectors[0].numpy(), scenes["train"], epochs, 64)
-    seen = np.array([s.seen for s in scenes["test"]])
-    return toystreet.score_reader(net, lambda z: prepare(torch.as_tensor(z)), vectors[1].numpy(), scenes["test"], seen)
+    prepare = lambda z: torch.as_tensor(z) / scale
+    toystreet.fit_reader(net, prepare, vectors[0].numpy(), scenes["train"], epochs, 64)
+    return toystreet.score_reader(net, prepare, vectors[1].numpy(), scenes["test"], np.array([s.seen for s in scenes["test"]]))
+
+
+# ---------------------------------------------------------------- listening back, and threads
+
+def listening(n: int = 3) -> None:
+    "CPU seconds and error of listening back to ten seconds, beside librosa's two ways."
+    import librosa
+    from scene4m.mel import inverse_bank, mel_bank
+    front, clips = MelFrontEnd(), toystreet.StreetClips("test", n)
+    mels = [front(toystreet.render_sound(clips.scene(i))) for i in range(n)]
+    power = lambda mel: (10 ** (front.db(mel) / 10) - front.floor).clamp(min=0)
+    options = dict(n_iter=32, hop_length=256, n_fft=1024, length=160_000)
+    griffin = lambda magnitude: torch.from_numpy(librosa.griffinlim(magnitude, **options).astype(np.float32))
+    ways = {"ours": front.invert,
+            "librosa, pseudo-inverse": lambda mel: griffin((inverse_bank().t() @ power(mel)).clamp(min=1e-8).sqrt().numpy()),
+            "librosa, least squares (its own)": lambda mel: griffin(np.sqrt(librosa.util.nnls(mel_bank().t().numpy(), power(mel).numpy())))}
+    print(f"\nListening back to ten seconds, mean of {n}{'':15}{'CPU s':>16}{'/ ours':>16}{'log-mel dB':>16}"); first = None
+    for name, way in ways.items():
+        way(mels[0][:, :30]) if name == "ours" else None
+        start = time.process_time(); waves = [way(m) for m in mels]; seconds = (time.process_time() - start) / n; first = first or seconds
+        error = np.mean([metrics.log_mel_error_db(front.db(m), front.db(front(w[:160_000]))) for m, w in zip(mels, waves)])
+        print(f"{name:36}{'':12}{seconds:>16.2f}{seconds / first:>16.1f}{error:>16.2f}", flush=True)
+
+
+def speed(args) -> None:
+    "Seconds for the same steps of both tokenizers: one after the other on two threads, and side by side on one thread each."
+    import subprocess
+    import sys
+    job = lambda kind, threads: [sys.executable, __file__, "--steps-of", kind, "--threads", str(threads)]
+    env = lambda threads: {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    start = time.perf_counter()
+    for kind in ("video", "audio"): subprocess.run(job(kind, 2), check=True, env=env(2))
+    after = time.perf_counter() - start; start = time.perf_counter()
+    for p in [subprocess.Popen(job(kind, 1), env=env(1)) for kind in ("video", "audio")]: p.wait()
+    beside = time.perf_counter() - start
+    print(f"\n60 steps of both tokenizers: {after:.1f} s one after the other on two threads, {beside:.1f} s side by side on one each, "
+          f"ratio {after / beside:.2f}")
+
+
+def some_steps(kind: str, threads: int) -> None:
+    torch.set_num_threads(threads); tok = VideoTokenizer() if kind == "video" else AudioTokenizer(); rng = np.random.default_rng(0)
+    data = rng.integers(0, 256, (64, 16, 32, 32, 3), np.uint8) if kind == "video" else rng.standard_normal((64, 80, 624)).astype(np.float16)
+    train_tokenizer(tok, data, tok.training_config(steps=60), show=False)
 
 
 # ---------------------------------------------------------------- runs and tables
@@ -219,7 +261,8 @@ def run_set(name: str, kind: str, train_part, held_part, methods, args) -> tuple
     return figures, kept
 
 
-COLUMNS = dict(video=dict(psnr="PSNR dB", moving="moving dB", temporal="temporal dB", ssim="SSIM"), audio=dict(mel_db="log-mel dB", convergence="sp. conv."))
+COLUMNS = dict(video=dict(psnr="PSNR dB", moving="moving dB", temporal="temporal dB", ssim="SSIM"),
+               audio=dict(mel_db="log-mel dB", convergence="sp. conv."))
 
 
 def spread(rows: list, key: str) -> str:
@@ -244,8 +287,8 @@ def real_videos(tokenizers: dict) -> dict:
     for r in real_rows("video"):
         x = read_clip(REAL / r["file"]).frames[None]
         if x.shape[1:] != (16, 32, 32, 3): continue
-        rebuilt = lambda tok: tok.to_frames(tok.decode(ids_of(tok, x), (1, 3, 16, 32, 32))).numpy()
-        out[r["file"]] = {n: picture_figures(x, rebuilt(t)) for n, t in tokenizers.items()} | {"time median": picture_figures(x, metrics.still_picture(x))}
+        rebuilt = {n: t.to_frames(t.decode(ids_of(t, x), (1, 3, 16, 32, 32))).numpy() for n, t in tokenizers.items()}
+        out[r["file"]] = {n: picture_figures(x, y) for n, y in (rebuilt | {"time median": metrics.still_picture(x)}).items()}
     return out
 
 
@@ -289,10 +332,11 @@ def report(args) -> None:
         x, held = street("video", "train", args.clips, keep), street("video", "test", args.held_out, keep)
         kept = finish("street, picture", "video", (x, None), (held,), lazy_video(held), RATES["video"] if args.figure else ())
         if args.reader:
-            results["street, picture"]["reader"] = readers = {n: read_tokens(kept[n], x, held) for n in kept if n in ("ours", "library, best", "paper")}
-            print("\nWhat a small reader of the tokens tells, % (chance)")
-            for n, r in readers.items(): print(f"{n:36}" + "  ".join(f"{a} {100 * v['accuracy']:.1f} ({100 * v['chance']:.0f})" for a, v in r.items()))
-        videos = real_videos({n: t for n, t in kept.items() if not n.startswith("ours,")}) if args.sets != ["none"] else {}
+            readers = {n: read_tokens(kept[n], x, held) for n in kept if n in ("ours", "library, best", "paper")}
+            results["street, picture"]["reader"] = readers; print("\nWhat a small reader of the tokens tells, % (chance)")
+            told = lambda r: "  ".join(f"{a} {100 * v['accuracy']:.1f} ({100 * v['chance']:.0f})" for a, v in r.items())
+            for n, r in readers.items(): print(f"{n:36}" + told(r), flush=True)
+        videos = real_videos({n: t for n, t in kept.items() if not n.startswith("ours,")})
         if videos: results["street, picture"]["videos"] = videos; print_videos(videos)
     if "audio" in args.sets:
         x, held = street("audio", "train", args.clips, keep), street("audio", "test", args.held_out, keep)
@@ -300,22 +344,35 @@ def report(args) -> None:
     if "real" in args.sets and real_rows("audio"):
         known, held = real_sounds(args.real)
         finish(f"real sounds ({len(known[0])}, held out {len(held[0])})", "audio", known, held, lazy_audio(*held))
+    if "listen" in args.sets: listening()
+    if "speed" in args.sets: speed(args)
     if args.json: Path(args.json).write_text(json.dumps(results, indent=1, default=float))
     if args.figure and results: draw(results, Path(args.figure))
 
 
+SETS = ["video", "audio", "real", "listen", "speed"]
+
+
 def arguments():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--seconds", type=float, default=60, help="CPU seconds of training, the same for all"); p.add_argument("--seeds", type=int, default=3)
-    p.add_argument("--clips", type=int, default=4000, help="street clips to train on"); p.add_argument("--held-out", type=int, default=500)
-    p.add_argument("--sets", nargs="+", default=["video", "audio", "real"], choices=["video", "audio", "real"]); p.add_argument("--methods", nargs="+")
-    p.add_argument("--real", type=int, help="at most so many real sounds"); p.add_argument("--no-reader", dest="reader", action="store_false")
-    p.add_argument("--data", help="folder that keeps the street's arrays between runs"); p.add_argument("--json"); p.add_argument("--figure")
+    p.add_argument("--seconds", type=float, default=60, help="CPU seconds of training, the same for all")
+    p.add_argument("--seeds", type=int, default=3)
+    p.add_argument("--clips", type=int, default=4000, help="street clips to train on")
+    p.add_argument("--held-out", type=int, default=500)
+    p.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
+    p.add_argument("--methods", nargs="+", choices=[m.name for m in MAIN])
+    p.add_argument("--real", type=int, help="at most so many real sounds")
+    p.add_argument("--no-reader", dest="reader", action="store_false")
+    p.add_argument("--data", help="folder that keeps the street's arrays between runs")
+    p.add_argument("--json", help="file for every figure"); p.add_argument("--figure", help="picture of error against bits")
     p.add_argument("--quick", action="store_true", help="two seconds, one seed, few clips")
+    p.add_argument("--steps-of", choices=["video", "audio"], help=argparse.SUPPRESS)
+    p.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.quick: args.seconds, args.seeds, args.clips, args.held_out, args.real = 2, 1, 120, 40, 40
     return args
 
 
 if __name__ == "__main__":
-    report(arguments())
+    args = arguments()
+    some_steps(args.steps_of, args.threads) if args.steps_of else report(args)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LEVELS', 'PLACES', 'VOCAB_SIZE', 'HALF', 'ids_to_codes', 'codes_to_ids', 'cosmos_windows', 'pad_amounts',
            'cosmos_grid', 'pad_window', 'read_torchscript', 'retype_casts', 'CosmosConfig', 'CosmosTokenizer',
-           'check_pair', 'fetch_pair', 'load_cosmos', 'save_cosmos', 'push_cosmos', 'block_codes', 'BlockEncoder',
-           'BlockDecoder', 'write_block_pair']
+           'encode_windows', 'decode_windows', 'crop_window', 'check_pair', 'fetch_pair', 'load_cosmos', 'save_cosmos',
+           'push_cosmos', 'block_codes', 'BlockEncoder', 'BlockDecoder', 'write_block_pair']
 
 # %% ../nbs/24_cosmos.ipynb #9d416876
 import hashlib, io, shutil, warnings
@@ -147,34 +147,38 @@ class CosmosTokenizer(nn.Module):
         "uint8 frames (B, T, H, W, 3) from (B, 3, T, H, W) in [-1, 1]."
         return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
 
-    @torch.inference_mode()
-    def encode(self, batch: torch.Tensor, lengths=None) -> torch.Tensor:
-        "Ids (B, n) int64, row-major over `grid(batch.shape)`, of clips (B, 3, T, H, W) in [-1, 1] and of any length."
-        if batch.ndim != 5 or batch.shape[1] != 3: raise BadInput(f"COSMOS reads clips (B, 3, T, H, W), not {tuple(batch.shape)}.")
-        batch = batch.to(self._at.device, self._at.dtype)
-        parts = [self.encoder(pad_window(batch[:, :, a:b])[0])[0] for a, b in cosmos_windows(batch.shape[2], self.settings.window)]
-        return torch.cat(parts, 1).long().flatten(1)
-
-    @torch.inference_mode()
-    def decode(self, ids: torch.Tensor, shape=None) -> torch.Tensor:
-        "Clips (B, 3, T, H, W) float32 in [-1, 1] from ids (B, n); `shape` is the clip's, default the configured one."
-        c = self.settings; T, H, W = (c.frames, c.size, c.size) if shape is None else shape[-3:]
-        t, h, w = cosmos_grid(T, H, W, c.window)
-        if ids.shape[1] != t * h * w: raise ConfigMismatch(f"{ids.shape[1]} ids per clip do not fill the grid {(t, h, w)} of {(T, H, W)}.")
-        if ids.min() < 0 or ids.max() >= VOCAB_SIZE: raise BadInput(f"COSMOS ids lie between 0 and {VOCAB_SIZE - 1}.")
-        ids, out = ids.reshape(-1, t, h, w).to(self._at.device, torch.int32), []
-        for a, b in cosmos_windows(T, c.window):
-            n = cosmos_grid(b - a, H, W, c.window)[0]; part, ids = ids[:, :n], ids[:, n:]
-            out.append(self._crop(self.decoder(part), (b - a, H, W)))
-        return torch.cat(out, 2)
-
-    def _crop(self, x, shape):
-        T, H, W = shape; before, top, left = pad_amounts(T - 1, 8)[0], pad_amounts(H, 16)[0], pad_amounts(W, 16)[0]
-        return x[:, :, before:before + T, top:top + H, left:left + W].float().clamp(-1, 1)
-
     def codes(self, ids: torch.Tensor) -> torch.Tensor:
         "The six-channel codes (B, n, 6) of ids (B, n)."
         return ids_to_codes(ids)
+
+# %% ../nbs/24_cosmos.ipynb #ff6faee2
+@torch.no_grad()
+def encode_windows(tok: CosmosTokenizer, batch: torch.Tensor, lengths=None) -> torch.Tensor:
+    "Ids (B, n) int64, row-major over `grid(batch.shape)`, of clips (B, 3, T, H, W) in [-1, 1] and of any length."
+    if batch.ndim != 5 or batch.shape[1] != 3: raise BadInput(f"COSMOS reads clips (B, 3, T, H, W), not {tuple(batch.shape)}.")
+    batch = batch.to(tok._at.device, tok._at.dtype)
+    parts = [tok.encoder(pad_window(batch[:, :, a:b])[0])[0] for a, b in cosmos_windows(batch.shape[2], tok.settings.window)]
+    return torch.cat(parts, 1).long().flatten(1)
+
+@torch.no_grad()
+def decode_windows(tok: CosmosTokenizer, ids: torch.Tensor, shape=None) -> torch.Tensor:
+    "Clips (B, 3, T, H, W) float32 in [-1, 1] from ids (B, n); `shape` is the clip's, default the configured one."
+    c = tok.settings; T, H, W = (c.frames, c.size, c.size) if shape is None else shape[-3:]
+    t, h, w = cosmos_grid(T, H, W, c.window)
+    if ids.shape[1] != t * h * w: raise ConfigMismatch(f"{ids.shape[1]} ids per clip do not fill the grid {(t, h, w)} of {(T, H, W)}.")
+    if ids.min() < 0 or ids.max() >= VOCAB_SIZE: raise BadInput(f"COSMOS ids lie between 0 and {VOCAB_SIZE - 1}.")
+    ids, out = ids.reshape(-1, t, h, w).to(tok._at.device, torch.int32), []
+    for a, b in cosmos_windows(T, c.window):
+        n = cosmos_grid(b - a, H, W, c.window)[0]; part, ids = ids[:, :n], ids[:, n:]
+        out.append(crop_window(tok.decoder(part), (b - a, H, W)))
+    return torch.cat(out, 2)
+
+def crop_window(x: torch.Tensor, shape: tuple) -> torch.Tensor:
+    "Cuts what `pad_window` added off a decoded window (B, 3, T', H', W')."
+    T, H, W = shape; before, top, left = pad_amounts(T - 1, 8)[0], pad_amounts(H, 16)[0], pad_amounts(W, 16)[0]
+    return x[:, :, before:before + T, top:top + H, left:left + W].float().clamp(-1, 1)
+
+CosmosTokenizer.encode, CosmosTokenizer.decode = encode_windows, decode_windows
 
 # %% ../nbs/24_cosmos.ipynb #4fe90600
 def check_pair(encoder, decoder):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESET', 'to_patches', 'from_patches', 'Conv3x3x3', 'EachStep', 'norm_relu', 'ResidualBlock', 'VideoTokenizerConfig',
            'PatchEncoder', 'PatchDecoder', 'paper_strides', 'conv_shape', 'PaperEncoder', 'PaperDecoder',
-           'motion_weights', 'VideoTokenizer']
+           'motion_weights', 'VideoTokenizer', 'start_from_clips']
 
 # %% ../nbs/23_video_tokenizer.ipynb #793485dc
 from dataclasses import dataclass
@@ -180,15 +180,18 @@ class VideoTokenizer(Tokenizer):
         self.grid(x.shape)
         return self.norm(self.encoder(x).flatten(1, 3)), None
 
-    def start_from(self, batches):
-        "Sets the first and last matrices to the principal axes of the patches of some batches; the paper's network has none."
-        E, D = self.encoder, self.decoder
-        if isinstance(E, PatchEncoder):
-            patches = (to_patches(x, E.patch).flatten(0, 3) for x, _ in batches)
-            start_on_axes(patches, E.into, E.out, D.into, D.out, [b.body[-1].module for b in (*E.blocks, *D.blocks)])
-
     def from_latents(self, z, grid): return self.decoder(z.unflatten(1, tuple(grid)))
 
     def error(self, rebuilt, x, lengths=None) -> torch.Tensor:
         "Mean squared error, moving pixels counting more."
         return (motion_weights(x, self.settings.motion_weight) * (rebuilt.float() - x).square()).mean()
+
+# %% ../nbs/23_video_tokenizer.ipynb #62194432
+def start_from_clips(self: VideoTokenizer, batches):
+    "Sets the first and last matrices to the principal axes of the patches of some batches; the paper's network has none."
+    E, D = self.encoder, self.decoder
+    if isinstance(E, PatchEncoder):
+        patches = (to_patches(x, E.patch).flatten(0, 3) for x, _ in batches)
+        start_on_axes(patches, E.into, E.out, D.into, D.out, [b.body[-1].module for b in (*E.blocks, *D.blocks)])
+
+VideoTokenizer.start_from = start_from_clips

@@ -94,7 +94,7 @@ def test_notebook_begins_as_they_all_do(path):
     assert first.cell_type == "markdown" and re.match(r"# .+\n+> .+", first.source), "the first cell is `# Title` and one `> sentence`"
 
 
-STILL_LONG = ("24_cosmos", "50_widgets")
+STILL_LONG = ("50_widgets",)
 
 
 @name

@@ -1,5 +1,5 @@
 "The quantiser beside vector-quantize-pytorch, its traps, and a training that may be killed at any moment."
-import os, signal, subprocess, sys, time
+import os, shutil, signal, subprocess, sys, time, types
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from scene4m.core import BadInput, ConfigMismatch, TrainingFailed
-from scene4m.vq import (FSQ, CodeNorm, Tokenizer, TrainConfig, VectorQuantizer, kmeans, load_tokenizer, nearest, revive_codes,
+from scene4m.vq import (FSQ, CodeNorm, Tokenizer, TrainConfig, VectorQuantizer, kmeans, load_tokenizer, nearest, principal_axes, revive_codes,
                         train_tokenizer, usage)
 
 torch.set_num_threads(1)
@@ -117,6 +117,23 @@ def test_masked_positions_have_no_say():
     assert torch.equal(na(z, mask), nb(wild, mask)) and torch.equal(na.norm.running_mean, nb.norm.running_mean)
     vq = VectorQuantizer(16, 4); before = vq.codebook.clone(); loss = vq(z, torch.zeros_like(mask))[2]
     assert loss == 0 and torch.equal(vq.codebook, before)                              # nothing but padding
+
+def test_the_norm_has_one_deviation_for_all_channels():
+    norm = CodeNorm(3); z = torch.randn(40, 50, 3, generator=g()) * torch.tensor([6.0, 1.0, 0.1]) + 5; out = norm(z)
+    assert out.mean((0, 1)).abs().max() < 1e-4 and abs(float(out.square().mean()) - 1) < 1e-3
+    ratio = out.std((0, 1)) / z.std((0, 1))
+    assert torch.allclose(ratio, ratio[0].expand(3), rtol=1e-3)                          # distances between vectors keep their proportions
+    for _ in range(40): norm(z)
+    norm.eval(); before = {k: v.clone() for k, v in norm.state_dict().items()}
+    assert torch.allclose(norm(z), out, atol=1e-2) and all(torch.equal(v, before[k]) for k, v in norm.state_dict().items())
+    assert set(before) == {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
+
+def test_principal_axes_do_not_depend_on_the_pieces_and_few_axes_are_no_trouble():
+    z = torch.randn(300, 5, generator=g()) * torch.tensor([5.0, 3, 2, 1, 0.5])
+    mean, axes, variances = principal_axes([z[:7], z[7:]], 9); whole = principal_axes([z], 9)
+    assert axes.shape == (5, 5) and torch.allclose(mean, z.mean(0), atol=1e-5) and torch.allclose(variances, whole[2], rtol=1e-4)
+    assert torch.allclose((axes.t() @ whole[1]).abs(), torch.eye(5), atol=1e-3) and (variances.diff() < 0).all()
+    with pytest.raises(BadInput, match="at least one"): principal_axes([], 2)
 
 def test_padded_clips_train_like_their_real_part():
     wild = DATA.copy(); wild[:, 3:] = 99.0; lengths = np.full(60, 3)
@@ -230,3 +247,22 @@ def test_unknown_classes_are_not_imported(tmp_path):
     (tmp_path/"config.json").write_text('{"class": "os.system"}')
     with pytest.raises(BadInput, match="is not a tokenizer"): load_tokenizer(tmp_path)
     with pytest.raises(BadInput, match="a file"): load_tokenizer(tmp_path/"config.json")
+
+def test_to_the_hub_and_back(tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+    store = tmp_path/"hub"
+    class Api:
+        def __init__(self, token=None): pass
+        def create_repo(self, repo, private, exist_ok): assert private and exist_ok; (store/repo).mkdir(parents=True)
+        def upload_folder(self, repo_id, folder_path): return shutil.copytree(folder_path, store/repo_id, dirs_exist_ok=True)
+        def get_paths_info(self, repo, names, revision=None): return [types.SimpleNamespace(size=(store/repo/n).stat().st_size) for n in names]
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, revision, token, allow_patterns: str(store/repo))
+    tok = SmallTokenizer(SmallConfig(seed=3)); tok.push_to_hub("someone/street")
+    assert sorted(p.name for p in (store/"someone"/"street").iterdir()) == ["config.json", "model.safetensors"]
+    assert SmallTokenizer.from_pretrained("someone/street").fingerprint == tok.fingerprint and "MB" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="neither a folder here nor a repository"): SmallTokenizer.from_pretrained("someone/else")
+
+def test_what_is_encoded_can_be_trained_on():
+    tok = SmallTokenizer(); ids = tok.encode(torch.from_numpy(DATA[:2])); table = nn.Embedding(32, 4)
+    table(ids).sum().backward(); assert table.weight.grad is not None and not tok.decode(ids).is_inference()
