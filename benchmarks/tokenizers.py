@@ -148,14 +148,14 @@ def picture_figures(x: np.ndarray, y: np.ndarray) -> dict:
 
 
 def sound_figures(x, y, lengths) -> dict:
-    front = MelFrontEnd(); x, y = (front.db(torch.from_numpy(np.asarray(a, np.float32))).numpy() for a in (x, y))
+    front = MelFrontEnd(); x, y = (front.db(torch.from_numpy(np.array(a, np.float32))).numpy() for a in (x, y))
     return dict(mel_db=metrics.log_mel_error_db(x, y, lengths), convergence=metrics.spectral_convergence(x, y, lengths))
 
 
 def ids_of(tok, data, lengths=None, size: int = 100) -> torch.Tensor:
     "Ids (N, n) of stored clips."
     part = lambda i: None if lengths is None else lengths[i:i + size]
-    return torch.cat([tok.encode(tok.to_model(torch.from_numpy(np.ascontiguousarray(data[i:i + size]))), part(i)) for i in range(0, len(data), size)])
+    return torch.cat([tok.encode(tok.to_model(torch.from_numpy(np.array(data[i:i + size]))), part(i)) for i in range(0, len(data), size)])
 
 
 def measure_video(tok, held) -> dict:
