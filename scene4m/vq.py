@@ -453,7 +453,7 @@ def train_step(self: TokenizerTrainer, step: int, steps: int) -> dict:
     "Trains on one batch and returns its logs, the loss as a tensor among them."
     q, first = self.tok.quantizer, 0
     if self.c.beta is not None: q.beta = beta_at(step, self.per_epoch, self.c)
-    if isinstance(q, VectorQuantizer): first = round(self.c.continuous * steps)
+    if isinstance(q, VectorQuantizer): first = max(1, round(self.c.continuous * steps)) if self.c.continuous else 0
     if first and step == first: self.start_codebook(step)
     q.bypass = step < first; self.tok.train()
     for g in self.optimizer.param_groups: g["lr"] = g["full"] * rate_at(step, steps, self.c)
