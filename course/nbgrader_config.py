@@ -4,7 +4,4 @@ c = get_config()  # noqa: F821  (nbgrader puts it here)
 c.CourseDirectory.course_id = "scene4m"
 c.ClearSolutions.code_stub = {"python": "# YOUR CODE HERE\nraise NotImplementedError()"}
 c.ClearSolutions.text_stub = "YOUR ANSWER HERE"
-c.IncludeHeaderFooter.header = ""
 c.ExecutePreprocessor.timeout = 300       # seconds that one cell of a submission may take
-c.ExecutePreprocessor.kernel_name = "python3"
-c.NbGrader.logfile = ""

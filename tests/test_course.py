@@ -1,4 +1,5 @@
 """The graded course: sources score full marks, releases none, a missing answer costs its own part alone, and nothing gives a solution away."""
+import ast
 import contextlib
 import copy
 import io
@@ -8,6 +9,7 @@ import re
 import runpy
 import shutil
 import subprocess
+import symtable
 import sys
 from pathlib import Path
 
@@ -42,7 +44,7 @@ def points(name: str, kind: str = "code") -> dict:
     return {c.id: mark(c)["points"] for c in cells(name) if mark(c).get("grade") and c.cell_type == kind}
 
 
-def tests_of(answer: str) -> set:
+def graded_cells(answer: str) -> set:
     "The graded cells of an answer cell."
     return {f"{answer}-tests", f"{answer}-more"}
 
@@ -80,7 +82,7 @@ def test_metadata_is_what_nbgrader_wants(name):
 def test_every_answer_has_tests_that_are_seen_and_tests_that_are_not(name):
     found = {c.id: c.source for c in cells(name)}; answers = [c for c in cells(name) if is_answer(c)]
     assert 4 <= len(answers) + len(points(name, "markdown")) <= 8
-    assert set(points(name)) == set().union(*(tests_of(a.id) for a in answers))
+    assert set(points(name)) == set().union(*(graded_cells(a.id) for a in answers))
     for a in answers:
         assert regions(a) and "HIDDEN" not in found[f"{a.id}-tests"] and "assert" in found[f"{a.id}-tests"]
         hidden = found[f"{a.id}-more"]
@@ -92,7 +94,7 @@ def test_text_names_the_points_and_hours_that_there_are(name):
     head = cells(name)[0].source; counted, read = sum(points(name).values()), sum(points(name, "markdown").values())
     assert re.match(r"# Problem set \d: .+\n\n> .+\n", head) and f"**Points:** {counted + read}, of which {counted} are" in " ".join(head.split())
     rows = re.findall(r"^\| (\d) [^|]+\|[^|]+\| (\d+) \| ([\d¼½¾]+) \|$", head, re.M)
-    by_part = [sum(points(name)[t] for t in tests_of(c.id)) for c in cells(name) if is_answer(c)] + list(points(name, "markdown").values())
+    by_part = [sum(points(name)[t] for t in graded_cells(c.id)) for c in cells(name) if is_answer(c)] + list(points(name, "markdown").values())
     assert [int(r[1]) for r in rows] == by_part and [int(r[0]) for r in rows] == list(range(1, len(by_part) + 1))
     headings = [int(n) for c in cells(name) if c.cell_type == "markdown" for n in re.findall(r"^## \d\. .+\((\d+) points", c.source, re.M)]
     assert headings == by_part
@@ -111,6 +113,42 @@ def test_source_is_light_and_readable(name):
         compile(c.source, c.id, "exec")
         if re.search(r"^(?:\w+ = .*; )?(?:contact_sheet|waveform_and_mel|usage_histogram|mask_picture|token_picture|reliability|\w+_reconstruction)\(", c.source, re.M):
             assert re.match(r"#\| fig-alt: .{15,}", c.source), f"{c.id} draws and has no sentence for those who cannot see it"
+
+
+def part_of(cell) -> str:
+    "The part a cell belongs to; empty for what is given."
+    return re.sub(r"-(tests|more)$", "", cell.id) if is_answer(cell) or mark(cell).get("grade") else ""
+
+
+def names(cell) -> tuple[set, set]:
+    "Names that a code cell takes from the cells before it, and names that it leaves to those after it."
+    table = symtable.symtable(cell.source, cell.id, "exec"); bound = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
+    first = {}     # at the top of a cell, a name is taken from elsewhere if it is read before it is bound
+    for node in ast.parse(cell.source).body:
+        later = {x.id for f in ast.walk(node) if isinstance(f, (ast.FunctionDef, ast.Lambda)) for x in ast.walk(f) if isinstance(x, ast.Name)}
+        for x in ast.walk(node):
+            if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Load) and x.id not in later: first.setdefault(x.id, "read")
+        for x in ast.walk(node):
+            if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store): first.setdefault(x.id, "bound")
+            if isinstance(x, (ast.FunctionDef, ast.ClassDef)): first.setdefault(x.name, "bound")
+    deep = {s.get_name() for t in below(table) for s in t.get_symbols() if s.is_global() and s.is_referenced()}
+    return {k for k, v in first.items() if v == "read"} | {k for k in deep if k not in bound}, bound
+
+
+def below(table):
+    "All scopes inside a scope."
+    for child in table.get_children(): yield child; yield from below(child)
+
+
+@each
+def test_no_cell_needs_what_another_part_left(name):
+    "So that a mistake costs one part: whatever a cell takes from before was given, or belongs to its own part."
+    left, wrong = {}, []
+    for cell in (c for c in cells(name) if c.cell_type == "code"):
+        takes, leaves = names(cell)
+        wrong += [(cell.id, n, left[n]) for n in takes if left.get(n) and left[n] != part_of(cell)]
+        left |= {n: part_of(cell) for n in leaves}
+    assert not wrong
 
 
 # --- the releases
@@ -236,7 +274,7 @@ def test_an_empty_answer_costs_its_part_alone(played, releases, name):
     empty = {c.id: c.source for c in releases[name] if is_answer(c)}; p = played(name)
     for i in p.before:
         answer = p.cells[i].id; got = p.with_answer(i, empty[answer])
-        assert {k for k, v in got.items() if not v} == tests_of(answer), f"{answer}: lost {[k for k, v in got.items() if not v]}"
+        assert {k for k, v in got.items() if not v} == graded_cells(answer), f"{answer}: lost {[k for k, v in got.items() if not v]}"
 
 
 @graded
@@ -255,21 +293,22 @@ def test_hidden_tests_find_what_visible_ones_let_pass(played, name):
 
 @pytest.mark.slow
 def test_nbgrader_grades_a_class(tmp_path):
-    "The commands of the instructor's page: one student hands in every solution, another nothing."
+    "The commands of the instructor's page, for two sets: one student hands in every solution, another nothing."
+    some = SETS[:2]
     course, home = tmp_path / "course", tmp_path / "home"; home.mkdir(); shutil.copytree(COURSE, course, ignore=shutil.ignore_patterns("release", "*.db"))
     jupyter = {k: str(home / k) for k in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
     env = os.environ | jupyter | dict(HOME=str(home), OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
     def nbgrader(*words):
         done = subprocess.run([sys.executable, "-m", "nbgrader", *words], cwd=course, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    for name in SETS:
+    for name in some:
         nbgrader("generate_assignment", name, "--create", "--force")
         for student, place in (("ada", "source"), ("bob", "release")): shutil.copytree(course / place / name, course / "submitted" / student / name)
         nbgrader("autograde", name, "--create")
     from nbgrader.api import Gradebook
     with Gradebook(f"sqlite:///{course / 'gradebook.db'}") as book:
-        scores = {(s, n): book.find_submission(n, s) for s in ("ada", "bob") for n in SETS}
-        assert {k: v.score for k, v in scores.items()} == {(s, n): sum(points(n).values()) * (s == "ada") for s in ("ada", "bob") for n in SETS}
+        scores = {(s, n): book.find_submission(n, s) for s in ("ada", "bob") for n in some}
+        assert {k: v.score for k, v in scores.items()} == {(s, n): sum(points(n).values()) * (s == "ada") for s in ("ada", "bob") for n in some}
         assert all(v.needs_manual_grade for (s, _), v in scores.items() if s == "ada"), "written answers wait for a reader"
 
 
