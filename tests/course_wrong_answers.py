@@ -187,7 +187,7 @@ def vote(records, share=0.5):
         if found and found[0][1] > share * len(records): out[k] = found[0][0]            # more than, not at least
     return Attributes(**out)
 """],
-    "ps6-risk": ["def risk_coverage(confidence, correct, threshold): k = np.asarray(confidence) >= threshold; return 1 - np.mean(np.asarray(correct)[k]), k.mean()"],
+    "ps6-risk": ["def risk_coverage(confidence, correct, threshold): k = np.asarray(confidence) >= threshold; return np.mean(np.asarray(correct)[k] == 0), k.mean()"],
     "ps6-decide": ["def decide(p, cost, silence): return (p @ cost).argmin(1)"],
     "ps6-madeup": ["""
 def made_up(said, truths):

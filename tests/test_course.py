@@ -15,7 +15,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import torch
 
 pytest.importorskip("nbgrader", reason="nbgrader is not installed; pip install 'scene4m[course]'")
 
@@ -120,24 +119,31 @@ def part_of(cell) -> str:
     return re.sub(r"-(tests|more)$", "", cell.id) if is_answer(cell) or mark(cell).get("grade") else ""
 
 
-def names(cell) -> tuple[set, set]:
-    "Names that a code cell takes from the cells before it, and names that it leaves to those after it."
-    table = symtable.symtable(cell.source, cell.id, "exec"); bound = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
-    first = {}     # at the top of a cell, a name is taken from elsewhere if it is read before it is bound
-    for node in ast.parse(cell.source).body:
-        later = {x.id for f in ast.walk(node) if isinstance(f, (ast.FunctionDef, ast.Lambda)) for x in ast.walk(f) if isinstance(x, ast.Name)}
-        for x in ast.walk(node):
-            if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Load) and x.id not in later: first.setdefault(x.id, "read")
-        for x in ast.walk(node):
-            if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store): first.setdefault(x.id, "bound")
-            if isinstance(x, (ast.FunctionDef, ast.ClassDef)): first.setdefault(x.name, "bound")
-    deep = {s.get_name() for t in below(table) for s in t.get_symbols() if s.is_global() and s.is_referenced()}
-    return {k for k, v in first.items() if v == "read"} | {k for k in deep if k not in bound}, bound
+def read_at_top(node, own=frozenset()) -> set:
+    "Names that a statement reads while it runs: not what functions read when they are called, nor the variables of comprehensions."
+    if isinstance(node, ast.Name): return {node.id} - own if isinstance(node.ctx, ast.Load) else set()
+    if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda): return set()
+    if isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+        own = own | {x.id for g in node.generators for x in ast.walk(g.target) if isinstance(x, ast.Name)}
+    return set().union(*(read_at_top(child, own) for child in ast.iter_child_nodes(node)))
 
 
 def below(table):
     "All scopes inside a scope."
     for child in table.get_children(): yield child; yield from below(child)
+
+
+def names(cell) -> tuple[set, set]:
+    "Names that a code cell takes from the cells before it, and names that it leaves to those after it."
+    table, takes, bound = symtable.symtable(cell.source, cell.id, "exec"), set(), set()
+    for node in ast.parse(cell.source).body:
+        stored = {x.id for x in ast.walk(node) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)}
+        takes |= read_at_top(node) - bound - (stored if isinstance(node, ast.For | ast.With) else set())
+        bound |= stored | ({node.name} if isinstance(node, ast.FunctionDef | ast.ClassDef) else set())
+    leaves = {x.get_name() for x in table.get_symbols() if x.is_assigned() or x.is_imported() or x.is_namespace()}
+    called = {x.get_name() for t in below(table) if t.get_type() == "function" and t.get_name() not in ("listcomp", "setcomp", "dictcomp", "genexpr")
+              for x in t.get_symbols() if x.is_global() and x.is_referenced()}
+    return takes | (called - leaves), leaves
 
 
 @each
@@ -148,7 +154,7 @@ def test_no_cell_needs_what_another_part_left(name):
         takes, leaves = names(cell)
         wrong += [(cell.id, n, left[n]) for n in takes if left.get(n) and left[n] != part_of(cell)]
         left |= {n: part_of(cell) for n in leaves}
-    assert not wrong
+    assert not wrong, wrong
 
 
 # --- the releases
@@ -246,6 +252,7 @@ class Played:
 @pytest.fixture(scope="module")
 def played():
     "Runs a set once, however many tests ask for it."
+    import torch
     threads, done = torch.get_num_threads(), {}; torch.set_num_threads(1)
     os.environ.setdefault("MPLBACKEND", "agg")
     yield lambda name: done[name] if name in done else done.setdefault(name, Played(name))
