@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SCENARIOS', 'KnownClip', 'read_truth', 'known_clip', 'derange', 'read_clips', 'MelJudge', 'train_judge', 'judge_mels',
-           'save_judge', 'load_judge', 'scenario_sentences', 'nats_gained', 'confusion_of_senses', 'Evaluation',
-           'percent_right', 'percent', 'accuracies', 'evaluate_clips', 'can_be_heard', 'share_of_commonest',
-           'category_figures', 'attribute_figures', 'text_figures', 'sense_figures', 'imagine_and_judge',
-           'evaluate_folder', 'run_evaluation', 'example_places', 'example_html', 'sense_table', 'detail_table',
-           'other_table', 'reconstruction_figures', 'curve_figures', 'write_report', 'ceiling_part']
+           'save_judge', 'load_judge', 'swap_sounds', 'scenario_sentences', 'caption_nats', 'nats_gained',
+           'confusion_of_senses', 'Evaluation', 'percent_right', 'percent', 'accuracies', 'share_right',
+           'evaluate_clips', 'can_be_heard', 'share_of_commonest', 'category_figures', 'attribute_figures',
+           'text_figures', 'scene_figures', 'abstention_figures', 'imagine_and_judge', 'evaluate_folder',
+           'run_evaluation', 'example_places', 'example_html', 'sense_table', 'scene_table', 'detail_table',
+           'nats_table', 'other_table', 'reconstruction_figures', 'curve_figures', 'write_report', 'ceiling_part']
 
 # %% ../nbs/41_evaluate.ipynb #a5d4e709
 import csv, json
@@ -22,9 +23,9 @@ import numpy as np
 import torch
 
 from .captions import LABELS, Attributes, parse_caption
-from .core import BadInput, Scene4MError, Timer, atomic_write, machine, make_generator, progress, write_json
-from .describe import (ClipTokens, by_senses, category_probabilities, imagine, load_arrays, load_checkpoint,
-                              score_categories, sense_batch, tokenize_arrays, write_sentences)
+from .core import BadInput, Scene4MError, Timer, atomic_write, machine, make_generator, progress, read_json, write_json
+from .describe import (SENSES, ClipTokens, by_senses, category_probabilities, doubt, imagine, load_arrays, load_checkpoint,
+                              score_categories, sense_batch, take, tokenize_arrays, write_sentences)
 from .generate import score_text
 from .media import read_clip
 from .metrics import (attribute_accuracy, bleu, bootstrap_interval, caption_diversity, chance_level, cider_d,
@@ -154,32 +155,46 @@ def load_judge(folder) -> MelJudge | None:
     return judge.float().eval()
 
 # %% ../nbs/41_evaluate.ipynb #eeb16125
-def scenario_sentences(checkpoint, tokens, swap: np.ndarray) -> dict:
-    "What the model writes in each scenario, one sentence per clip; `swapped` has the picture with another clip's sound."
-    out = {name: write_sentences(checkpoint, tokens, senses) for name, senses in SCENARIOS.items()}
+def swap_sounds(tokens, swap: np.ndarray) -> ClipTokens:
+    "The clips' own pictures, each with the sound of clip `swap[i]`."
     ids, has = dict(tokens.ids), dict(tokens.has)
     ids["audio"], has["audio"] = ids["audio"][swap], has["audio"][swap]
-    return out | dict(swapped=write_sentences(checkpoint, ClipTokens(ids, has, tokens.errors)))
+    return ClipTokens(ids, has, tokens.errors)
 
-def nats_gained(checkpoint, tokens, references: list) -> dict:
-    "How much likelier the true caption becomes with each sense, in nats per caption, over knowing nothing."
-    text = [[checkpoint.text.encode(r)] for r in references]
-    def score(allowed):
-        out = np.zeros(len(tokens))
-        for places, senses in by_senses(tokens, allowed):
-            batch = sense_batch({s: tokens.ids[s][places] for s in senses})
-            out[places] = score_text(checkpoint.model, batch, [text[p] for p in places], reduce="sum", rows=len(places))[:, 0].numpy()
-        return out
-    nothing = score(())
-    gain = {name: float((score(senses) - nothing).mean()) for name, senses in SCENARIOS.items() if senses}
-    return gain | dict(synergy=gain["both"] - max(gain["audio"], gain["video"]))
+def scenario_sentences(checkpoint, tokens, swap: np.ndarray) -> dict:
+    "What the model writes in each scenario, one sentence per clip; `swapped` has the picture with another clip's sound."
+    out = {name: write_sentences(checkpoint, tokens, senses) for name, senses in SCENARIOS.items() if senses}
+    out["none"] = write_sentences(checkpoint, take(tokens, [0]), ()) * len(tokens)      # of nothing there is only one sentence
+    return out | dict(swapped=write_sentences(checkpoint, swap_sounds(tokens, swap)))
 
-def confusion_of_senses(said: dict, labels: list) -> dict:
-    "The share of clips that one sense gets right and both together get wrong (modality confusion), and the other way round."
-    right = {k: np.array([parse_caption(s).label == l for s, l in zip(v, labels)]) for k, v in said.items()}
+# %% ../nbs/41_evaluate.ipynb #ev000002
+def caption_nats(checkpoint, tokens, texts: list, allowed=SENSES) -> np.ndarray:
+    "`(N,)` log-likelihood of each clip's text (ids), given those of the senses `allowed` that the clip has."
+    out = np.zeros(len(tokens))
+    for places, senses in by_senses(tokens, allowed):
+        batch = sense_batch({s: tokens.ids[s][places] for s in senses})
+        out[places] = score_text(checkpoint.model, batch, [[texts[p]] for p in places], reduce="sum", rows=len(places))[:, 0].numpy()
+    return out
+
+def nats_gained(checkpoint, tokens, references: list, swap: np.ndarray, groups=None) -> dict:
+    "How much likelier the true caption becomes with each sense, in nats per caption, over knowing nothing; with 95 % intervals by source."
+    texts = [checkpoint.text.encode(r) for r in references]; nothing = caption_nats(checkpoint, tokens, texts, ())
+    gain = {name: caption_nats(checkpoint, tokens, texts, senses) - nothing for name, senses in SCENARIOS.items() if senses}
+    gain["swapped"] = caption_nats(checkpoint, swap_sounds(tokens, swap), texts) - nothing
+    mean = {k: float(v.mean()) for k, v in gain.items()}
+    return mean | dict(synergy=mean["both"] - max(mean["audio"], mean["video"]),
+                       intervals={k: list(bootstrap_interval(v, groups)) for k, v in gain.items()})
+
+# %% ../nbs/41_evaluate.ipynb #ev000003
+def confusion_of_senses(said: dict, labels: list, swap: np.ndarray) -> dict:
+    "Modality confusion: what one sense gets right and both together get wrong, and the other way round; and what a strange sound does."
+    named = {k: [parse_caption(s).label for s in v] for k, v in said.items()}
+    right = {k: np.array([s == l for s, l in zip(v, labels)]) for k, v in named.items()}
     alone = right["audio"] | right["video"]
     return dict(lost_by_adding=float((alone & ~right["both"]).mean()), won_by_adding=float((~alone & right["both"]).mean()),
-                follows_swapped_sound=None)
+                follows_swapped_sound=float(np.mean([s == labels[j] for s, j in zip(named["swapped"], swap)])),
+                follows_picture_when_swapped=float(right["swapped"].mean()),
+                changed_by_swap=float(np.mean([a != b for a, b in zip(said["both"], said["swapped"])])))
 
 # %% ../nbs/41_evaluate.ipynb #634becf5
 @dataclass
@@ -203,10 +218,13 @@ def percent(x) -> str:
 
 def accuracies(said: list, clips: list, places) -> dict:
     "Category accuracy of some of the clips with their number and a 95 % interval by source."
-    if not len(places): return dict(n=0, accuracy=None, interval=None)
     right = [float(parse_caption(said[i]).label == clips[i].label) for i in places]
-    low, high = bootstrap_interval(right, [clips[i].group for i in places])
-    return dict(n=len(places), accuracy=float(np.mean(right)), interval=[low, high])
+    return share_right(right, [clips[i].group for i in places])
+
+def share_right(right: list, groups: list) -> dict:
+    "Share, number and 95 % interval by source of a list of right (1) and wrong (0)."
+    if not len(right): return dict(n=0, accuracy=None, interval=None)
+    return dict(n=len(right), accuracy=float(np.mean(right)), interval=list(bootstrap_interval(right, groups)))
 
 # %% ../nbs/41_evaluate.ipynb #95e6566e
 def evaluate_clips(
@@ -225,9 +243,15 @@ def evaluate_clips(
     senses = dict(both=range(len(clips)), audio=hear, video=see, none=range(len(clips)))
     by_sense = {k: accuracies(said[k], clips, list(v)) for k, v in senses.items()}
     report = dict(n=len(clips), **category_figures(by_sense, p, said["both"], labels), **attribute_figures(said["both"], clips),
-                  **text_figures(said["both"], clips), **sense_figures(checkpoint, tokens, said, clips, labels, swap))
-    report["imagined_sound_accuracy"] = imagine_and_judge(checkpoint, tokens, see, labels, judge)
-    report["chance"] |= dict(imagined_sound_accuracy=share_of_commonest([labels[i] for i in see]))
+                  **text_figures(said["both"], clips), by_scene=scene_figures(said["both"], clips),
+                  abstention=abstention_figures(checkpoint, tokens, said["both"], p, labels), senses=confusion_of_senses(said, labels, swap))
+    told = [c.captions[0] if c.captions else c.label for c in clips]; groups = [c.group for c in clips]
+    report["nats_gained"] = nats_gained(checkpoint, tokens, told, swap, groups)
+    imagined = imagine_and_judge(checkpoint, tokens, see, labels, judge, groups)
+    report |= dict(imagined_sound_accuracy=imagined["accuracy"], imagined_sound_details=imagined)
+    commonest = [k for k, _ in Counter(labels).most_common(5)]
+    report["chance"] |= dict(imagined_sound_accuracy=share_of_commonest([labels[i] for i in see]),
+                             likelihood_top5=sum(l in commonest for l in labels) / len(labels))
     report["chance"]["category_accuracy_by_sense"] = {k: share_of_commonest([labels[i] for i in v]) for k, v in senses.items()}
     return Evaluation(report, clips, arrays, tokens, said, p, [])
 
@@ -270,23 +294,32 @@ def text_figures(sentences: list, clips: list) -> dict:
     return dict(cider_d=cider_d(cands, refs), bleu=list(bleu(cands, refs)), rouge_l=rouge_l(cands, refs), diversity=caption_diversity(sentences))
 
 # %% ../nbs/41_evaluate.ipynb #86ce5376
-def sense_figures(checkpoint, tokens, said: dict, clips: list, labels: list, swap: np.ndarray) -> dict:
-    "Whether both senses count: nats gained, modality confusion, and what a swapped sound does."
-    told = [c.captions[0] if c.captions else c.label for c in clips]; confusion = confusion_of_senses(said, labels)
-    stated = [parse_caption(s).label for s in said["swapped"]]
-    confusion["follows_swapped_sound"] = float(np.mean([s == labels[j] for s, j in zip(stated, swap)]))
-    confusion["follows_picture_when_swapped"] = float(np.mean([s == l for s, l in zip(stated, labels)]))
-    return dict(nats_gained=nats_gained(checkpoint, tokens, told), senses=confusion)
+def scene_figures(sentences: list, clips: list) -> dict:
+    "Category accuracy apart for clips that are seen and heard, only heard and only seen, with the share that states what cannot be perceived."
+    kinds = {"seen and heard": (True, True), "only heard": (False, True), "only seen": (True, False)}; out = {}
+    for name, kind in kinds.items():
+        here = [i for i, c in enumerate(clips) if c.detailed and (c.attributes.on_screen is not False, can_be_heard(c)) == kind]
+        made_up = attribute_accuracy([sentences[i] for i in here], [clips[i].attributes for i in here])["invented_rate"] if here else None
+        out[name] = accuracies(sentences, clips, here) | dict(chance=share_of_commonest([clips[i].label for i in here]), invented_rate=made_up)
+    return out
 
-def imagine_and_judge(checkpoint, tokens, places: list, labels: list, judge) -> float | None:
+def abstention_figures(checkpoint, tokens, sentences: list, p: np.ndarray, labels: list) -> dict:
+    "On how many clips the model commits itself, and how often the category is right where it does and where it does not."
+    stated = [parse_caption(s).label for s in sentences]
+    unsure = np.array([bool(doubt(checkpoint, float(p[i, LABELS.index(s)]) if s in LABELS else 0.0, {k: tokens.errors[k][i] for k in SENSES}))
+                       for i, s in enumerate(stated)])
+    right = np.array([s == l for s, l in zip(stated, labels)]); mean = lambda where: float(right[where].mean()) if where.any() else None
+    return dict(n=len(labels), abstains=float(unsure.mean()), right_when_sure=mean(~unsure), right_when_unsure=mean(unsure))
+
+# %% ../nbs/41_evaluate.ipynb #ev000005
+def imagine_and_judge(checkpoint, tokens, places: list, labels: list, judge, groups=None) -> dict:
     "How often a judge names the right category for the sound that the model imagines from the picture alone."
-    if judge is None or not len(places): return None
     right = []
-    for i in range(0, len(places), 64):
+    for i in range(0, len(places) if judge is not None else 0, 64):
         part = places[i:i + 64]; ids = imagine(checkpoint, {"video": tokens.ids["video"][part]}, "audio")
         found = judge_mels(judge, checkpoint.audio_tokenizer.decode(ids))
         right += [LABELS[f] == labels[p] for f, p in zip(found, part)]
-    return float(np.mean(right))
+    return share_right(right, None if groups is None else [groups[p] for p in places[:len(right)]])
 
 # %% ../nbs/41_evaluate.ipynb #40d11a69
 def evaluate_folder(
@@ -315,7 +348,8 @@ def run_evaluation(folder, model=None, workers: int = 2, limit: int | None = Non
     judge = load_judge(checkpoint.folder)
     evaluation = evaluate_clips(checkpoint, *map(list, zip(*kept)), judge=judge)
     evaluation.refused = refused; evaluation.report["refused"] = len(refused)
-    evaluation.report["world_version"] = checkpoint.settings.get("world_version")
+    mark = Path(folder) / "street.json"      # a toy street says of which world it is
+    evaluation.report["world_version"] = (read_json(mark) if mark.exists() else checkpoint.settings).get("world_version")
     return evaluation
 
 # %% ../nbs/41_evaluate.ipynb #34dcdd2d
@@ -327,8 +361,8 @@ def example_places(evaluation: Evaluation, n: int = 10) -> list:
         for i in range(len(right)):
             if right[i] == wanted: out.append((seen[evaluation.clips[i].label], i)); seen[evaluation.clips[i].label] += 1
         return [i for _, i in sorted(out)]
-    wrong = spread(False)[:n // 2]
-    return spread(True)[:n - len(wrong)] + wrong
+    good, bad = spread(True), spread(False); n_bad = min(len(bad), max(n // 2, n - len(good)))
+    return good[:n - n_bad] + bad[:n_bad]
 
 def example_html(evaluation: Evaluation, i: int, clip) -> str:
     "One clip that plays, what is true of it, and what the model says."
@@ -354,8 +388,16 @@ def sense_table(report: dict) -> str:
                      "chance": percent(report["chance"]["category_accuracy_by_sense"][k]), "clips": d["n"]})
     return table_html(rows, "Category named rightly")
 
+def scene_table(report: dict) -> str:
+    "Category accuracy by what there is to perceive; empty where the list of the clips does not say."
+    rows = [{"the thing is": k, "category right": percent(d["accuracy"]), "95 % interval": " to ".join(map(percent, d["interval"])),
+             "chance": percent(d["chance"]), "something invented": percent(d["invented_rate"]), "clips": d["n"]}
+            for k, d in report["by_scene"].items() if d["n"]]
+    return table_html(rows, "Sound and picture together, by what there is to perceive") if rows else ""
+
 def detail_table(report: dict) -> str:
-    "Accuracy of every attribute beside chance."
+    "Accuracy of every attribute beside chance; empty where no attribute is known."
+    if report["exact_accuracy"] is None: return ""
     rows = [{"attribute": k.replace("_", " "), "right": percent(v), "chance": percent(report["chance"]["attribute_accuracy"][k]),
              "clips": report["attribute_details"][k]["n"]} for k, v in report["attribute_accuracy"].items()]
     rows += [{"attribute": "all of them and the category", "right": percent(report["exact_accuracy"]),
@@ -363,21 +405,31 @@ def detail_table(report: dict) -> str:
              {"attribute": "something invented (less is better)", "right": percent(report["invented_rate"]), "chance": "–", "clips": report["n"]}]
     return table_html(rows, "Attributes stated rightly, where they can be perceived")
 
+# %% ../nbs/41_evaluate.ipynb #ev000006
+def nats_table(report: dict) -> str:
+    "What each sense adds to the likelihood of the true caption."
+    g = report["nats_gained"]; span = {k: f"{low:.2f} to {high:.2f}" for k, (low, high) in g["intervals"].items()}
+    names = dict(audio="sound", video="picture", both="sound and picture", swapped="picture and another clip's sound")
+    rows = [{"the model gets": v, "nats gained": round(g[k], 2), "95 % interval": span[k]} for k, v in names.items()]
+    rows.append({"the model gets": "synergy: both over the better one", "nats gained": round(g["synergy"], 2), "95 % interval": "–"})
+    return table_html(rows, "How much likelier the true caption becomes, in nats per caption (0: not at all)")
+
 def other_table(report: dict) -> str:
     "The remaining figures."
-    g, s = report["nats_gained"], report["senses"]
-    chance = report["chance"]
-    rows = [("category of the sound imagined from the picture", percent(report["imagined_sound_accuracy"]),
-             percent(chance["imagined_sound_accuracy"])),
-            ("category from likelihood, first", percent(report["likelihood"]["top1"]), percent(report["chance"]["category_accuracy"])),
-            ("category from likelihood, among the first five", percent(report["likelihood"]["top5"]), "–"),
-            ("calibration error", percent(report["ece"]), "–"), ("CIDEr-D", report["cider_d"], "–"), ("ROUGE-L", report["rouge_l"], "–"),
-            ("nats gained by the sound", g["audio"], 0), ("nats gained by the picture", g["video"], 0), ("nats gained by both", g["both"], 0),
+    s, a, chance, imagined = report["senses"], report["abstention"], report["chance"], report["imagined_sound_details"]
+    rows = [("category of the sound imagined from the picture", percent_right(imagined), percent(chance["imagined_sound_accuracy"])),
+            ("category from likelihood, first", percent(report["likelihood"]["top1"]), percent(chance["category_accuracy"])),
+            ("category from likelihood, among the first five", percent(report["likelihood"]["top5"]), percent(chance["likelihood_top5"])),
+            ("CIDEr-D", report["cider_d"], "–"), ("ROUGE-L", report["rouge_l"], "–"),
             ("right with one sense, wrong with both", percent(s["lost_by_adding"]), "–"),
             ("wrong with each sense, right with both", percent(s["won_by_adding"]), "–"),
+            ("with another clip's sound: the sentence changes", percent(s["changed_by_swap"]), "–"),
             ("with another clip's sound: names that sound's category", percent(s["follows_swapped_sound"]), "–"),
-            ("with another clip's sound: names the picture's category", percent(s["follows_picture_when_swapped"]), "–")]
-    return table_html([dict(figure=a, value=b, chance=c) for a, b, c in rows], "Further figures")
+            ("with another clip's sound: names the picture's category", percent(s["follows_picture_when_swapped"]), "–"),
+            ("calibration error", percent(report["ece"]), "–"), ("says that it does not know", percent(a["abstains"]), "–"),
+            ("category right where it commits itself", percent(a["right_when_sure"]), percent(chance["category_accuracy"])),
+            ("category right where it does not", percent(a["right_when_unsure"]), percent(chance["category_accuracy"]))]
+    return table_html([dict(figure=f, value=v, chance=c) for f, v, c in rows], "Further figures")
 
 # %% ../nbs/41_evaluate.ipynb #acd55c73
 def reconstruction_figures(evaluation: Evaluation, checkpoint) -> str:
@@ -412,8 +464,8 @@ def write_report(evaluation: Evaluation, out: Path, examples: int = 10) -> Path:
     counts = Counter(labels); share = [dict(category=k, clips=v, share=percent(v / len(labels))) for k, v in counts.most_common()]
     unread = report.get("refused", 0)
     body = [f"<p>{report['n']} clips that training never saw, {unread} more that could not be read. World {report['world_version']}.</p>",
-            part("What it names rightly", sense_table(report), detail_table(report) if report["exact_accuracy"] is not None else ""),
-            ceiling_part(report), part("Further figures", other_table(report)),
+            part("What it names rightly", sense_table(report), scene_table(report), detail_table(report)),
+            ceiling_part(report), part("Are both senses used?", nats_table(report)), part("Further figures", other_table(report)),
             part("Which category is taken for which", figure_html(confusion(labels, answers, list(LABELS)))),
             part("Is it as sure as it is right?",
                  figure_html(reliability({k: np.array(v) for k, v in report["reliability"].items()}, report["ece"]))),
