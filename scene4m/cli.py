@@ -118,15 +118,16 @@ def read_settings(
 @command(go_on=GO_ON)
 def run(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; left out, runs/NAME.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", "-d", help="Folder of labelled clips; left out, the toy street.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", "-d", help="Folder of labelled clips, or VGG-Sound's list; left out, the toy street.")] = None,
+    clips: Annotated[Path | None, typer.Option(help="Folder of the clips that the list names.")] = None,
     preset: PresetName = "toy", seed: Seed = 0, workers: Workers = CORES, settings: Settings = None,
 ):
     "Everything: clips, tokenizers, 4M, evaluation, report."
     from scene4m.core import get_preset
     recipe = get_preset(preset, **read_settings(settings))
     from scene4m.run import run_pipeline
-    out = out or Path("runs") / (data.resolve().name if data else preset)
-    run_pipeline(out, data=data, preset=recipe, seed=seed, workers=workers)
+    out = out or Path("runs") / (data.resolve().stem if data else preset)
+    run_pipeline(out, data=data, clips=clips, preset=recipe, seed=seed, workers=workers)
     typer.echo(f"The report: {out / 'report.html'}\nIts figures: {out / 'report.json'}")
 
 # %% ../nbs/60_cli.ipynb #aac68b1f

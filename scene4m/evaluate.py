@@ -25,7 +25,7 @@ import torch
 from .captions import LABELS, Attributes, parse_caption
 from .core import BadInput, Scene4MError, Timer, atomic_write, machine, make_generator, progress, read_json, write_json
 from .describe import (SENSES, ClipTokens, by_senses, category_probabilities, doubt, imagine, load_arrays, load_checkpoint,
-                              score_categories, sense_batch, take, tokenize_arrays, write_sentences)
+                              scales, score_categories, sense_batch, take, tokenize_arrays, write_sentences)
 from .generate import score_text
 from .media import read_clip
 from .metrics import (attribute_accuracy, bleu, bootstrap_interval, caption_diversity, chance_level, cider_d,
@@ -237,7 +237,7 @@ def evaluate_clips(
     "Every figure of the report for clips that have been read."
     labels = [c.label for c in clips]; tokens = tokenize_arrays(checkpoint, arrays)
     said = scenario_sentences(checkpoint, tokens, swap := derange(labels, seed))
-    p = category_probabilities(score_categories(checkpoint, tokens, said["both"]), checkpoint.settings.get("temperature", 1.0))
+    p = category_probabilities(score_categories(checkpoint, tokens, said["both"]), scales(checkpoint.settings)[0])
     hear = [i for i, c in enumerate(clips) if tokens.has["audio"][i] and can_be_heard(c)]
     see = [i for i, c in enumerate(clips) if tokens.has["video"][i] and c.attributes.on_screen is not False]
     senses = dict(both=range(len(clips)), audio=hear, video=see, none=range(len(clips)))
