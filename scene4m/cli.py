@@ -118,7 +118,7 @@ def read_settings(
 @command(go_on=GO_ON)
 def run(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; left out, runs/NAME.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", "-d", help="Folder of labelled clips, or VGG-Sound's list; left out, the toy street.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", "-d", help="Folder of labelled clips or VGG-Sound's list; left out, the toy street.")] = None,
     clips: Annotated[Path | None, typer.Option(help="Folder of the clips that the list names.")] = None,
     preset: PresetName = "toy", seed: Seed = 0, workers: Workers = CORES, settings: Settings = None,
 ):
