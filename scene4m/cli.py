@@ -358,9 +358,10 @@ def study_in_words(d: dict) -> str:
 def app_notebook(
     model: Path | None = None,   # model folder; None is the one in the package
 ) -> str:                        # a notebook as JSON text
-    "A notebook of three lines that shows the describe widget."
+    "A notebook of three lines that shows the describe widget, with a few street scenes to begin with."
     folder = None if model is None else str(Path(model).resolve())
-    source = ["from scene4m.widgets import describe_widget\n", f"model = {folder!r}\n", "describe_widget(model)"]
+    scene = "dict(zip(('frames', 'wave'), toystreet.street_clip(toystreet.sample_scene(i))), key=f'street scene {i}')"
+    source = ["from scene4m import toystreet, widgets\n", f"clips = [{scene} for i in (40, 17, 11)]\n", f"widgets.describe_widget({folder!r}, clips)"]
     cell = dict(cell_type="code", id="app", execution_count=None, metadata={}, outputs=[], source=source)
     kernel = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"))
     return json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5))
@@ -378,7 +379,8 @@ def serve_app(
     with tempfile.TemporaryDirectory() as folder:
         notebook = atomic_write(Path(folder) / "scene4m.ipynb", app_notebook(model))
         typer.echo(f"The app will be at http://localhost:{port} · Ctrl-C ends it")
-        voila = [sys.executable, "-m", "voila", str(notebook), f"--port={port}", *([] if browser else ["--no-browser"])]
+        large = "--Voila.tornado_settings={'websocket_max_message_size': 209715200}"     # a file of up to 200 MB may be opened
+        voila = [sys.executable, "-m", "voila", str(notebook), f"--port={port}", large, *([] if browser else ["--no-browser"])]
         raise typer.Exit(subprocess.run(voila).returncode)
 
 # %% ../nbs/60_cli.ipynb #e3b37238

@@ -94,12 +94,8 @@ def test_notebook_begins_as_they_all_do(path):
     assert first.cell_type == "markdown" and re.match(r"# .+\n+> .+", first.source), "the first cell is `# Title` and one `> sentence`"
 
 
-STILL_LONG = ("50_widgets",)
-
-
 @name
 def test_cells_are_short(path):
-    if path.stem in STILL_LONG: pytest.xfail("has cells of more than 40 lines that are still to be cut")
     long = [(c.id, n) for c in cells(path) if (n := len([x for x in c.source.splitlines() if x.strip() and not x.startswith("#|")])) > 40]
     assert not long, f"cells of more than 40 lines: {long}"
 

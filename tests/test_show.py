@@ -13,6 +13,7 @@ RNG = np.random.default_rng(0)
 FRAMES = RNG.integers(0, 256, (16, 32, 32, 3)).astype(np.uint8)
 WAVE = (0.3 * np.sin(np.arange(16_000) / 9)).astype(np.float32)
 MEL = RNG.normal(-40, 10, (80, 62)).astype(np.float32)
+MASK = RNG.random((2, 8, 8)) < 0.5
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 
 class Reader(HTMLParser):
@@ -35,7 +36,7 @@ FIGURES = dict(
     sound=lambda: show.audio_reconstruction(WAVE, MEL, MEL + 1, difference=True), wave=lambda: show.waveform_and_mel(WAVE, MEL),
     tokens=lambda: show.token_picture(RNG.integers(0, 9, (5, 13))), usage=lambda: show.usage_histogram([3, 0, 1]),
     losses=lambda: show.loss_curves([dict(step=i, loss=1 / (i + 1)) for i in range(9)]), bars=lambda: show.bars({"a": {"x": 0.5}}, {"x": 0.1}, title="Bars"),
-    confusion=lambda: show.confusion(["a", "b"], ["a", None], ["a", "b"]), mask=lambda: show.mask_picture(np.eye(3), np.zeros((3, 3))),
+    confusion=lambda: show.confusion(["a", "b"], ["a", None], ["a", "b"]), mask=lambda: show.masked_clip(FRAMES, MEL, [MASK, ~MASK], [MASK[0], ~MASK[0]]),
     reliability=lambda: show.reliability(dict(confidence=[0.2, 0.9], accuracy=[0.1, 1.0], n=[3, 4]), 0.1),
     rate=lambda: show.rate_distortion([dict(name="a", bits=50, value=20, spread=1)], "dB", {"still": 12}))
 
@@ -114,10 +115,42 @@ def test_player_is_whole_labelled_and_safe():
 
 def test_large_frames_are_packed_small_and_small_ones_exactly():
     smooth = np.broadcast_to(np.linspace(0, 255, 96).astype(np.uint8)[None, None, :, None], (16, 96, 96, 3)).copy()
-    assert "image/jpeg" in show.clip_player(smooth) and "image/png" in show.clip_player(FRAMES)
+    assert "image/jpeg" in show.clip_player(smooth) and "image/webp" in show.clip_player(FRAMES)
+    strip = re.search(r"data:image/webp;base64,([^)]+)", show.clip_player(FRAMES))[1]
+    import base64
+    assert (pixels(base64.b64decode(strip)) == np.concatenate(FRAMES, 1)).all()
+
+def test_strips_stay_exact_where_webp_is_missing(monkeypatch):
+    monkeypatch.setattr(show.features, "check", lambda name: False)
     strip = re.search(r"data:image/png;base64,([^)]+)", show.clip_player(FRAMES))[1]
     import base64
     assert (pixels(base64.b64decode(strip)) == np.concatenate(FRAMES, 1)).all()
+
+def test_hidden_is_hidden_and_shown_is_shown():
+    fig = show.masked_clip(FRAMES, None, [MASK, ~MASK]); drawn = [np.asarray(ax.images[0].get_array()) for ax in fig.axes]
+    grown = MASK[0].repeat(4, 0).repeat(4, 1); frame = FRAMES[4]
+    assert len(drawn) == 4 and (drawn[0][grown] == frame[grown]).all() and (drawn[2][~grown] == frame[~grown]).all()
+    assert np.unique(drawn[0][~grown]).tolist() == [150, 185] and f"picture 1 {MASK[0].sum()} of 64" in fig.alt
+
+def test_attention_dims_what_is_not_looked_at():
+    weights = np.zeros((2, 8, 8)); weights[0, 0, 0] = 1.0; fig = show.attention_picture(FRAMES, MEL, weights, np.ones((5, 5)) / 25)
+    first, second = (np.asarray(ax.images[0].get_array()).astype(int) for ax in fig.axes[:2])
+    assert (first[:4, :4] == FRAMES[4][:4, :4]).all() and (first[4:, 4:] == (FRAMES[4][4:, 4:] * 0.2).astype(np.uint8)).all()
+    assert (second <= FRAMES[12] * 0.21).all() and "picture 1: 50%" in fig.alt and "sound: 50%" in fig.alt
+
+def test_pictures_stand_side_by_side_with_their_names():
+    sheet = pixels(show.side_by_side({"a": FRAMES[0], "a rather long name for a picture": FRAMES[1]}, 64))
+    assert (sheet[20:84, :64] == FRAMES[0].repeat(2, 0).repeat(2, 1)).all() and (sheet[20:84, 72:136] == FRAMES[1].repeat(2, 0).repeat(2, 1)).all()
+    assert sheet.shape[1] > 200 and sheet[:20].min() < 100                                            # room for the name, and the name
+
+def test_a_book_shows_every_page_to_those_without_scripts():
+    book = show.flip_book({HOSTILE: "<p>one</p>", "b": "<p>two</p>"}, HOSTILE, HOSTILE); body, script = book.split("<script>")
+    r = Reader(body); assert not r.all("script") and HOSTILE not in script and "hidden" not in "".join(str(a) for a in r.all("div"))
+    assert [a["role"] for a in r.all("div")] == ["group"] * 2 and r.all("input")[0]["max"] == "1" and "hidden" in r.all("label")[0]
+
+def test_tokens_as_a_table():
+    r = Reader(show.token_table(np.arange(6).reshape(2, 3), np.zeros((6, 3), np.uint8), (HOSTILE, "time")))
+    assert len(r.all("td")) == 7 and {a["scope"] for a in r.all("th")} == {"row", "col"} and all("color:white" in a["style"] for a in r.all("td")[1:])
 
 def test_page_and_tables_are_well_formed():
     table = show.table_html([{"name": HOSTILE, "v": 0.12345, "none": None}], HOSTILE, {"name": HOSTILE, "v": "value", "none": "nothing"})
@@ -135,7 +168,8 @@ def test_a_data_frame_is_a_table_too():
     lambda: show.contact_sheet(FRAMES[0]), lambda: show.video_reconstruction(FRAMES, FRAMES[:3]), lambda: show.audio_reconstruction(WAVE, MEL, MEL[:, 1:]),
     lambda: show.token_picture(np.array([[-1, 2]])), lambda: show.loss_curves([]), lambda: show.bars({}), lambda: show.confusion(["z"], ["a"], ["a"]),
     lambda: show.clip_player(None), lambda: show.wav_bytes(np.zeros((2, 5))), lambda: show.figure_html(show.blank_figure()[0]),
-    lambda: show.clip_player(FRAMES.astype(np.float32))])
+    lambda: show.clip_player(FRAMES.astype(np.float32)), lambda: show.masked_clip(FRAMES, MEL), lambda: show.flip_book({}, "t"),
+    lambda: show.attention_picture(FRAMES, MEL), lambda: show.category_bars([]), lambda: show.side_by_side({"a": FRAMES})])
 def test_bad_input_gets_one_sentence(call):
     with pytest.raises(BadInput) as e: call()
     assert len(str(e.value)) > 20 and "\n" not in str(e.value)
