@@ -257,7 +257,8 @@ def tokenize_arrays(
     ids, has, errors = {}, {}, {}
     for sense, tokenizer in (("audio", checkpoint.audio_tokenizer), ("video", checkpoint.video_tokenizer)):
         arrays = [c.mel if sense == "audio" else c.frames for c in clips]; n = math.prod(tokenizer.grid())
-        has[sense], errors[sense] = np.array([a is not None for a in arrays]), np.full(len(clips), np.nan)
+        reads = sense in checkpoint.model.encoder_embeddings      # a model may have been trained without one
+        has[sense], errors[sense] = np.array([a is not None and reads for a in arrays]), np.full(len(clips), np.nan)
         ids[sense] = torch.zeros(len(clips), n, dtype=torch.int64); where = np.flatnonzero(has[sense])
         for part in np.array_split(where, max(1, -(-len(where) // batch_size))):
             if not len(part): continue
@@ -399,7 +400,7 @@ class Describer:
         t0 = time.perf_counter(); ck = self.checkpoint
         arrays = load_arrays(path, ck.clip, ck.front, start)
         for s in SENSES:
-            if s not in senses and arrays.senses[s] == "used": arrays = hide_sense(arrays, s)
+            if not (s in senses and s in self.checkpoint.model.encoder_embeddings) and arrays.senses[s] == "used": arrays = hide_sense(arrays, s)
         result = self.describe_arrays([arrays], [str(path)])[0]
         return replace(result, seconds=time.perf_counter() - t0, start=start, end=start + ck.clip.seconds)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STORED', 'Stages', 'MelFeature', 'StreetSplits', 'make_street', 'curate_folder', 'measure_ceiling', 'tokenizer_class',
-           'train_sense', 'trained_elsewhere', 'train_both', 'make_tokens', 'train_model', 'put_together',
+           'train_sense', 'trained_elsewhere', 'senses_of', 'train_both', 'make_tokens', 'train_model', 'put_together',
            'validation_clips', 'run_pipeline', 'run_facts', 'folder_state', 'write_held_out']
 
 # %% ../nbs/42_run.ipynb #fdb9aafc
@@ -21,7 +21,7 @@ from .captions import LABELS, TextTokenizer
 from .core import BadInput, ClipSpec, Preset, Timer, atomic_write, fingerprint, get_preset, read_json, write_json
 from .cosmos import CosmosTokenizer
 from .curation import ClipDataset, curate, vggsound_rows
-from .describe import Checkpoint, ClipArrays, calibrate, save_checkpoint, tokenize_arrays
+from .describe import SHIPPED, Checkpoint, ClipArrays, calibrate, save_checkpoint, tokenize_arrays
 from .evaluate import evaluate_folder, save_judge, train_judge
 from .finetune import FinetuneConfig, arithmetic, finetune
 from .fourm import FourM
@@ -126,9 +126,16 @@ def trained_elsewhere(settings: dict, clip: ClipSpec):
     if "cosmos" in settings: return CosmosTokenizer.from_pretrained(settings["cosmos"], device="cpu", frames=clip.frames, size=clip.size)
     return load_tokenizer(settings["pretrained"]) if "pretrained" in settings else None
 
+def senses_of(data) -> list:
+    "The senses that any clip of a data set has."
+    rows = ClipDataset(data).manifest
+    return [s for s in ("audio", "video") if rows.loc[rows.status == "kept", f"has_{s}"].any()]
+
 def train_both(out: Path, preset: Preset, seed: int) -> None:
     "Trains the two tokenizers at the same time, each in a process with half of the cores; one that is finished already is copied."
-    found = {s: trained_elsewhere(getattr(preset, s), preset.clip) for s in ("audio", "video")}; todo = [s for s in found if found[s] is None]
+    found = {s: trained_elsewhere(getattr(preset, s), preset.clip) for s in ("audio", "video")}
+    for s in set(found) - set(senses_of(out / "data")): found[s] = found[s] or load_tokenizer(SHIPPED / f"{s}_tokenizer")    # nothing to learn from
+    todo = [s for s in found if found[s] is None]
     for s in set(found) - set(todo): found[s].save_pretrained(out / f"{s}_tokenizer")
     if not todo: return
     threads = max(1, torch.get_num_threads() // len(todo))
@@ -138,9 +145,9 @@ def train_both(out: Path, preset: Preset, seed: int) -> None:
 
 # %% ../nbs/42_run.ipynb #0bda48e0
 def make_tokens(out: Path) -> None:
-    "Turns every clip of the data set into token shards."
-    audio, video = (load_tokenizer(out / f"{s}_tokenizer") for s in ("audio", "video"))
-    tokenize_dataset(out / "data", out / "tokens", audio, video)
+    "Turns every clip of the data set into token shards, of the senses that there are."
+    tokenizers = {f"{s}_tokenizer": load_tokenizer(out / f"{s}_tokenizer") for s in senses_of(out / "data")}
+    tokenize_dataset(out / "data", out / "tokens", **tokenizers)
 
 def train_model(out: Path, preset: Preset, seed: int, say=print) -> None:
     "Trains 4M on the token shards and puts the whole checkpoint together in `out/model`."

@@ -4,9 +4,13 @@ import json
 
 import pytest
 
+from scene4m.captions import DOG, HORN
 from scene4m.core import BadInput, get_preset
+from scene4m.describe import Describer
 from scene4m.evaluate import derange, evaluate_folder, read_truth
+from scene4m.media import write_wav
 from scene4m.run import Stages, run_pipeline
+from scene4m.toystreet import render_sound, sample_scene, write_scene
 
 SMALL = dict(data=dict(n_train=32, n_val=14, n_test=14, ceiling=None), audio=dict(steps=6, seconds=None), video=dict(steps=6, seconds=None),
              model=dict(dim=32, encoder_depth=1, decoder_depth=1, num_heads=2), train=dict(steps=4, seconds=None, batch_size=8))
@@ -52,6 +56,17 @@ def test_lists_of_clips(tmp_path):
 def test_swapped_sounds_are_of_another_category():
     labels = [str(i % 5) for i in range(40)]
     assert all(labels[i] != labels[j] for i, j in enumerate(derange(labels)))
+
+
+def test_a_folder_of_sounds_alone(tmp_path):
+    scenes = [s for s in map(sample_scene, range(400)) if s.label in (DOG, HORN) and s.heard][:12]
+    for scene in scenes:
+        (tmp_path / "sounds" / scene.label).mkdir(parents=True, exist_ok=True)
+        write_wav(tmp_path / "sounds" / scene.label / f"{scene.key}.wav", render_sound(scene), 16_000)
+    report = run_pipeline(tmp_path / "run", data=tmp_path / "sounds", preset=get_preset("toy", **SMALL), workers=1, say=lambda line: None)
+    assert report["n"] >= 1
+    said = Describer.from_pretrained(tmp_path / "run" / "model")(write_scene(scenes[0], tmp_path / "clip.mp4"))
+    assert said.senses == dict(audio="used", video="missing")
 
 
 @pytest.mark.slow
