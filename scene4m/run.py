@@ -121,6 +121,7 @@ def train_sense(
     train = tokenizer.training_config(**{k: v for k, v in settings.items() if k in loop and v is not None}, seed=seed)
     return train_tokenizer(tokenizer, dataset.stack(STORED[sense], keys), train, out=out)
 
+# %% ../nbs/42_run.ipynb #5e1a07b5
 def trained_elsewhere(settings: dict, clip: ClipSpec):
     "The finished tokenizer that the settings name (`pretrained`: one of ours, `cosmos`: NVIDIA's), or None."
     if "cosmos" in settings: return CosmosTokenizer.from_pretrained(settings["cosmos"], device="cpu", frames=clip.frames, size=clip.size)
