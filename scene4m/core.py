@@ -60,11 +60,11 @@ class Preset:
 
 # %% ../nbs/00_core.ipynb #e673ffe3
 TOY = Preset("toy",
-    data=dict(n_train=4000, n_val=300, n_test=420, ceiling=None),
+    data=dict(n_train=3700, n_val=300, n_test=420, ceiling=None),
     audio=dict(seconds=50),
     video=dict(seconds=50),
     model=dict(dim=160, encoder_depth=2, decoder_depth=3, num_heads=4, share_embedding=False),
-    train=dict(seconds=150, batch_size=32, lr=3e-3, encoder_lr=0.3, betas=(0.9, 0.99), weight_decay=0.0, warmup=0.03, targets=20, partial=0.5,
+    train=dict(seconds=240, batch_size=32, lr=3e-3, encoder_lr=0.3, betas=(0.9, 0.99), weight_decay=0.0, warmup=0.03, targets=20, partial=0.5,
                schemes={"both": 0.36, "audio": 0.2, "video": 0.32, "video+caption": 0.05, "caption": 0.05, "none": 0.02}))
 
 PRESETS = {

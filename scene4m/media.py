@@ -585,7 +585,8 @@ def write_clip(
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     name = Path(path).suffix.lstrip(".").lower() or "mp4"
     if name not in ("mp4", "mkv", "mov", "m4v"): raise BadInput(f"{path}: clips are written as .mp4, .mov or .mkv, not as .{name}.")
-    return atomic_write(path, lambda f: _encode(f, "matroska" if name == "mkv" else name.replace("m4v", "mp4"), frames, wave, fps, sr))
+    # by name, not through `f`: FFmpeg would write through a callback, and a Ctrl-C that arrives in a callback is lost
+    return atomic_write(path, lambda f: _encode(f.name, "matroska" if name == "mkv" else name.replace("m4v", "mp4"), frames, wave, fps, sr))
 
 # %% ../nbs/10_media.ipynb #117a106c
 def _encode(file, container_format: str, frames, wave, fps, sr):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STORED', 'Stages', 'MelFeature', 'StreetSplits', 'make_street', 'curate_folder', 'measure_ceiling', 'tokenizer_class',
            'train_sense', 'trained_elsewhere', 'senses_of', 'train_both', 'make_tokens', 'train_model', 'put_together',
-           'validation_clips', 'run_pipeline', 'run_facts', 'folder_state', 'write_held_out']
+           'validation_clips', 'run_pipeline', 'run_facts', 'seconds_of', 'folder_state', 'write_held_out']
 
 # %% ../nbs/42_run.ipynb #fdb9aafc
 import csv, io
@@ -75,7 +75,7 @@ class StreetSplits:
 def make_street(out: Path, preset: Preset, seed: int, workers: int) -> None:
     "Curates training and validation clips of the toy street into `out/data`; writes held-out mp4 files into `out/test`."
     d = preset.data; street = StreetSplits(d["n_train"], d["n_val"], seed, preset.clip)
-    curate(street, out / "data", clip=preset.clip, store=("frames",), features=dict(mel=MelFeature()), workers=workers)
+    curate(street, out / "data", clip=preset.clip, store=("frames",), features=dict(mel=MelFeature()), workers=workers, shard_size=250)
     write_street(out / "test", d["n_test"], seed=seed, split="test", workers=workers)
 
 def curate_folder(data: Path, out: Path, preset: Preset, workers: int, clips=None) -> None:
@@ -205,7 +205,7 @@ def run_pipeline(
     stage("4M", [preset.model, preset.train, seed], lambda: train_model(out, preset, seed, say))
     stage("calibration", [], lambda: put_together(out, preset, seed, world))
     test = out / "test" if data is None else write_held_out(Path(data), out, clips)
-    facts = lambda: dict(seconds=dict(stage.seconds), **run_facts(out, world))
+    facts = lambda: dict(seconds=seconds_of(stage, out), **run_facts(out, world))
     stage("evaluation", [], lambda: evaluate_folder(test, out / "model", workers, out=out, extra=facts()))
     return read_json(out / "report.json")
 
@@ -223,6 +223,10 @@ def run_facts(out: Path, world: str | None = None) -> dict:
     if (out / "ceiling.json").exists(): facts["pixel_ceiling"] = read_json(out / "ceiling.json")
     elif world == WORLD_VERSION: facts["pixel_ceiling"] = CEILING["picture"]      # measured once for this world, on the toy street's own page
     return facts
+
+def seconds_of(stage: Stages, out: Path) -> dict:
+    "Seconds of every stage; of a training that was interrupted, all of its parts."
+    return stage.seconds | {"4M": max(stage.seconds["4M"], read_json(out / "training" / "run.json")["seconds"])}
 
 def folder_state(data: Path) -> str:
     "A fingerprint of the names, sizes and times of a folder's files: another one means other clips."

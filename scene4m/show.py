@@ -95,16 +95,16 @@ def _picture(ax, frame, title="") -> None:
 @in_style()
 def contact_sheet(
     frames,              # (T, H, W, 3) uint8
-    fps: float = 1.6,    # for the times above the frames
+    fps: float | None = 1.6,    # for the times above the frames; None: no times
     columns: int = 8,
     title: str = "",
 ) -> Figure:
-    "All frames of a clip in reading order, each with its time."
+    "Frames in reading order, those of one clip with their times."
     frames = _frames(frames); rows = math.ceil(len(frames) / columns)
     fig, axes = blank_figure(rows, columns, width=columns * 0.95, height=rows * 1.15 + 0.3 * bool(title),
-                             alt=f"{title or 'A clip'}: {len(frames)} frames, one every {1 / fps:.2g} seconds.")
+                             alt=f"{title or 'A clip'}: {len(frames)} frames" + (f", one every {1 / fps:.2g} seconds." if fps else "."))
     for k, ax in enumerate(axes.flat):
-        if k < len(frames): _picture(ax, frames[k], f"{k / fps:.1f} s")
+        if k < len(frames): _picture(ax, frames[k], f"{k / fps:.1f} s" if fps else "")
         else: ax.axis("off")
     if title: fig.suptitle(title)
     return fig
