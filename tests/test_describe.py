@@ -50,11 +50,12 @@ def test_a_sense_that_is_not_there_is_said_aloud(describer, clip, tmp_path):
     assert silent.senses == dict(audio="silent", video="missing") and silent.abstains
 
 
-def test_noise_is_not_taken_for_a_street(describer, tmp_path):
-    noise = np.random.default_rng(0).uniform(-0.9, 0.9, 160_000).astype(np.float32)
-    write_wav(tmp_path / "noise.wav", noise, 16_000)
-    d = describer(tmp_path / "noise.wav")
-    assert d.abstains and d.reason and d.description.startswith("I do not know")
+def test_a_film_of_noise_is_not_taken_for_a_street(describer, tmp_path):
+    rng = np.random.default_rng(0)      # the picture gives it away; noise that is only heard sounds like rain
+    frames = rng.integers(0, 256, (20, 64, 64, 3), dtype=np.uint8).repeat(4, 0)
+    write_clip(tmp_path / "noise.mp4", frames, rng.uniform(-0.9, 0.9, 160_000).astype(np.float32), 8)
+    d = describer(tmp_path / "noise.mp4")
+    assert d.abstains and "picture" in d.reason and d.description.startswith("I do not know")
 
 
 def test_files_that_are_no_clips(describer, tmp_path):
@@ -207,8 +208,12 @@ def test_one_pass_gives_what_two_give(describer, street):
 
 
 def test_calibration_makes_the_right_answers_likelier(describer, street):
+    from copy import deepcopy
     from dataclasses import replace
     ck, (tokens, scenes) = describer.checkpoint, street
+    sure = deepcopy(ck.model)      # a model that is far too sure of itself
+    sure.decoder_embeddings["caption"].to_logits.weight.data *= 4
+    ck = replace(ck, model=sure)
     fresh = replace(ck, settings=dict(ck.settings))
     found = calibrate(fresh, tokens, [s.label for s in scenes])
     assert set(found) == {"temperature", "correction", "threshold", "familiar"} and fresh.settings["temperature"] == found["temperature"]
@@ -217,7 +222,7 @@ def test_calibration_makes_the_right_answers_likelier(describer, street):
 
     def loss(temperature, share):
         return -np.log(category_probabilities(seen - share * unseen, temperature)[range(len(truth)), truth]).mean()
-    assert loss(found["temperature"], found["correction"]) < loss(1.0, 1.0)
+    assert found["temperature"] > 1.5 and loss(found["temperature"], found["correction"]) < min(loss(1.0, 0.0), loss(1.0, 1.0))
 
 
 def test_settings_of_another_calibration_are_not_half_used():
