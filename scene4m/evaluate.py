@@ -482,4 +482,4 @@ def ceiling_part(report: dict) -> str:
     ceiling = report.get("pixel_ceiling")
     if not ceiling: return ""
     rows = [{"from the pixels": k.replace("_", " "), "right": percent(v)} for k, v in ceiling.items() if isinstance(v, float)]
-    return f"<section><h2>The ceiling of the picture</h2>{table_html(rows, 'A pixel classifier trained on the same clips')}</section>"
+    return f"<section><h2>The ceiling of the picture</h2>{table_html(rows, 'A classifier of pixels trained on the same street')}</section>"
