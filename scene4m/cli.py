@@ -251,7 +251,7 @@ def describe_clips(
 
 def _is_about(error: Exception, clip) -> bool:
     "Whether an error speaks of this clip, and not of the model or the machine."
-    return str(error).startswith((f"{clip}:", f"{Path(clip).name}:"))
+    return str(error).lstrip("'\"").startswith(tuple(f"{name}{end}:" for name in (clip, Path(clip).name) for end in ("", "'", '"')))
 
 # %% ../nbs/60_cli.ipynb #eebf315a
 def in_words(d: dict) -> str:

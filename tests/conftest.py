@@ -1,11 +1,17 @@
 """Where tests find data that does not come with the package, and a browser; what is missing is skipped with its reason."""
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+# a process that was started in the background ignores Ctrl-C, and so would the commands that tests start and stop
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _place(variable: str, default: str) -> Path:
