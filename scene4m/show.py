@@ -226,7 +226,8 @@ def ink_on(
     colour,   # (3,) from 0 to 255
 ) -> str:
     "`black` or `white`, whichever can be read on `colour`."
-    return "black" if np.asarray(colour) @ np.array([0.299, 0.587, 0.114]) > 130 else "white"
+    c = np.asarray(colour) / 255; light = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ np.array([0.2126, 0.7152, 0.0722])
+    return "black" if light > 0.179 else "white"       # relative luminance; here both contrasts are 4.6 to 1
 
 def _draw_tiles(ax, grid, palette, numbers: bool) -> None:
     "One grid of tiles; the number stands in black or white, whichever can be read."
