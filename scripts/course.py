@@ -17,6 +17,8 @@ def make_releases(course: Path = COURSE, release: Path | None = None, names=None
     from nbgrader.coursedir import CourseDirectory
     from traitlets.config import PyFileConfigLoader
 
+    here = str(Path(sys.executable).parent)      # nbgrader starts `alembic` by name, also where the environment is not activated
+    if here not in os.environ.get("PATH", "").split(os.pathsep): os.environ["PATH"] = os.pathsep.join([here, os.environ.get("PATH", "")])
     course = Path(course).resolve(); release = Path(release or course / "release").resolve()
     names = sorted(p.name for p in (course / "source").glob("*") if p.is_dir()) if names is None else list(names)
     made = []

@@ -304,7 +304,8 @@ def test_nbgrader_grades_a_class(tmp_path):
     some = SETS[:2]
     course, home = tmp_path / "course", tmp_path / "home"; home.mkdir(); shutil.copytree(COURSE, course, ignore=shutil.ignore_patterns("release", "*.db"))
     jupyter = {k: str(home / k) for k in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
-    env = os.environ | jupyter | dict(HOME=str(home), OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])      # nbgrader starts `alembic` by name
+    env = os.environ | jupyter | dict(HOME=str(home), OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), PATH=path)
     def nbgrader(*words):
         done = subprocess.run([sys.executable, "-m", "nbgrader", *words], cwd=course, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
