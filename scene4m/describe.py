@@ -418,6 +418,7 @@ class Describer:
                                    guess=sentences[i], reason=reason, direction=direct(stated) if sure else ""))
         return out
 
+# %% ../nbs/34_describe.ipynb #e3cdb972
 def probabilities(checkpoint: Checkpoint, scores) -> np.ndarray:
     "Calibrated probabilities `(N, values)` from the two scores (from the clip, from nothing); zero where nothing was asked."
     (seen, unseen), (temperature, share) = np.nan_to_num(scores), scales(checkpoint.settings)
@@ -545,6 +546,7 @@ def imagine(
     last = dict(dict(target=target, scheme="maskgit", steps=1, temperature=0.0), **how)
     return any_to_any(checkpoint.model, batch, [*first, last], generator=generator)[target]
 
+# %% ../nbs/34_describe.ipynb #47b40ab0
 def decode_senses(
     checkpoint: Checkpoint,
     ids: dict,    # {"audio": (n,), "video": (m,)}, either or both, of one clip

@@ -163,7 +163,8 @@ def put_together(out: Path, preset: Preset, seed: int, world: str | None) -> Non
     audio, video = (load_tokenizer(out / f"{s}_tokenizer") for s in ("audio", "video"))
     model = FourM.from_pretrained(out / "training"); text = TextTokenizer.from_file(out / "training" / "text_tokenizer.json")
     checkpoint = Checkpoint(out / "model", model.eval(), audio, video, text, dict(world_version=world), preset.clip)
-    dataset = ClipDataset(out / "data"); calibrate(checkpoint, *validation_clips(checkpoint, dataset))
+    dataset = ClipDataset(out / "data"); known = validation_clips(checkpoint, dataset)
+    if known: calibrate(checkpoint, *known)
     save_checkpoint(out / "model", model, audio, video, text, checkpoint.settings, preset.clip)
     keys = dataset.keys("train") or dataset.keys(); rows = dataset.manifest.set_index("key").loc[keys]
     keys = [k for k, has, label in zip(keys, rows.has_audio, rows.label) if has and label in LABELS]
@@ -171,7 +172,9 @@ def put_together(out: Path, preset: Preset, seed: int, world: str | None) -> Non
 
 def validation_clips(checkpoint, dataset, limit: int = 150) -> tuple:
     "Tokens and labels of the validation clips (of training clips, where a small folder has no others)."
-    keys = (dataset.keys("val") or dataset.keys())[:limit]; rows = [dataset.row(k) for k in keys]
+    keys = [k for k in dataset.keys("val") or dataset.keys() if dataset.row(k)["label"] in LABELS][:limit]
+    if not keys: return ()       # none of a category that the sentences can name
+    rows = [dataset.row(k) for k in keys]
     def arrays(k, r):
         sees, hears = bool(r["has_video"]), bool(r["has_audio"])
         return ClipArrays(dataset.load("frames", k) if sees else None, dataset.load("mel", k).astype(np.float32) if hears else None,

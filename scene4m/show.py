@@ -487,6 +487,7 @@ def mel_image(mel) -> np.ndarray:
     mel = _spectrogram(mel)[::-1]; scaled = (mel - mel.min()) / max(float(mel.max() - mel.min()), 1e-6)
     return (matplotlib.colormaps["magma"](scaled)[..., :3] * 255).astype(np.uint8)
 
+# %% ../nbs/15_show.ipynb #c06d04d1
 @in_style()
 def attention_picture(
     frames=None,            # (T, H, W, 3) uint8
