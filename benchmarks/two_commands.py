@@ -1,7 +1,7 @@
-"""How long the two commands of the README take: a clone into an empty folder, an empty cache of pip, then each command twice.
+"""How long the two commands of the README take: for each a clone into an empty folder, an empty cache of pip, then the command twice.
 
 Run it on a quiet machine: `python benchmarks/two_commands.py` (about half an hour), or `--only run` for one of them. What it finds goes to
-benchmarks/two_commands.json, from where the README and the page of figures read it.
+benchmarks/two_commands.json, from where the README and the page of figures read it: run index.ipynb and figures.ipynb again, then `python scripts/readme.py`.
 """
 import argparse
 import json
@@ -15,6 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "benchmarks" / "two_commands.json"
+STEPS = {"run": [("install for `make run`", ["make", "setup"]), ("`make run`", ["make", "run"]), ("`make run` again", ["make", "run"])],
+         "test": [("install for `make test`", ["make", "dev"]), ("`make test`", ["make", "test"]), ("`make test` again", ["make", "test"])]}
 
 
 def timed(command: list[str], clone: Path, env: dict) -> float:
@@ -32,24 +34,26 @@ def readable(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+def keep(what: str, seconds: float, order: list[str]) -> None:
+    "Writes one time into the file, at once: what a later command does cannot lose it. Times of another machine are dropped."
+    machine = f"{os.cpu_count()} CPU cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    found = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
+    rows = {r["command"]: r for r in found.get("rows", []) if found.get("machine") == machine and r["command"] in order}
+    rows[what] = dict(command=what, time=readable(seconds))
+    rows = sorted(rows.values(), key=lambda r: order.index(r["command"]))
+    KEPT.write_text(json.dumps(dict(machine=machine, rows=rows), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=("run", "test"))
     only = parser.parse_args().only
-    steps = {"run": [("install for `make run`", ["make", "setup"]), ("`make run`", ["make", "run"]), ("`make run` again", ["make", "run"])],
-             "test": [("install for `make test`", ["make", "dev"]), ("`make test`", ["make", "test"]), ("`make test` again", ["make", "test"])]}
-    before = json.loads(KEPT.read_text(encoding="utf-8"))["rows"] if KEPT.exists() else []
-    rows = []
+    order = [what for part in STEPS.values() for what, _ in part]
     with tempfile.TemporaryDirectory() as place:
-        clone, env = Path(place) / "scene4m", {**os.environ, "PIP_CACHE_DIR": f"{place}/cache", "PYTHONPATH": ""}
-        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-        for name in ([only] if only else steps):
-            rows += [dict(command=what, time=readable(timed(command, clone, env))) for what, command in steps[name]]
-    new = {r["command"] for r in rows}
-    machine = f"{os.cpu_count()} CPU cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
-    order = [what for part in steps.values() for what, _ in part]
-    rows = sorted([r for r in before if r["command"] not in new] + rows, key=lambda r: order.index(r["command"]))
-    KEPT.write_text(json.dumps(dict(machine=machine, rows=rows), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        for name in ([only] if only else STEPS):
+            clone, env = Path(place) / name, {**os.environ, "PIP_CACHE_DIR": f"{place}/cache-{name}", "PYTHONPATH": ""}
+            subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+            for what, command in STEPS[name]: keep(what, timed(command, clone, env), order)
     print(KEPT.read_text(encoding="utf-8"))
 
 

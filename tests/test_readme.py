@@ -1,4 +1,5 @@
 """README.md and its table of chapters follow from the notebooks."""
+import json
 import re
 import sys
 from pathlib import Path
@@ -48,3 +49,12 @@ def test_the_readme_names_only_commands_that_exist():
 
 def test_pictures_have_words():
     assert not [a for a in re.findall(r"!\[([^\]]*)\]", README) if len(a) < 15]
+
+
+def test_the_readme_tells_the_times_that_were_measured_and_no_others():
+    kept = ROOT / "benchmarks" / "two_commands.json"
+    rows = json.loads(kept.read_text(encoding="utf-8"))["rows"] if kept.exists() else []
+    missing = [r["command"] for r in rows if f"| {r['command']} | {r['time']} |" not in README]
+    assert not missing, f"run index.ipynb and `python scripts/readme.py` again: {missing}"
+    told = re.findall(r"\d+ min|\bin \d+ s\b", re.sub(r"^\|.*$", "", README, flags=re.M))
+    assert not told and len(re.findall(r"^\| .*`make (?:run|test)`.* \| \d", README, re.M)) == len(rows), told
