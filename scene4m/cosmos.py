@@ -262,6 +262,7 @@ def block_codes(x: torch.Tensor) -> torch.Tensor:
     slopes = torch.stack([dx, dy, dt], -1)
     return torch.cat([(colour * 4).round().clamp(-4, 3) + 4, (slopes * 2).round().clamp(-2, 2) + 2], -1).long()
 
+# %% ../nbs/24_cosmos.ipynb #46654f38
 class BlockEncoder(nn.Module):
     "A hand-made encoder with COSMOS's signature and no training, for trying the way of the data without the 200 MB of weights."
     def __init__(self): super().__init__(); self.gain = nn.Parameter(torch.ones(1))
@@ -285,6 +286,7 @@ class BlockDecoder(nn.Module):
         x = colour + slope[..., 0] * r8 + slope[..., 1] * r8.reshape(8, 1, 1) + slope[..., 2] * r4.reshape(4, 1, 1, 1, 1)
         return (x.reshape(B, 3, 4 * t, 8 * h, 8 * w)[:, :, 3:] * self.gain).to(self.gain.dtype)
 
+# %% ../nbs/24_cosmos.ipynb #6532bfd4
 def write_block_pair(folder) -> Path:
     "Writes the stand-in pair as encoder.jit and decoder.jit."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)

@@ -62,6 +62,7 @@ class MelFeature:
         wave = np.pad(wave, (0, n - len(wave)))
         with torch.no_grad(): return self.front(torch.from_numpy(wave)).numpy().astype(np.float16)
 
+# %% ../nbs/42_run.ipynb #7df78cfa
 class StreetSplits:
     "The training and validation clips of the toy street as one sequence; a clip is made when it is asked for."
     def __init__(self, n_train: int, n_val: int, seed: int, clip: ClipSpec = ClipSpec()):
@@ -78,6 +79,7 @@ def make_street(out: Path, preset: Preset, seed: int, workers: int) -> None:
     curate(street, out / "data", clip=preset.clip, store=("frames",), features=dict(mel=MelFeature()), workers=workers, shard_size=250)
     write_street(out / "test", d["n_test"], seed=seed, split="test", workers=workers)
 
+# %% ../nbs/42_run.ipynb #a4e02f68
 def curate_folder(data: Path, out: Path, preset: Preset, workers: int, clips=None) -> None:
     "Curates a folder of labelled clips, or VGG-Sound's list with the folder `clips`, into `out/data`."
     manifest = curate(data, out / "data", clips=clips, clip=preset.clip, store=("frames",), features=dict(mel=MelFeature()), workers=workers)
@@ -101,6 +103,7 @@ def tokenizer_class(sense: str):
     if sense not in cls: raise BadInput(f"There is no tokenizer for {sense!r}; the senses are audio and video.")
     return cls[sense]
 
+# %% ../nbs/42_run.ipynb #64a41c9e
 def train_sense(
     sense: str,          # `audio` or `video`
     data,                # folder of a data set with `frames` and `mel`
@@ -132,6 +135,7 @@ def senses_of(data) -> list:
     rows = ClipDataset(data).manifest
     return [s for s in ("audio", "video") if rows.loc[rows.status == "kept", f"has_{s}"].any()]
 
+# %% ../nbs/42_run.ipynb #ed95323b
 def train_both(out: Path, preset: Preset, seed: int) -> None:
     "Trains the two tokenizers at the same time, each in a process with half of the cores; one that is finished already is copied."
     found = {s: trained_elsewhere(getattr(preset, s), preset.clip) for s in ("audio", "video")}
@@ -170,6 +174,7 @@ def put_together(out: Path, preset: Preset, seed: int, world: str | None) -> Non
     keys = [k for k, has, label in zip(keys, rows.has_audio, rows.label) if has and label in LABELS]
     if keys: save_judge(train_judge(dataset.stack("mel", keys), [rows.label[k] for k in keys], seed=seed), out / "model")
 
+# %% ../nbs/42_run.ipynb #9cd9d5e7
 def validation_clips(checkpoint, dataset, limit: int = 150) -> tuple:
     "Tokens and labels of the validation clips (of training clips, where a small folder has no others)."
     keys = [k for k in dataset.keys("val") or dataset.keys() if dataset.row(k)["label"] in LABELS][:limit]
@@ -227,6 +232,7 @@ def run_facts(out: Path, world: str | None = None) -> dict:
     elif world == WORLD_VERSION: facts["pixel_ceiling"] = CEILING["picture"]      # measured once for this world, on the toy street's own page
     return facts
 
+# %% ../nbs/42_run.ipynb #9a39e110
 def seconds_of(stage: Stages, out: Path) -> dict:
     "Seconds of every stage; of a training that was interrupted, all of its parts."
     return stage.seconds | {"4M": max(stage.seconds["4M"], read_json(out / "training" / "run.json")["seconds"])}
@@ -235,6 +241,7 @@ def folder_state(data: Path) -> str:
     "A fingerprint of the names, sizes and times of a folder's files: another one means other clips."
     return fingerprint(sorted((str(p.relative_to(data)), p.stat().st_size, p.stat().st_mtime_ns) for p in data.rglob("*") if p.is_file()))
 
+# %% ../nbs/42_run.ipynb #80dc70e2
 def write_held_out(data: Path, out: Path, clips=None) -> Path:
     "Lists the held-out clips of a folder of one's own, or of a list with its folder `clips`, in `out/test/truth.csv`."
     listed = {r.key: r.path for r in vggsound_rows(data, clips)} if clips else {}
