@@ -34,7 +34,7 @@ def join_patches(x: torch.Tensor, patch: tuple) -> torch.Tensor:
 
 # %% ../nbs/22_audio_tokenizer.ipynb #9a6d9208
 PRESET = dict(
-    ours=dict(width=128, blocks=2, mode="ema", decay=0.95, revive=0.05),
+    ours=dict(width=128, blocks=2, mode="ema", decay=0.98, revive=0.4),
     paper=dict(width=128, blocks=0, mode="gradient", decay=0.99, revive=0.0))
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class PatchDecoder(nn.Module):
 class AudioTokenizer(Tokenizer):
     "Mel spectrogram (B, 80, T) ↔ ids (B, n): one token for each patch, row-major over (time, band)."
     config_class = AudioTokenizerConfig
-    preferred = dict(lr=2e-3, batch_size=32, axes=512, continuous=0.05)
+    preferred = dict(lr=2e-3, batch_size=32, axes=512, continuous=0.02)
     paper_training = dict(epochs=20, lr=1e-3, codebook_lr=1e-4, batch_size=32, beta=(0.01, 0.25), beta_epochs=5, continuous=0.0,
                           schedule="constant", warmup=0.0, clip_grad=0.0)
 

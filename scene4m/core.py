@@ -6,10 +6,10 @@
 __all__ = ['TOY', 'PRESETS', 'Scene4MError', 'BadInput', 'ConfigMismatch', 'TrainingFailed', 'ClipSpec', 'Preset', 'get_preset',
            'fingerprint', 'derive_seed', 'make_generator', 'make_rng', 'seed_everything', 'pick_device',
            'has_fast_bf16', 'autocast', 'machine', 'import_torchaudio', 'atomic_write', 'write_json', 'read_json',
-           'progress', 'Timer', 'steps_for']
+           'progress', 'Timer', 'steps_for', 'StopSoon']
 
 # %% ../nbs/00_core.ipynb #8dc7c9c0
-import contextlib, hashlib, importlib, json, os, platform, sys, time, types
+import contextlib, hashlib, importlib, json, os, platform, signal, sys, threading, time, types
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -61,16 +61,16 @@ class Preset:
 # %% ../nbs/00_core.ipynb #e673ffe3
 TOY = Preset("toy",
     data=dict(n_train=3700, n_val=300, n_test=420, ceiling=None),
-    audio=dict(seconds=50),
-    video=dict(seconds=50),
+    audio=dict(seconds=40),
+    video=dict(seconds=40),
     model=dict(dim=160, encoder_depth=2, decoder_depth=3, num_heads=4, share_embedding=False),
-    train=dict(seconds=240, batch_size=32, lr=3e-3, encoder_lr=0.3, betas=(0.9, 0.99), weight_decay=0.0, warmup=0.03, targets=20, partial=0.5,
+    train=dict(seconds=135, batch_size=32, lr=3e-3, muon_lr=4 / 3, betas=(0.9, 0.99), weight_decay=0.0, warmup=0.03, targets=20, partial=0.5,
                schemes={"both": 0.36, "audio": 0.2, "video": 0.32, "video+caption": 0.05, "caption": 0.05, "none": 0.02}))
 
 PRESETS = {
     "toy": TOY,
     "shipped": replace(TOY, name="shipped", data=dict(n_train=16000, n_val=500, n_test=1000), audio=dict(steps=2500), video=dict(steps=2500),
-                       model={**TOY.model, "encoder_depth": 3}, train={**TOY.train, "seconds": None, "steps": 4800}),
+                       model={**TOY.model, "encoder_depth": 3}, train={**TOY.train, "seconds": None, "steps": 4000}),
     "paper": Preset("paper", audio=dict(preset="paper"), video=dict(preset="paper"),
                     model=dict(pretrained="EPFL-VILAB/4M-7_B_CC12M"),
                     train=dict(preset="paper", batch_size=32, epochs=40, lr=1e-4, budgets=(128, 128))),
@@ -226,3 +226,14 @@ def steps_for(
     with Timer() as t:
         for _ in range(measure): step()
     return max(1, int(seconds / max(t.seconds / measure, 1e-6)))
+
+# %% ../nbs/00_core.ipynb #b7e15f02
+class StopSoon:
+    "While it is open, the first Ctrl-C only sets `asked`, so that a step is never cut in half; a second one stops at once."
+    def __enter__(self):
+        self.asked, self.main = False, threading.current_thread() is threading.main_thread()      # signals belong to the main thread
+        if self.main: self.old = signal.signal(signal.SIGINT, self.note)
+        return self
+    def note(self, *_): self.asked = True; signal.signal(signal.SIGINT, self.old or signal.default_int_handler)
+    def __exit__(self, *_):
+        if self.main: signal.signal(signal.SIGINT, self.old or signal.default_int_handler)

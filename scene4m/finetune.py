@@ -7,13 +7,13 @@ __all__ = ['SCHEMES', 'RECIPES', 'TRACKERS', 'LORA_TARGETS', 'Stage', 'FinetuneC
            'scene_modalities', 'text_tokenizer_for', 'check_fit', 'check_tokenizers', 'grid_entry', 'caption_entry',
            'CaptionSource', 'Part', 'predictions', 'make_part', 'Schemes', 'SenseDropout', 'RandomBudgets',
            'attention_kind', 'uses_bf16', 'arithmetic', 'start_text', 'start_from_codebooks', 'start_encoder_silent',
-           'start_model', 'renew_embeddings', 'weight_groups', 'learning_rate', 'to_device', 'total_counts',
-           'step_losses', 'sum_gradients', 'CsvLog', 'TensorboardLog', 'ServiceLog', 'open_trackers', 'Saver',
-           'seconds_per_step', 'plan_steps', 'Run', 'record', 'finetune', 'is_new', 'open_stage', 'add_lora',
-           'merge_lora', 'StopSoon', 'Progress', 'Reporter', 'Loop', 'Window', 'raise_diverged', 'draw_log', 'finish']
+           'start_model', 'renew_embeddings', 'weight_groups', 'learning_rate', 'Optimiser', 'to_device',
+           'total_counts', 'step_losses', 'sum_gradients', 'CsvLog', 'TensorboardLog', 'ServiceLog', 'open_trackers',
+           'Saver', 'seconds_per_step', 'plan_steps', 'Run', 'record', 'finetune', 'is_new', 'open_stage', 'add_lora',
+           'merge_lora', 'Progress', 'Reporter', 'Loop', 'Window', 'raise_diverged', 'draw_log', 'finish']
 
 # %% ../nbs/33_finetune.ipynb #52172a69
-import csv, io, json, math, os, shutil, signal, threading, time
+import csv, io, json, math, os, shutil, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from .captions import Attributes, TextTokenizer, grammar_texts, write_caption
-from .core import (BadInput, ConfigMismatch, TrainingFailed, atomic_write, autocast, fingerprint, has_fast_bf16, import_torchaudio,
+from .core import (BadInput, ConfigMismatch, StopSoon, TrainingFailed, atomic_write, autocast, fingerprint, has_fast_bf16, import_torchaudio,
                           machine, make_generator, make_rng, pick_device, progress, read_json, seed_everything, write_json)
 from .fourm import FourM
 from .masking import Text, TokenGrid, UnifiedMasking, collate, seen_entry
@@ -51,6 +51,7 @@ class FinetuneConfig:
     lr: float = 1.5e-3
     warmup: float = 0.05                # share of a stage's steps
     encoder_lr: float = 1.0             # of the encoder's blocks, as a share of `lr`
+    muon_lr: float = 0.0                # of the trunk's matrices under Muon, as a share of `lr`; 0: AdamW for everything
     betas: tuple = (0.9, 0.95)          # of AdamW: how long gradients and their squares are remembered
     weight_decay: float = 0.05
     clip: float = 1.0                   # largest norm of the gradient
@@ -337,20 +338,41 @@ def weight_groups(
     model: torch.nn.Module,
     weight_decay: float,
     encoder_lr: float = 1.0,    # learning rate of the encoder's blocks as a share of the others'
-) -> list:                      # groups for an optimiser; `scale` is what the rate is multiplied by
+    muon_lr: float = 0.0,       # of the trunk's matrices under Muon, as a share of the others'; 0: no group is for Muon
+) -> list:                      # groups for an optimiser; `scale` is what the rate is multiplied by, `muon` who takes the step
     "Trainable weights in groups: matrices and embeddings decay, norms and biases do not; the encoder's blocks have a rate of their own."
     kinds = {}
     for n, p in model.named_parameters():
-        kind = n.endswith(".bias") or "norm" in n, n.startswith("encoder.")
+        trunk = n.startswith(("encoder.", "decoder.")) and p.ndim == 2 and ".lora_" not in n
+        kind = n.endswith(".bias") or "norm" in n, n.startswith("encoder."), bool(muon_lr) and trunk
         if p.requires_grad: kinds.setdefault(kind, []).append(p)
-    return [dict(params=ps, weight_decay=0.0 if plain else weight_decay, scale=encoder_lr if inside else 1.0)
-            for (plain, inside), ps in sorted(kinds.items())]
+    rate = lambda inside, muon: (encoder_lr if inside else 1.0) * (muon_lr if muon else 1.0)
+    return [dict(params=ps, weight_decay=0.0 if plain else weight_decay, scale=rate(inside, muon), muon=muon)
+            for (plain, inside, muon), ps in sorted(kinds.items())]
 
 def learning_rate(step: int, steps: int, lr: float, warmup: float = 0.05) -> float:
     "Linear warm-up over a share of the steps, then half a cosine down to 0."
     rise = max(1, round(warmup * steps))
     if step < rise: return lr * (step + 1) / rise
     return lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+# %% ../nbs/33_finetune.ipynb #5e0f1a04
+class Optimiser:
+    "AdamW, and Muon for the groups that are marked so, behind the calls of one optimiser."
+    def __init__(self, groups: list, lr: float, betas=(0.9, 0.95)):
+        for_muon, others = ([{k: v for k, v in g.items() if k != "muon"} for g in groups if g.get("muon", False) is m] for m in (True, False))
+        self.parts = [torch.optim.AdamW(others, lr=lr, betas=tuple(betas), fused=True)] if others else []
+        if for_muon: self.parts.append(torch.optim.Muon(for_muon, lr=lr, momentum=0.95, adjust_lr_fn="match_rms_adamw"))
+
+    @property
+    def param_groups(self) -> list: return [g for p in self.parts for g in p.param_groups]
+    def step(self):
+        for p in self.parts: p.step()
+    def zero_grad(self, set_to_none: bool = True):
+        for p in self.parts: p.zero_grad(set_to_none)
+    def state_dict(self) -> list: return [p.state_dict() for p in self.parts]
+    def load_state_dict(self, states: list):
+        for p, s in zip(self.parts, states, strict=True): p.load_state_dict(s)
 
 # %% ../nbs/33_finetune.ipynb #9e33ba46
 def to_device(batch: dict, device) -> dict:
@@ -482,7 +504,7 @@ def seconds_per_step(run, measure: int = 3) -> float:
     "The mean seconds of one step, each scheme counted by its share, measured on throw-away weights."
     import copy
     model = copy.deepcopy(run.model); params = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(params, lr=1e-8); total = 0.0
+    optimiser, total = Optimiser(weight_groups(model, 0.0, muon_lr=run.config.muon_lr), lr=1e-8), 0.0
     def one(step, scheme):
         parts = run.data(step, run.order.batch(step), scheme); optimiser.zero_grad()
         step_losses(model, parts, total_counts(parts), run.config.weights, run.device, run.config.precision)
@@ -595,17 +617,6 @@ def merge_lora(model):
         for name, child in list(parent.named_children()):
             if hasattr(child, "lora_A") and hasattr(child, "merge"): child.merge(); setattr(parent, name, child.get_base_layer())
 
-# %% ../nbs/33_finetune.ipynb #cd3c5509
-class StopSoon:
-    "While it is open, Ctrl-C is only noted, so that a step is never cut in half; a second Ctrl-C stops at once."
-    def __enter__(self):
-        self.asked, self.old = False, None
-        if threading.current_thread() is threading.main_thread(): self.old = signal.signal(signal.SIGINT, self.note)
-        return self
-    def note(self, *_): self.asked = True; signal.signal(signal.SIGINT, self.old)
-    def __exit__(self, *_):
-        if self.old is not None: signal.signal(signal.SIGINT, self.old)
-
 # %% ../nbs/33_finetune.ipynb #e0c75b7f
 class Progress:
     "Where a run stands: step and stage, optimiser and average, and how to leave and come back."
@@ -622,7 +633,7 @@ class Progress:
         "A fresh optimiser for a stage's weights."
         c = self.run.config; self.stage = stage
         self.params = open_stage(self.run.model, self.stages[stage], (*self.run.ds.modalities, "caption"), c.lora_rank)
-        self.optimiser = torch.optim.AdamW(weight_groups(self.run.model, c.weight_decay, c.encoder_lr), lr=c.lr, betas=tuple(c.betas), fused=True)
+        self.optimiser = Optimiser(weight_groups(self.run.model, c.weight_decay, c.encoder_lr, c.muon_lr), c.lr, c.betas)
         self.average = [p.detach().clone() for p in self.params] if c.ema else None
 
     def leave(self):

@@ -60,7 +60,7 @@ class ResidualBlock(nn.Module):
 
 # %% ../nbs/23_video_tokenizer.ipynb #a8757b37
 PRESET = dict(
-    ours=dict(patch=(8, 4, 4), width=64, blocks=2, dim=32, codes=512, motion_weight=4.0, decay=0.95, revive=0.05),
+    ours=dict(patch=(8, 4, 4), width=64, blocks=2, dim=32, codes=512, motion_weight=4.0, decay=0.98, revive=0.4),
     paper=dict(patch=(4, 4, 4), width=32, blocks=0, dim=64, codes=256, motion_weight=0.0, decay=0.99, revive=0.0))
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def motion_weights(
 class VideoTokenizer(Tokenizer):
     "Clips (B, 3, T, H, W) in [-1, 1] ↔ ids; T, H and W must be multiples of the patch."
     config_class = VideoTokenizerConfig
-    preferred = dict(lr=2e-3, batch_size=32, axes=512, continuous=0.05)
+    preferred = dict(lr=2e-3, batch_size=32, axes=512, continuous=0.02)
     paper_training = dict(epochs=20, lr=1e-3, batch_size=32, schedule="constant", continuous=0.01, precision="fp32")
 
     def __init__(self, settings: VideoTokenizerConfig | None = None):

@@ -9,11 +9,11 @@ __all__ = ['KINDS', 'nearest', 'usage', 'kmeans', 'Quantizer', 'VectorQuantizer'
            'find_folder', 'download_tokenizer', 'read_weights', 'read_settings', 'read_tokenizer', 'load_tokenizer',
            'push_tokenizer', 'TrainConfig', 'training_config', 'batch_indices', 'rate_at', 'beta_at',
            'TokenizerTrainer', 'train_step', 'start_from_data', 'principal_axes', 'start_on_axes', 'start_network',
-           'count_steps', 'TrainingLog', 'save_checkpoint', 'load_checkpoint', 'training_key', 'StopAtStepEnd',
-           'run_steps', 'finished_training', 'train_tokenizer', 'evaluate_tokenizer']
+           'count_steps', 'TrainingLog', 'save_checkpoint', 'load_checkpoint', 'training_key', 'run_steps',
+           'finished_training', 'train_tokenizer', 'evaluate_tokenizer']
 
 # %% ../nbs/21_vq.ipynb #24105178
-import contextlib, copy, hashlib, importlib, math, signal, threading, time
+import contextlib, copy, hashlib, importlib, math, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import (BadInput, ConfigMismatch, TrainingFailed, atomic_write, autocast, fingerprint, make_generator, pick_device,
-                          progress, read_json, steps_for, write_json)
+from .core import (BadInput, ConfigMismatch, StopSoon, TrainingFailed, atomic_write, autocast, fingerprint, make_generator,
+                          pick_device, progress, read_json, steps_for, write_json)
 from .metrics import codebook_usage, perplexity
 
 # %% ../nbs/21_vq.ipynb #983fad93
@@ -548,24 +548,12 @@ def training_key(tok: Tokenizer, data, c: TrainConfig) -> str:
     plain = {k: v for k, v in asdict(c).items() if k not in ("device", "log_every", "save_every")}
     return fingerprint([tok.config, plain, list(np.shape(data)), np.asarray(data[:1]).astype(np.float64).sum().item()], 16)
 
-# %% ../nbs/21_vq.ipynb #cde9975e
-class StopAtStepEnd:
-    "Inside, the first Ctrl-C sets `.wanted` instead of raising `KeyboardInterrupt`; a second one raises at once."
-    def __enter__(self):
-        self.wanted, self.main = False, threading.current_thread() is threading.main_thread()
-        if self.main: self.before = signal.signal(signal.SIGINT, self._note)
-        return self
-    def _note(self, *_):
-        self.wanted = True; signal.signal(signal.SIGINT, self.before or signal.default_int_handler)
-    def __exit__(self, *_):
-        if self.main: signal.signal(signal.SIGINT, self.before or signal.default_int_handler)
-
 # %% ../nbs/21_vq.ipynb #e84daadd
 def run_steps(trainer: TokenizerTrainer, log: TrainingLog, todo: range, steps: int, spent, save, show=None):
     "Does the steps in `todo`; writes a checkpoint now and then and when it is interrupted."
     last, name = time.perf_counter(), type(trainer.tok).__name__
     bar = progress(todo, desc=name, total=steps, initial=todo.start, disable=None if show is None else not show)
-    with StopAtStepEnd() as stop:
+    with StopSoon() as stop:
         for step in bar:
             logs = trainer.step(step, steps)
             if not torch.isfinite(logs["loss"]):
@@ -573,8 +561,8 @@ def run_steps(trainer: TokenizerTrainer, log: TrainingLog, todo: range, steps: i
             log.add(logs); step += 1
             if step % trainer.c.log_every == 0 or step == steps:
                 row = log.close(step, spent()); bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "perplexity") if row[k] is not None})
-            if stop.wanted or time.perf_counter() - last > trainer.c.save_every: save(step); last = time.perf_counter()
-            if stop.wanted: raise KeyboardInterrupt
+            if stop.asked or time.perf_counter() - last > trainer.c.save_every: save(step); last = time.perf_counter()
+            if stop.asked: raise KeyboardInterrupt
 
 # %% ../nbs/21_vq.ipynb #f62565f7
 def finished_training(tok: Tokenizer, out: Path, key: str, resume: bool) -> tuple:
