@@ -107,7 +107,7 @@ def test_learning_falls(tokens, tmp_path):
     assert TextTokenizer.from_pretrained(tmp_path / "r").vocab_size == text_tokenizer_for(TokenDataset(tokens)).vocab_size
 
 def test_killed_anywhere_the_same_command_ends_in_the_same_weights(tokens, tmp_path):
-    settings = dict(steps=60, ema=0.9, save_every=0.0)
+    settings = dict(steps=60, ema=0.9, save_every=0.0, muon_lr=1.0)
     subprocess.run(command(tokens, tmp_path / "calm", **settings), check=True, env=ENVIRONMENT)
     for at in (3, 25):
         job = subprocess.Popen(command(tokens, tmp_path / "wild", **settings), env=ENVIRONMENT); limit = time.time() + 60
