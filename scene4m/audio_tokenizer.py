@@ -34,7 +34,7 @@ def join_patches(x: torch.Tensor, patch: tuple) -> torch.Tensor:
 
 # %% ../nbs/22_audio_tokenizer.ipynb #9a6d9208
 PRESET = dict(
-    ours=dict(width=128, blocks=2, mode="ema", decay=0.98, revive=0.4),
+    ours=dict(width=128, blocks=2, mode="ema", decay=0.98, revive=0.2),
     paper=dict(width=128, blocks=0, mode="gradient", decay=0.99, revive=0.0))
 
 @dataclass(frozen=True)

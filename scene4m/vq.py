@@ -101,6 +101,7 @@ class VectorQuantizer(Quantizer):
         if mode not in ("ema", "gradient"): raise BadInput(f"A codebook learns by 'ema' or by 'gradient', not by {mode!r}.")
         super().__init__(codes, dim, beta)
         self.mode, self.decay, self.eps, self.revive, self.revive_every, self.seed = mode, decay, eps, revive, revive_every, seed
+        self.reviving = True     # a training loop sets it to False near its end, so that every code has time to settle
         first = first_codes(codes, dim, mode, seed)
         if mode == "gradient": self.codebook = nn.Parameter(first)
         else: self.register_buffer("codebook", first)
@@ -142,7 +143,7 @@ def learn_codebook(vq: VectorQuantizer, z, ids, mask=None):
         vq.sums.lerp_(torch.zeros_like(vq.sums).index_add_(0, ids, z), 1 - vq.decay)
         total = vq.counts.sum(); smooth = (vq.counts + vq.eps) / (total + vq.num_codes * vq.eps) * total
         vq.codebook.copy_(vq.sums / smooth.unsqueeze(1))
-    if vq.revive and int(vq.updates) % vq.revive_every == 0: revive_codes(vq, z)
+    if vq.revive and vq.reviving and int(vq.updates) % vq.revive_every == 0: revive_codes(vq, z)
 
 @torch.no_grad()
 def revive_codes(vq: VectorQuantizer, z) -> int:
@@ -382,6 +383,7 @@ class TrainConfig:
     axes: int = 0                    # clips whose patches' principal axes are the network's first weights; 0 = random weights
     continuous: float = 0.15         # share of the steps before the codebook is switched on, by k-means; 0 = on from the start
     kmeans_vectors: int = 16_384     # vectors that k-means sees
+    revive_until: float = 0.7        # share of the steps after which unused codes are left where they are
     beta: tuple | None = None        # commitment loss: first weight, and weight after `beta_epochs`; None leaves the tokenizer's own
     beta_epochs: float = 0.0         # epochs over which it moves linearly
     clip_grad: float = 1.0
@@ -453,7 +455,9 @@ def train_step(self: TokenizerTrainer, step: int, steps: int) -> dict:
     "Trains on one batch and returns its logs, the loss as a tensor among them."
     q, first = self.tok.quantizer, 0
     if self.c.beta is not None: q.beta = beta_at(step, self.per_epoch, self.c)
-    if isinstance(q, VectorQuantizer): first = max(1, round(self.c.continuous * steps)) if self.c.continuous else 0
+    if isinstance(q, VectorQuantizer):
+        first = max(1, round(self.c.continuous * steps)) if self.c.continuous else 0
+        q.reviving = step < self.c.revive_until * steps
     if first and step == first: self.start_codebook(step)
     q.bypass = step < first; self.tok.train()
     for g in self.optimizer.param_groups: g["lr"] = g["full"] * rate_at(step, steps, self.c)
