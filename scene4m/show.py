@@ -56,9 +56,11 @@ def blank_figure(
 ) -> tuple:               # a `Picture` and an array of (rows, columns) axes
     "An empty figure in the one style of this project, independent of any state of pyplot."
     fig = Picture(figsize=(width, height), layout="constrained"); fig.alt = alt
+    fig.get_layout_engine().set(w_pad=0.08, h_pad=0.06)          # inches: no label touches the edge
     FigureCanvasAgg(fig)
     return fig, fig.subplots(rows, columns, squeeze=False)
 
+# %% ../nbs/15_show.ipynb #88db0611
 @in_style()
 def figure_png(
     fig: Figure,
@@ -117,6 +119,7 @@ def frame_difference(
     "The reconstruction minus the original as a picture: 128 is no difference, lighter is too bright."
     return np.clip(128 + (np.asarray(rec, dtype=np.int16) - np.asarray(frames, dtype=np.int16)), 0, 255).astype(np.uint8)
 
+# %% ../nbs/15_show.ipynb #9e28d5a5
 @in_style()
 def video_reconstruction(
     frames,                    # (T, H, W, 3) uint8 originals
@@ -148,6 +151,7 @@ def _draw_wave(ax, wave, sr, title="Waveform") -> None:
     ax.set(title=title, xlabel="time (s)", ylabel="amplitude", xlim=(0, max(len(wave), 1) / sr))
     if np.abs(wave).max(initial=0) <= 1: ax.set_ylim(-1, 1)
 
+# %% ../nbs/15_show.ipynb #7d973f13
 def _draw_mel(ax, mel, sr, hop, title, limits=None, colours="magma"):
     "A mel spectrogram with time and band axes."
     low, high = limits or (None, None); size = (0, mel.shape[1] * hop / sr, 0, mel.shape[0])
@@ -204,6 +208,7 @@ def audio_reconstruction(
     if difference: _draw_difference(fig, axes[2], mel_rec - mel, sr, hop, unit)
     return fig
 
+# %% ../nbs/15_show.ipynb #df35acaa
 def _draw_difference(fig, ax, error, sr, hop, unit) -> None:
     "An error around zero."
     most = max(float(np.abs(error).max()), 1e-6)
@@ -222,6 +227,7 @@ def code_palette(
     x = np.pad(x @ directions.T, ((0, 0), (0, 3 - len(directions))))
     return (40 + 200 * x.argsort(0).argsort(0) / max(1, len(x) - 1)).astype(np.uint8)
 
+# %% ../nbs/15_show.ipynb #79a66a03
 def ink_on(
     colour,   # (3,) from 0 to 255
 ) -> str:
@@ -229,6 +235,7 @@ def ink_on(
     c = np.asarray(colour) / 255; light = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ np.array([0.2126, 0.7152, 0.0722])
     return "black" if light > 0.179 else "white"       # relative luminance; here both contrasts are 4.6 to 1
 
+# %% ../nbs/15_show.ipynb #89d36419
 def _draw_tiles(ax, grid, palette, numbers: bool) -> None:
     "One grid of tiles; the number stands in black or white, whichever can be read."
     ax.imshow(palette[grid]); ax.set_xticks([]); ax.set_yticks([])
@@ -399,6 +406,7 @@ def confusion(
     axes[0, 0].set_title(f"{title}: {right} of {len(truth)} right")
     return fig
 
+# %% ../nbs/15_show.ipynb #88c1154a
 def _draw_counts(ax, counts, names) -> None:
     "Counts with their numbers; shades are shares of a row."
     ax.imshow(counts / np.maximum(counts.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -441,7 +449,7 @@ def rate_distortion(
     for i, p in enumerate(points):
         ax.errorbar(p["bits"], p["value"], yerr=p.get("spread"), color=PALETTE[i % 7], marker=MARKERS[i % 7], capsize=3, ls="", label=p["name"])
     for i, (name, value) in enumerate((baselines or {}).items()): ax.axhline(value, color="grey", ls=DASHES[1 + i % 6], label=name)
-    ax.set(title=title, xlabel="bits per second", ylabel=unit); ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    ax.set(title=title, xlabel="bits per second", ylabel=unit); ax.margins(0.1); ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return fig
 
 # %% ../nbs/15_show.ipynb #4a4ba775
@@ -473,6 +481,7 @@ def _moments(frames, n: int) -> list:
     "The middle frame of each of `n` moments."
     frames = _frames(frames); return [frames[(2 * k + 1) * len(frames) // (2 * n)] for k in range(n)]
 
+# %% ../nbs/15_show.ipynb #d6dbb442
 def dim_by(
     picture,          # (H, W, 3) uint8
     weights,          # (h, w) 0 or more
@@ -518,6 +527,7 @@ def veil(
     y, x = np.indices(picture.shape[:2]); grey = np.where((x + y) // 2 % 2, 150, 185).astype(np.uint8)
     return np.where(_grow(np.asarray(shown, dtype=bool), picture)[..., None], picture, grey[..., None])
 
+# %% ../nbs/15_show.ipynb #a340582d
 @in_style()
 def masked_clip(
     frames=None,      # (T, H, W, 3) uint8
@@ -567,6 +577,7 @@ def frame_png(frame, scale: int = 1) -> bytes:
     Image.fromarray(frame.repeat(scale, 0).repeat(scale, 1)).save(out, "PNG")
     return out.getvalue()
 
+# %% ../nbs/15_show.ipynb #d32fe8d4
 def side_by_side(
     pictures: dict,      # {name: (H, W, 3) uint8}
     height: int = 192,   # of each in pixels, about: every pixel becomes a whole number of them
@@ -581,6 +592,7 @@ def side_by_side(
     out = io.BytesIO(); sheet.save(out, "PNG")
     return out.getvalue()
 
+# %% ../nbs/15_show.ipynb #fc350efb
 def _pcm(wave) -> np.ndarray:
     "A sound (N,) as 16-bit integers; what lies outside [-1, 1] is cut, what is not finite is silent."
     wave = np.asarray(wave, dtype=np.float32)
@@ -608,6 +620,7 @@ def mp3_bytes(wave, sr: int = 16_000, bit_rate: int = 24_000) -> bytes | None:
     except (av.error.FFmpegError, ValueError): return None
     return out.getvalue()
 
+# %% ../nbs/15_show.ipynb #bc593c60
 def sound_uri(wave, sr: int = 16_000, small: bool = True) -> str:
     "A sound as a data address: MP3 if `small` and possible, else WAV."
     mp3 = mp3_bytes(wave, sr) if small and len(wave) else None
@@ -655,6 +668,7 @@ def _screen(name: str, frames, height: int) -> str:
     return (f'<figure><div class="s4-screen" role="img" data-name="{name}" aria-label="{name}" style="width:{width}px;height:{height}px;'
             f'background-size:{width * t}px {height}px;background-image:url({_strip(frames)})"></div><figcaption>{name}</figcaption></figure>')
 
+# %% ../nbs/15_show.ipynb #648657c0
 def _player(seen: str, heard: str, n: int, fps: float, title: str) -> str:
     "The parts of a player put together."
     key = "s4-" + hashlib.sha256((seen + heard + title).encode()).hexdigest()[:10]; name = html.escape(title)
@@ -711,6 +725,7 @@ def _cell(value) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)): return "–"
     return html.escape(f"{value:.3g}" if isinstance(value, float) else str(value))
 
+# %% ../nbs/15_show.ipynb #c26a59df
 def table_html(
     rows,               # DataFrame, or list of dicts
     caption: str,       # what the table shows
@@ -765,6 +780,7 @@ th,td{border:1px solid var(--line);padding:.3rem .6rem;text-align:right}th:first
 :focus-visible{outline:3px solid #d55e00;outline-offset:2px}
 pre,code{background:var(--soft);border-radius:3px;padding:0 .2em}pre{padding:.8em;overflow-x:auto}"""
 
+# %% ../nbs/15_show.ipynb #7b396614
 def html_page(
     title: str,
     body: str,          # HTML of the page; sections with an h2 of their own
