@@ -54,7 +54,7 @@ chromium:
 
 # --- what people come for
 
-run: setup  ## the whole fall on the toy street: about ten minutes, ends in a report
+run: setup  ## the whole fall on the toy street: some five minutes on two cores, ends in a report
 	@echo "→ scene4m run $(ARGS)"
 	@$(BIN)/python -m scene4m run $(ARGS)
 
