@@ -70,7 +70,7 @@ TOY = Preset("toy",
 PRESETS = {
     "toy": TOY,
     "shipped": replace(TOY, name="shipped", data=dict(n_train=16000, n_val=500, n_test=1000), audio=dict(steps=2500), video=dict(steps=2500),
-                       model={**TOY.model, "encoder_depth": 3}, train={**TOY.train, "seconds": None, "steps": 4000}),
+                       model={**TOY.model, "encoder_depth": 3}, train={**TOY.train, "seconds": None, "steps": 3000}),
     "paper": Preset("paper", audio=dict(preset="paper"), video=dict(preset="paper"),
                     model=dict(pretrained="EPFL-VILAB/4M-7_B_CC12M"),
                     train=dict(preset="paper", batch_size=32, epochs=40, lr=1e-4, budgets=(128, 128))),
