@@ -127,7 +127,7 @@ def _measure(clip: RawClip, spec: ClipSpec) -> dict:
     "What the arrays themselves say: silence, stillness, loudness, duration."
     out = {}
     if clip.wave is not None:
-        energy = float(np.dot(clip.wave, clip.wave)) / max(1, len(clip.wave))
+        energy = float(np.square(clip.wave).sum(dtype=np.float64)) / max(1, len(clip.wave))
         out.update(rms=round(energy ** 0.5, 6), silent=bool(np.abs(clip.wave).max(initial=0) < 1e-4))
     if clip.frames is not None: out.update(still=bool((clip.frames == clip.frames[:1]).all()))
     if "duration" not in clip.facts:
@@ -735,7 +735,8 @@ def _count(sums: dict, shapes: dict, name: str, a: np.ndarray):
         raise BadInput(f"{name!r}: clips give arrays of different shape, {shapes[name]} and {[str(a.dtype), list(a.shape)]}.")
     n, total, squares, low, high = sums.get(name, (0, 0.0, 0.0, float("inf"), float("-inf")))
     low, high = min(low, float(flat.min())), max(high, float(flat.max()))
-    sums[name] = (n + flat.size, total + float(flat.sum()), squares + float(flat @ flat), low, high)
+    # not `flat @ flat`: a dot product of this length starts a thread on every core, at a thousand times its own cost, in every worker
+    sums[name] = (n + flat.size, total + float(flat.sum()), squares + float(np.square(flat).sum()), low, high)
 
 # %% ../nbs/13_curation.ipynb #0cd0cf90
 def _write_ledger(job: ShardJob, rows, done, sums, shapes):
@@ -921,8 +922,12 @@ def _run_jobs(jobs, shard, of, workers, engine, address) -> list:
 
 # %% ../nbs/13_curation.ipynb #26d751ce
 def _run_here(jobs, bar):
-    busy = [j for j in jobs if do_shard(j, wait=False, tick=bar.update) == "busy"]
-    for j in busy: do_shard(j, tick=bar.update)
+    import torch
+    threads = torch.get_num_threads(); torch.set_num_threads(1)     # as in the workers of a pool: one clip is too little work to share
+    try:
+        busy = [j for j in jobs if do_shard(j, wait=False, tick=bar.update) == "busy"]
+        for j in busy: do_shard(j, tick=bar.update)
+    finally: torch.set_num_threads(threads)
 
 # %% ../nbs/13_curation.ipynb #815ac345
 _TICKS = None        # shared by the processes of a pool: how many clips are done

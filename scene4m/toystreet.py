@@ -7,20 +7,20 @@ __all__ = ['WORLD_VERSION', 'SECONDS', 'FPS', 'SIZE', 'SR', 'FOUR_WAYS', 'TWO_WA
            'IN_TURN', 'REGULAR', 'CANVAS', 'RGB', 'SKIN', 'HAIR', 'DARK', 'GLASS', 'WHITE', 'WOOD', 'LAMP', 'TAIL',
            'ALONE', 'SHAPES', 'ENDWISE', 'FAR', 'GROWTH', 'N', 'CONTROL', 'WAVE', 'VOWELS', 'SOUNDS', 'CEILING',
            'Scene', 'sample_scene', 'street_seed', 'events', 'activity', 'Pen', 'draw_wheels', 'draw_bus', 'draw_sedan',
-           'draw_car', 'draw_face', 'draw_siren', 'draw_police', 'draw_engine', 'draw_horn', 'draw_motorcycle',
+           'draw_car', 'draw_face', 'draw_siren', 'draw_police', 'puffs', 'draw_engine', 'draw_horn', 'draw_motorcycle',
            'draw_motorcycle_endwise', 'draw_skateboarder', 'draw_dog', 'draw_speaker', 'draw_woman', 'draw_man',
-           'draw_crowd', 'draw_worker', 'hammer_angle', 'draw_hammer', 'draw_chime', 'draw_eater', 'placement', 'foot',
-           'street_colours', 'draw_house', 'backdrop', 'draw_rain', 'draw_frame', 'render_frames', 'noises', 'noise',
-           'slow', 'slow_time', 'harmonics', 'phase_of', 'play', 'place_into', 'decay', 'resonances', 'voice',
-           'sound_woman', 'sound_man', 'babble', 'sound_crowd', 'sound_bus', 'sound_engine', 'sound_motorcycle',
-           'sound_police', 'sound_car', 'sound_dog', 'sound_horn', 'sound_hammer', 'sound_skateboard', 'sound_chime',
-           'sound_eating', 'db', 'background', 'source_sound', 'render_sound', 'street_clip', 'write_scene',
-           'StreetClips', 'street_clips', 'write_street_file', 'write_street', 'attribute_targets', 'split_answers',
-           'picture_reader', 'sound_reader', 'picture_input', 'plain_spectrogram', 'sense_of', 'examples', 'fit_reader',
-           'score_reader', 'pixel_ceiling', 'sound_ceiling']
+           'people', 'draw_crowd', 'draw_worker', 'hammer_angle', 'draw_hammer', 'draw_chime', 'draw_eater',
+           'placement', 'foot', 'street_colours', 'draw_house', 'backdrop', 'draw_rain', 'draw_frame', 'render_frames',
+           'noises', 'noise', 'slow', 'slow_time', 'harmonics', 'phase_of', 'play', 'place_into', 'decay', 'resonances',
+           'voice', 'sound_woman', 'sound_man', 'babble', 'sound_crowd', 'sound_bus', 'sound_engine',
+           'sound_motorcycle', 'sound_police', 'sound_car', 'sound_dog', 'sound_horn', 'sound_hammer',
+           'sound_skateboard', 'sound_chime', 'sound_eating', 'db', 'background', 'source_sound', 'render_sound',
+           'street_clip', 'write_scene', 'StreetClips', 'street_clips', 'write_street_file', 'write_street',
+           'attribute_targets', 'split_answers', 'picture_reader', 'sound_reader', 'picture_input', 'plain_spectrogram',
+           'sense_of', 'examples', 'fit_reader', 'score_reader', 'pixel_ceiling', 'sound_ceiling']
 
 # %% ../nbs/12_toystreet.ipynb #418781c6
-import functools, json, math
+import functools, json, math, multiprocessing, sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +144,9 @@ class Pen:
     def __init__(self, draw, x, y, unit, flip=1, light=1.0):
         self.draw, self.x, self.y, self.unit, self.flip, self.light = draw, x * CANVAS, y * CANVAS, unit * CANVAS, flip, light
 
-    def ink(self, colour, lit=False): return colour if lit else tuple(int(c * self.light) for c in colour)
+    def ink(self, colour, lit=False):
+        r, g, b = colour
+        return colour if lit else (int(r * self.light), int(g * self.light), int(b * self.light))
     def at(self, x, y): return (self.x + self.flip * x * self.unit, self.y - y * self.unit)
 
     def box(self, x0, y0, x1, y1, colour, lit=False):
@@ -219,12 +221,16 @@ def draw_police(p, scene, t, i, view):
         for x in (-0.32, 0.32): p.oval(x, 0.24, 0.06, 0.06, LAMP, True)
 
 # %% ../nbs/12_toystreet.ipynb #5600bfc8
+@functools.lru_cache(32)
+def puffs(scene: Scene) -> list:
+    "How fast each of the seven clouds of an exhaust drifts, in [0, 1)."
+    return scene.rng(5).random(7).tolist()
+
 def draw_engine(p, scene, t, i, view):
     rev = activity(scene, t)
     p.x += 0.004 * CANVAS * math.sin(40 * t) * (0.3 + rev); draw_face(p, RGB[scene.colour], False)
-    rng = scene.rng(5)
-    for k in range(7):
-        age = (t * (0.35 + 0.1 * rng.random()) + k / 7) % 1; side = -1 if k % 2 else 1
+    for k, rate in enumerate(puffs(scene)):
+        age = (t * (0.35 + 0.1 * rate) + k / 7) % 1; side = -1 if k % 2 else 1
         r = (0.06 + 0.2 * age) * (0.75 + 0.5 * rev); g = int(225 - 70 * age)
         p.oval(side * (0.3 + 0.26 * age), 0.08 + 0.3 * age, r, r, (g, g, g))
 
@@ -310,16 +316,23 @@ def draw_man(p, c, hair, sway):
     p.box(-0.2 + sway, 1.1, 0.2 + sway, 1.28, DARK); p.box(-0.32 + sway, 1.07, 0.32 + sway, 1.13, DARK)
 
 # %% ../nbs/12_toystreet.ipynb #64785743
+@functools.lru_cache(32)
+def people(scene: Scene) -> list:
+    "Place, height of the feet, coat and step of each of a crowd's sixteen people, who are the same in every frame."
+    rng, out = scene.rng(6), []
+    for row, k in [(row, k) for row in range(3) for k in range(6 - row % 2)]:
+        x = -0.46 + 0.184 * k + 0.09 * (row % 2) + 0.04 * rng.random()
+        coat = rng.integers(50, 190, 3); coat = (0.6 * coat + 0.4 * coat.mean()).astype(int)      # never as bright as paint
+        out.append((x, 0.26 - 0.13 * row, tuple(coat.tolist()), 6 * rng.random()))
+    return out
+
 def draw_crowd(p, scene, t, i, view):
     "Sixteen people in three rows, walking or standing."
-    rng, pace = scene.rng(6), 9 if scene.motion in TWO_WAYS else 2
-    for row in range(3):
-        for k in range(6 - row % 2):
-            x = -0.46 + 0.184 * k + 0.09 * (row % 2) + 0.04 * rng.random()
-            coat = rng.integers(50, 190, 3); coat = tuple((0.6 * coat + 0.4 * coat.mean()).astype(int))      # never as bright as paint
-            y = 0.26 - 0.13 * row + 0.02 * math.sin(pace * t + 6 * rng.random())
-            p.poly(((x - 0.07, y), (x + 0.07, y), (x + 0.06, y + 0.22), (x - 0.06, y + 0.22)), coat)
-            p.oval(x, y + 0.28, 0.052, 0.065, SKIN); p.box(x - 0.05, y + 0.31, x + 0.05, y + 0.36, HAIR)
+    pace = 9 if scene.motion in TWO_WAYS else 2
+    for x, feet, coat, step in people(scene):
+        y = feet + 0.02 * math.sin(pace * t + step)
+        p.poly(((x - 0.07, y), (x + 0.07, y), (x + 0.06, y + 0.22), (x - 0.06, y + 0.22)), coat)
+        p.oval(x, y + 0.28, 0.052, 0.065, SKIN); p.box(x - 0.05, y + 0.31, x + 0.05, y + 0.36, HAIR)
 
 # %% ../nbs/12_toystreet.ipynb #d9f22aa0
 def draw_worker(p, scene, t, i, view):
@@ -645,11 +658,12 @@ def sound_skateboard(scene, rng):
 
 # %% ../nbs/12_toystreet.ipynb #f424695a
 def sound_chime(scene, rng):
-    out = np.zeros(N, np.float32); start, length, who = events(scene); scale = np.array((1, 1.125, 1.25, 1.5, 1.6875))
+    out, tubes = np.zeros(N, np.float32), {}; start, length, who = events(scene); scale = np.array((1, 1.125, 1.25, 1.5, 1.6875))
     for s, n, i in zip(start, length, who):
         f = 1150 * 2 ** (0.35 * scene.pitch) * (1, 1.35, 0.8)[i] * scale[rng.integers(5)]
         env = decay(0.35 * n, 1.4); x = np.arange(len(env)) / SR
-        ring = env * (np.sin(2 * np.pi * f * x) + 0.5 * np.sin(2 * np.pi * 2.756 * f * x) * env)
+        if f not in tubes: tubes[f] = np.sin(2 * np.pi * f * x), 0.5 * np.sin(2 * np.pi * 2.756 * f * x)
+        ring = env * (tubes[f][0] + tubes[f][1] * env)
         place_into(out, s, ring.astype(np.float32) * rng.uniform(0.5, 1))
     return out
 
@@ -756,6 +770,10 @@ def write_street_file(job: tuple) -> dict:
                 attributes=json.dumps(a.to_dict()), seen=scene.seen, heard=scene.heard)
 
 # %% ../nbs/12_toystreet.ipynb #beb75f02
+def _processes():
+    "How worker processes begin: as copies where that is safe, which spares them the seconds of importing torch."
+    return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+
 def _claim(folder: Path, split: str, seed: int) -> None:
     "Marks a folder as one of this world; another world's files must not be mixed in."
     mark, ours = folder / "street.json", dict(world_version=WORLD_VERSION, split=split, seed=seed)
@@ -774,13 +792,13 @@ def write_street(
     captions: int = 4,    # reference sentences per clip
 ) -> Path:
     "Writes `n` clips as mp4 files with a `truth.csv`; files that are there already are kept, so that it can be stopped and started."
-    import csv, io, multiprocessing
+    import csv, io
     if n < 1: raise BadInput(f"A street of {n} clips is empty; ask for at least one.")
     jobs = [(str(folder), street_seed(split, start + i, seed), split, captions) for i in range(n)]
     folder = Path(folder); _claim(folder, split, seed)
     if workers < 2: rows = [write_street_file(j) for j in progress(jobs, "street")]
     else:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(workers, mp_context=_processes()) as pool:
             rows = list(progress(pool.map(write_street_file, jobs, chunksize=4), "street", total=n))
     text = io.StringIO(newline=""); w = csv.DictWriter(text, rows[0], lineterminator="\n"); w.writeheader(); w.writerows(rows)
     atomic_write(folder / "truth.csv", text.getvalue())
@@ -842,10 +860,9 @@ def sense_of(job: tuple) -> np.ndarray:
 # %% ../nbs/12_toystreet.ipynb #16034b06
 def examples(split: str, n: int, seed: int, sense: str, workers: int = 2) -> tuple:
     "(arrays, scenes) of `n` clips of a split, for the sense `picture` or `sound`."
-    import multiprocessing
     scenes = [sample_scene(street_seed(split, i, seed)) for i in range(n)]; jobs = [(s, sense) for s in scenes]
     if workers < 2: return np.stack([sense_of(j) for j in progress(jobs, sense)]), scenes
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=_processes()) as pool:
         return np.stack(list(progress(pool.map(sense_of, jobs, chunksize=16), sense, total=n))), scenes
 
 # %% ../nbs/12_toystreet.ipynb #6e74c412
