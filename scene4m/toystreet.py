@@ -320,7 +320,7 @@ def draw_man(p, c, hair, sway):
 def people(scene: Scene) -> list:
     "Place, height of the feet, coat and step of each of a crowd's sixteen people, who are the same in every frame."
     rng, out = scene.rng(6), []
-    for row, k in [(row, k) for row in range(3) for k in range(6 - row % 2)]:
+    for row, k in [(a, b) for a in range(3) for b in range(6 - a % 2)]:
         x = -0.46 + 0.184 * k + 0.09 * (row % 2) + 0.04 * rng.random()
         coat = rng.integers(50, 190, 3); coat = (0.6 * coat + 0.4 * coat.mean()).astype(int)      # never as bright as paint
         out.append((x, 0.26 - 0.13 * row, tuple(coat.tolist()), 6 * rng.random()))
