@@ -63,6 +63,7 @@ class MelFrontEnd:
         self.norm, self.floor, self.mean, self.scale, self.clamp = norm, floor, mean, scale, clamp
         self.statistics = None if statistics is None else tuple(float(s) for s in statistics)
 
+    def __repr__(self): return f"MelFrontEnd(norm={self.norm!r})"
     @property
     def config(self) -> dict:
         "Everything that decides what comes out, as plain values: `MelFrontEnd.from_config` makes the same front end of it."
@@ -136,6 +137,7 @@ def linear_power(
     for _ in range(updates): x = x * ((bank @ power) / (bank @ (bank.t() @ x) + 1e-10))
     return x
 
+# %% ../nbs/20_mel.ipynb #aa5401a1
 def griffin_lim(
     power: torch.Tensor,               # (…, 513, T) squared magnitude
     clip: ClipSpec = ClipSpec(),
@@ -174,6 +176,7 @@ def slaney_log10(
     bank = import_torchaudio().functional.melscale_fbanks(clip.n_fft // 2 + 1, 80.0, 7600.0, 80, clip.sr, norm="slaney", mel_scale="slaney")
     return (linear.sqrt().transpose(-1, -2) @ bank.to(linear.device)).clamp(min=1e-10).log10()
 
+# %% ../nbs/20_mel.ipynb #f951c649
 def load_vocoder(
     source,                        # folder, or hub id such as microsoft/speecht5_hifigan
 ):                                 # callable: (power (…, 513, T), clip) → wave (…, N)
@@ -190,6 +193,7 @@ def load_vocoder(
     def vocode(linear, clip=ClipSpec()): return fit_length(net(slaney_log10(linear, clip)), samples_for(linear.shape[-1], clip))
     return vocode
 
+# %% ../nbs/20_mel.ipynb #23ecfb1f
 def fit_length(wave: torch.Tensor, samples: int) -> torch.Tensor:
     "`wave` (…, N) cut or filled with silence to so many samples."
     return F.pad(wave, (0, max(0, samples - wave.shape[-1])))[..., :samples]

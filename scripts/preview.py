@@ -162,8 +162,6 @@ def processed(path: Path):
     from nbdev.processors import FilterDefaults
 
     nb = read_nb(path)
-    for cell in nb.cells:
-        cell.set_source(re.sub(r"^#\|\s*export\s*$", "#| exports", cell.source, flags=re.M))
     with contextlib.chdir(path.parent), warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
@@ -177,16 +175,14 @@ def processed(path: Path):
 
 
 def in_reading_order(cells: list) -> list:
-    "The cells with the entries of each exported cell after it and in its own order; nbdev puts the last one before it, the others behind, backwards."
+    "The cells with the entries of each exported cell behind it in its own order; nbdev writes them backwards."
     out, entries = [], []
     for cell in cells:
         if getattr(cell, "has_sd", False):
             entries.append(cell)
             continue
-        name = re.search(r"show_doc\((?:\w+\.)*(\w+)\)", entries[-1].source)[1] if entries else ""
-        lead = [entries.pop()] if name and re.search(rf"(?:def|class) {name}\b", cell.get("source") or "") else []
         out += [*reversed(entries), cell]
-        entries = lead
+        entries = []
     return out + entries[::-1]
 
 

@@ -1,4 +1,5 @@
 """The rules of the house, held over every file that is committed."""
+import ast
 import base64
 import json
 import re
@@ -170,3 +171,21 @@ def test_pictures_in_notebooks_are_pictures():
             for o in c.outputs:
                 if "image/png" in o.get("data", {}):
                     assert base64.b64decode(o["data"]["image/png"])[:8] == b"\x89PNG\r\n\x1a\n", f"{path.name} {c.id}"
+
+
+def mixed(source: str) -> list[str]:
+    "Kinds of statements that stand beside imports in one cell and would be run with them when the site is made."
+    kinds = [type(n).__name__ for n in ast.parse(re.sub(r"^[%!].*$", "", source, flags=re.M)).body]
+    return [k for k in kinds if k not in ("Import", "ImportFrom", "FunctionDef", "ClassDef")] if {"Import", "ImportFrom"} & set(kinds) else []
+
+
+def test_mixed_cells_would_be_noticed():
+    assert mixed("import os\nx = f()") == ["Assign"] and not mixed("import os\ndef f(): pass") and not mixed("def f():\n    import os\nf()")
+
+
+@name
+def test_imports_stand_in_cells_of_their_own(path):
+    "nbdev runs a cell that imports when it makes the site, without the cells before it."
+    among = [c for c in cells(path) if not re.search(r"^#\|\s*export", c.source, re.M)]
+    bad = {c.id: m for c in among if (m := mixed(c.source))}
+    assert not bad, f"move the imports into a cell of their own: {bad}"
