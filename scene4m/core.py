@@ -106,6 +106,7 @@ def fingerprint(
     text = json.dumps(obj, sort_keys=True, default=plain, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
+# %% ../nbs/00_core.ipynb #fe106bbf
 def derive_seed(*parts) -> int:
     "A 63-bit seed from any parts, for example `derive_seed(7, 'rain', 3)`: stable over processes, unlike `hash`."
     return int(fingerprint(parts, 16), 16) >> 1
@@ -197,6 +198,7 @@ def atomic_write(
         raise BadInput(f"{path}: cannot be written ({e.strerror or e}); free some space or choose another place.") from e
     return path
 
+# %% ../nbs/00_core.ipynb #74f016b4
 def write_json(path, obj) -> Path:
     "Writes `obj` as indented JSON, atomically."
     return atomic_write(path, json.dumps(obj, indent=2, ensure_ascii=False, default=str) + "\n")

@@ -84,6 +84,7 @@ def _blur(x, taps):
         x = np.lib.stride_tricks.sliding_window_view(x, len(taps), axis) @ taps
     return x
 
+# %% ../nbs/14_metrics.ipynb #4e83b998
 def ssim(
     x,                               # (..., H, W, 3) frames
     y,                               # reconstruction
@@ -112,6 +113,7 @@ def _columns(x, y, lengths):
         raise BadInput(f"{len(x)} spectrograms of {x.shape[-1]} columns need as many lengths between 1 and {x.shape[-1]}.")
     return (np.concatenate([a[i, :, :n] for i, n in enumerate(lengths)], -1) for a in (x, y))
 
+# %% ../nbs/14_metrics.ipynb #5fe8220b
 def log_mel_error_db(
     x,             # (bands, T) or (B, bands, T) mel power in dB
     y,             # reconstruction
@@ -169,6 +171,7 @@ def _count_hits(cands, refs, n: int) -> tuple:
         hits += (found & most).total(); total += found.total()
     return hits, max(total, 1)
 
+# %% ../nbs/14_metrics.ipynb #d3c8ae72
 def bleu(
     candidates: list[str],       # one sentence per clip
     references: list[list[str]], # one or more per clip
@@ -279,6 +282,7 @@ def category_accuracy(
     if not balanced: return float(right.mean())
     return float(np.mean([right[[t == label for t in labels]].mean() for label in sorted(set(labels))]))
 
+# %% ../nbs/14_metrics.ipynb #af6ad490
 def rank_categories(scores, labels: list[str]) -> list[list[str]]:
     "For each row of (N, C) scores, the labels with the likeliest first."
     return [[labels[j] for j in np.argsort(-np.asarray(row), kind="stable")] for row in scores]
@@ -334,6 +338,7 @@ def _best_exact(truths) -> float:
         votes.setdefault(t.label, np.zeros(shape, dtype=np.int64))[where] += 1
     return max(int(v.max()) for v in votes.values()) / len(truths)
 
+# %% ../nbs/14_metrics.ipynb #2f012e25
 def _motion_given_category(truths) -> dict:
     "The best constant motion of each category, and how often it is right."
     moving = {}
@@ -373,6 +378,7 @@ def reliability_curve(
     return dict(low=used / bins, high=(used + 1) / bins, confidence=np.array(mean[0]), accuracy=np.array(mean[1]),
                 n=np.array([(which == b).sum() for b in used]))
 
+# %% ../nbs/14_metrics.ipynb #a487a18a
 def expected_calibration_error(confidence, correct, bins: int = 15) -> float:
     "Mean gap between how sure the model says it is and how often it is right (Guo et al. 2017, eq. 3). 0 is honest."
     curve = reliability_curve(confidence, correct, bins)
