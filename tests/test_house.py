@@ -189,3 +189,11 @@ def test_imports_stand_in_cells_of_their_own(path):
     among = [c for c in cells(path) if not re.search(r"^#\|\s*export", c.source, re.M)]
     bad = {c.id: m for c in among if (m := mixed(c.source))}
     assert not bad, f"move the imports into a cell of their own: {bad}"
+
+
+@name
+def test_no_bar_of_progress_is_left_in_an_output(path):
+    "A widget in an output needs a kernel: without one a page shows an empty place."
+    kinds = {c.id: "a widget" for c in cells(path) for o in c.outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})}
+    kinds |= {c.id: "stderr" for c in cells(path) for o in c.outputs if o.get("name") == "stderr"}
+    assert not kinds, f"run these cells again without it, or take it out: {kinds}"
