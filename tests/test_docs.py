@@ -250,3 +250,12 @@ def test_pages_fit_a_phone_and_the_button_turns_them_dark(folder, pages, browser
     before = colour()
     window.click("#theme")
     assert colour() != before
+
+
+def test_pages_show_the_code_that_they_export(pages):
+    "nbdev by itself hides exported cells and shows their signatures only; `skip_procs` in settings.ini keeps them."
+    for module in sorted((ROOT / "scene4m").glob("[a-z]*.py")):
+        shown = set(re.findall(r"[^\W\d]\w{3,}", re.sub(r"<[^>]+>", "", pages[f"{module.stem}.html"].text)))
+        inside = {n.id for n in ast.walk(ast.parse(module.read_text(encoding="utf-8"))) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and len(n.id) > 3}
+        inside -= {"__all__"}
+        assert inside <= shown, f"{module.stem}: {sorted(inside - shown)[:5]} stand in the module and not on its page"
