@@ -3,18 +3,25 @@
 Five categories have enough sounds to try: dog barking, engine, police siren, a woman's and a man's voice. Whole sources (the column `group`: a
 speaker, a recording, a fold of Freesound clips) are left out in turn, so that no source is in training and in the test; every sound is held out
 once. Each turn is a complete `scene4m run --data FOLDER`, and goes on where it was stopped. In the end the packaged model, or that of --model,
-which knows only the toy street, is asked about every real video. All figures are printed with n and with what a constant answer would score."""
+which knows only the toy street, is asked about every real video (`--videos`), and about which clips it says that they are unlike anything in
+training (`--strange`): real ones, as it should, and held-out ones of the street, as it should not. All figures are printed with n and with what a
+constant answer would score."""
 import argparse
 import csv
 import json
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
+sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]   # scripts beside this one are named like packages
+
 from scene4m.captions import DOG, ENGINE, MAN, POLICE, WOMAN, parse_caption
 from scene4m.core import Scene4MError, get_preset, write_json
-from scene4m.describe import Describer
+from scene4m.describe import SENSES, Describer, load_checkpoint, look
+from scene4m.evaluate import read_clips
 from scene4m.metrics import bootstrap_interval
 from scene4m.run import run_pipeline
+from scene4m.toystreet import write_street
 
 FIVE = (DOG, ENGINE, POLICE, WOMAN, MAN)
 
@@ -93,13 +100,30 @@ def ask_about_videos(real: Path, out: Path, model) -> None:
           f"on {len(bold)}, {sum(r['answer'] == r['label'] for r in bold)} of them rightly.")
 
 
+def how_many_are_strange(real: Path, out: Path, model, n: int) -> None:
+    checkpoint = load_checkpoint(model); rows = read_manifest(real); street = write_street(out / "street", n, seed=77, workers=1)
+    kinds = {f"real {kind}": [real / r["file"] for r in rows if r["kind"] == kind] for kind in ("video", "audio")}
+    kinds["street, held out"] = sorted(street.glob("*.mp4"))
+    print("\n| unlike anything in training | by ear | by eye | either |\n|---|---|---|---|")
+    for kind, paths in kinds.items():
+        clips = [c for c in read_clips(checkpoint, paths, workers=0) if not isinstance(c, str)]
+        looks = [{s: look(c, s, checkpoint.clip.seconds) for s in SENSES} for c in clips]
+        strange = [{s: checkpoint.familiar[s](v[None])[0] > 1 for s, v in d.items() if v is not None} for d in looks]
+        shares = [f"{sum(d.get(s, False) for d in strange)} of {sum(s in d for d in strange)}" for s in SENSES]
+        shares.append(f"{sum(any(d.values()) for d in strange)} of {len(clips)}")
+        print(f"| {kind} | {' | '.join(shares)} |")
+
+
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("real", type=Path); a.add_argument("--out", type=Path, required=True); a.add_argument("--folds", type=int, default=4)
     a.add_argument("--turns", type=json.loads, help="only these turns, for example [0]"); a.add_argument("--model", type=Path)
-    a.add_argument("--seconds", type=float, default=30, help="for each tokenizer; 4M gets twice as many"); a.add_argument("--videos", action="store_true")
+    a.add_argument("--seconds", type=float, default=30, help="for each tokenizer; 4M gets twice as many")
+    a.add_argument("--videos", action="store_true"); a.add_argument("--strange", action="store_true")
+    a.add_argument("--street", type=int, default=400, help="street clips for --strange")
     args = a.parse_args(); args.out.mkdir(parents=True, exist_ok=True)
-    if args.videos: ask_about_videos(args.real, args.out, args.model)
+    if args.strange: how_many_are_strange(args.real, args.out, args.model, args.street)
+    elif args.videos: ask_about_videos(args.real, args.out, args.model)
     else: cross_validate(args.real, args.out, args.folds, args.seconds, args.turns)
 
 

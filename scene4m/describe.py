@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SENSES', 'SHIPPED', 'SENSE_WORDS', 'TEMPERATURES', 'SHORTEST', 'SURE', 'VEHICLES', 'IN_THE_WAY', 'CORRECTIONS',
-           'Checkpoint', 'load_checkpoint', 'save_checkpoint', 'Description', 'senses_sentence', 'ways_to_say',
-           'ways_to_name', 'phrase_tree', 'lay_out', 'score_ways', 'category_probabilities', 'fit_temperature',
-           'scales', 'reconstruction_errors', 'sense_batch', 'ClipArrays', 'load_arrays', 'ClipTokens',
-           'tokenize_arrays', 'by_senses', 'remember', 'remembered', 'write_from', 'score_values', 'split_asked',
-           'read_out', 'write_sentences', 'score_categories', 'doubt', 'in_words', 'direct', 'approaches', 'Describer',
-           'probabilities', 'hide_sense', 'calibrate', 'take', 'score_directions', 'windows', 'same_news',
-           'describe_long', 'vtt_time', 'to_vtt', 'speech_command', 'speak', 'imagine', 'decode_senses', 'write_senses']
+           'Familiar', 'Checkpoint', 'load_checkpoint', 'load_familiar', 'save_checkpoint', 'save_familiar',
+           'Description', 'senses_sentence', 'ways_to_say', 'ways_to_name', 'phrase_tree', 'lay_out', 'score_ways',
+           'category_probabilities', 'fit_temperature', 'scales', 'look_of_sound', 'look_of_picture', 'fit_familiar',
+           'sense_batch', 'ClipArrays', 'load_arrays', 'look', 'acquaint', 'ClipTokens', 'tokenize_arrays', 'by_senses',
+           'remember', 'remembered', 'write_from', 'score_values', 'split_asked', 'read_out', 'write_sentences',
+           'score_categories', 'doubt', 'in_words', 'direct', 'approaches', 'Describer', 'probabilities', 'hide_sense',
+           'calibrate', 'take', 'score_directions', 'windows', 'same_news', 'describe_long', 'vtt_time', 'to_vtt',
+           'speech_command', 'speak', 'imagine', 'decode_senses', 'write_senses']
 
 # %% ../nbs/34_describe.ipynb #b24a2a0d
 import copy, functools, math, re, shutil, subprocess, sys, time
@@ -19,16 +20,32 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d
 
 from .captions import (ATTRIBUTE_VALUES, BUS, CAR, CROWD, DOG, ENGINE, HAMMER, HORN, LABELS, MOTORCYCLE, NOUNS, PHRASES, POLICE, SKATEBOARD,
                               Attributes, TextTokenizer, parse_caption)
-from .core import BadInput, ClipSpec, ConfigMismatch, pick_device, read_json, write_json
+from .core import BadInput, ClipSpec, ConfigMismatch, atomic_write, pick_device, read_json, write_json
 from .fourm import FourM, hidden_bias
 from .generate import OPEN, CrossMemory, any_to_any, encode_once, generate_text, given_text, text_gap
 from .masking import seen_entry
 from .media import FrameSpec, probe, read_clip, write_clip, write_wav
 from .mel import MelFrontEnd
 from .vq import load_tokenizer
+
+# %% ../nbs/34_describe.ipynb #fa000010
+@dataclass
+class Familiar:
+    "What the clips of training are like in one sense: some of them as points, and how far from the nearest one a clip may lie."
+    mean: torch.Tensor        # (F,)
+    axes: torch.Tensor        # (F, d): from a look to its place
+    points: torch.Tensor      # int8 (n, d): places, in steps
+    step: float
+    limit: float = 1.0
+
+    def __call__(self, looks: np.ndarray) -> np.ndarray:       # (N, F) → (N,)
+        "How strange each look is: the distance to the nearest point, 1 at the limit."
+        places = (torch.from_numpy(np.asarray(looks, np.float32)) - self.mean) @ self.axes
+        return (torch.cdist(places, self.points * self.step).amin(1) / self.limit).numpy()
 
 # %% ../nbs/34_describe.ipynb #141025a7
 SENSES = ("audio", "video")
@@ -42,8 +59,9 @@ class Checkpoint:
     audio_tokenizer: torch.nn.Module
     video_tokenizer: torch.nn.Module
     text: TextTokenizer
-    settings: dict = field(default_factory=dict)   # describe.json: temperature, threshold, familiarity
+    settings: dict = field(default_factory=dict)   # describe.json: temperature, correction, threshold
     clip: ClipSpec = field(default_factory=ClipSpec)
+    familiar: dict = field(default_factory=dict)   # {sense: Familiar}: what the clips of training are like
 
     @property
     def front(self) -> MelFrontEnd:
@@ -69,18 +87,33 @@ def load_checkpoint(
         if known != tokenizer.fingerprint:
             raise ConfigMismatch(f"{folder}: the {sense} tokenizer is not the one this model was trained with; copy the folder again.")
     clip = ClipSpec(**settings["clip"]) if "clip" in settings else ClipSpec()
-    return Checkpoint(folder, model, audio, video, TextTokenizer.from_file(folder / "text_tokenizer.json"), settings, clip)
+    return Checkpoint(folder, model, audio, video, TextTokenizer.from_file(folder / "text_tokenizer.json"), settings, clip, load_familiar(folder))
+
+def load_familiar(folder: Path) -> dict:
+    "What is familiar to the model in `folder`, by sense; empty where nothing was noted."
+    from safetensors.torch import load_file
+    path = folder / "familiar.safetensors"; kept = load_file(path) if path.exists() else {}
+    def part(sense, name): return kept[f"{sense}.{name}"].float() if name != "points" else kept[f"{sense}.{name}"]
+    return {s: Familiar(*(part(s, n) for n in ("mean", "axes", "points")), *part(s, "scale").tolist()) for s in SENSES if f"{s}.mean" in kept}
 
 # %% ../nbs/34_describe.ipynb #1251199f
-def save_checkpoint(folder, model, audio_tokenizer, video_tokenizer, text, settings=None, clip=None) -> Path:
+def save_checkpoint(folder, model, audio_tokenizer, video_tokenizer, text, settings=None, clip=None, familiar=None) -> Path:
     "Writes a checkpoint folder that `load_checkpoint` reads; `describe.json` goes last, so that a half-written folder is noticed."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder); text.save(folder / "text_tokenizer.json")
     audio_tokenizer.save_pretrained(folder / "audio_tokenizer"); video_tokenizer.save_pretrained(folder / "video_tokenizer")
+    if familiar: save_familiar(folder, familiar)
     settings = dict(settings or {}, fingerprints=dict(audio=audio_tokenizer.fingerprint, video=video_tokenizer.fingerprint))
     settings["clip"], settings["mel"] = vars(clip or ClipSpec()), settings.get("mel") or MelFrontEnd().config
     write_json(folder / "describe.json", settings)
     return folder
+
+def save_familiar(folder: Path, familiar: dict) -> None:
+    "Keeps what is familiar beside the weights, the directions in 16 bits."
+    from safetensors.torch import save
+    kept = {f"{s}.{n}": t.contiguous() for s, f in familiar.items()
+            for n, t in dict(mean=f.mean, axes=f.axes.half(), points=f.points, scale=torch.tensor([f.step, f.limit])).items()}
+    atomic_write(folder / "familiar.safetensors", save(kept))
 
 # %% ../nbs/34_describe.ipynb #e43e38f2
 @dataclass
@@ -196,16 +229,37 @@ def scales(settings: dict) -> tuple:
     "Temperature and correction that calibration found; 1 and 0, the model's own probabilities, where there was no calibration."
     return (settings["temperature"], settings["correction"]) if "correction" in settings else (1.0, 0.0)
 
-# %% ../nbs/34_describe.ipynb #8c41829f
-def reconstruction_errors(
-    tokenizer,               # audio or video tokenizer
-    batch: torch.Tensor,     # (B, 80, columns) mel or (B, 3, T, H, W) frames in [-1, 1]
-    ids: torch.Tensor,       # (B, n) its tokens
-) -> np.ndarray:             # (B,)
-    "Mean absolute difference between each clip and what its tokens decode to, in the tokenizer's own units."
-    with torch.no_grad(): rec = tokenizer.decode(ids)
-    n = min(rec.shape[-1], batch.shape[-1]); dims = tuple(range(1, batch.ndim))
-    return (rec[..., :n] - batch[..., :n]).abs().mean(dims).float().cpu().numpy()
+# %% ../nbs/34_describe.ipynb #fa000004
+def look_of_sound(
+    mel: np.ndarray,      # (bands, columns), two columns at least
+) -> np.ndarray:          # float32 (90,)
+    "How loud each of 20 bands is when quiet, usually and at its loudest, and how rough the sound is in time and in pitch."
+    m = torch.from_numpy(np.array(mel, np.float32)); level = torch.quantile(m, torch.tensor([0.05, 0.5, 0.95]), dim=1)
+    along, across = m.diff(dim=1), m.diff(dim=0)
+    rough = torch.stack([adaptive_avg_pool1d(d.abs().mean(1)[None], 10)[0] for d in (along, across, along.diff(dim=0))])
+    return torch.cat([adaptive_avg_pool1d(level, 20).flatten(), (rough + 0.01).log().flatten()]).numpy()
+
+def look_of_picture(
+    frames: np.ndarray,   # uint8 (T, H, W, 3), two frames at least
+) -> np.ndarray:          # float32 (70,)
+    "How light it is, how many edges there are in either direction and how much moves, on a raster of 4 x 4; and the colours."
+    x = torch.from_numpy(np.array(frames)).float() / 255; mean = x.mean(0)
+    maps = [mean.mean(2), *(x.diff(dim=d).abs().mean((0, 3)) for d in (1, 2, 0))]
+    return torch.cat([*(adaptive_avg_pool2d(m[None], 4).flatten() for m in maps), mean.mean((0, 1)), mean.std((0, 1))]).numpy()
+
+# %% ../nbs/34_describe.ipynb #fa000007
+def fit_familiar(
+    looks: np.ndarray,     # (n, F), four at least
+    dims: int = 10,        # directions kept
+    share: float = 0.98,   # of the looks that lie within the limit
+) -> Familiar:
+    "The directions in which `looks` differ most, their places along them, and the distance to the nearest other that few exceed."
+    x = torch.from_numpy(np.asarray(looks, np.float32)); mean, spread = x.mean(0), x.std(0).clamp(min=1e-3)
+    variance, directions = torch.linalg.eigh(torch.cov(((x - mean) / spread).T)); d = min(dims, len(x) // 2)
+    axes = directions[:, -d:] / variance[-d:].clamp(min=1e-3) ** 0.25 / spread[:, None]; places = (x - mean) @ axes
+    step = max(float(places.abs().max()) / 127, 1e-6); points = (places / step).round().to(torch.int8)
+    apart = torch.cdist(places, points * step).fill_diagonal_(math.inf).amin(1)
+    return Familiar(mean, axes, points, step, max(float(apart.quantile(share)), step))
 
 # %% ../nbs/34_describe.ipynb #8b757f73
 def sense_batch(
@@ -237,13 +291,29 @@ def load_arrays(
     mel = front(torch.from_numpy(got.wave)).numpy() if audio == "used" else None
     return ClipArrays(got.frames if video == "used" else None, mel, dict(audio=audio, video=video), got.duration)
 
+# %% ../nbs/34_describe.ipynb #fa00000b
+def look(clip: ClipArrays, sense: str, seconds: float) -> np.ndarray | None:
+    "What one sense of a clip is like in that part of its window of `seconds` which it fills; None where it lacks the sense."
+    def filled(n): return max(2, math.ceil(n * min(1.0, clip.seconds / seconds)))
+    if sense == "audio": return None if clip.mel is None else look_of_sound(clip.mel[:, :filled(clip.mel.shape[1])])
+    return None if clip.frames is None else look_of_picture(clip.frames[:filled(len(clip.frames))])
+
+def acquaint(checkpoint: Checkpoint, clips, fewest: int = 20) -> dict:      # {sense: Familiar}, for senses that enough clips have
+    "Remembers in `checkpoint.familiar` what clips of training (any iterable of `ClipArrays`) are like."
+    looks = {s: [] for s in SENSES}
+    for clip in clips:
+        for s in SENSES:
+            if (found := look(clip, s, checkpoint.clip.seconds)) is not None: looks[s].append(found)
+    checkpoint.familiar = {s: fit_familiar(np.stack(l)) for s, l in looks.items() if len(l) >= fewest}
+    return checkpoint.familiar
+
 # %% ../nbs/34_describe.ipynb #1eb1bfe7
 @dataclass
 class ClipTokens:
     "The tokens of many clips, and which of them have which sense."
-    ids: dict      # {"audio": (N, n), "video": (N, m)} int64; rows of clips without that sense are zero
-    has: dict      # {"audio": (N,), "video": (N,)} bool
-    errors: dict   # the same, float: reconstruction errors, NaN where there is nothing
+    ids: dict       # {"audio": (N, n), "video": (N, m)} int64; rows of clips without that sense are zero
+    has: dict       # {"audio": (N,), "video": (N,)} bool
+    strange: dict   # the same, float: how strange each clip is, 1 at the limit; NaN where nobody knows
 
     def __len__(self): return len(self.has["audio"])
 
@@ -253,19 +323,20 @@ def tokenize_arrays(
     clips: list,          # of ClipArrays
     batch_size: int = 64,
 ) -> ClipTokens:
-    "Encodes clips with the checkpoint's tokenizers and notes how well each was redrawn."
-    ids, has, errors = {}, {}, {}
+    "Encodes clips with the checkpoint's tokenizers and notes how strange each of them is."
+    ids, has, strange = {}, {}, {}
     for sense, tokenizer in (("audio", checkpoint.audio_tokenizer), ("video", checkpoint.video_tokenizer)):
         arrays = [c.mel if sense == "audio" else c.frames for c in clips]; n = math.prod(tokenizer.grid())
         reads = sense in checkpoint.model.encoder_embeddings      # a model may have been trained without one
-        has[sense], errors[sense] = np.array([a is not None and reads for a in arrays]), np.full(len(clips), np.nan)
+        has[sense], strange[sense] = np.array([a is not None and reads for a in arrays]), np.full(len(clips), np.nan)
         ids[sense] = torch.zeros(len(clips), n, dtype=torch.int64); where = np.flatnonzero(has[sense])
         for part in np.array_split(where, max(1, -(-len(where) // batch_size))):
             if not len(part): continue
             batch = tokenizer.to_model(torch.from_numpy(np.stack([arrays[j] for j in part])))
             with torch.no_grad(): ids[sense][part] = tokenizer.encode(batch).cpu()
-            errors[sense][part] = reconstruction_errors(tokenizer, batch, ids[sense][part])
-    return ClipTokens(ids, has, errors)
+        if sense in checkpoint.familiar and len(where):
+            strange[sense][where] = checkpoint.familiar[sense](np.stack([look(clips[j], sense, checkpoint.clip.seconds) for j in where]))
+    return ClipTokens(ids, has, strange)
 
 # %% ../nbs/34_describe.ipynb #b966a7e6
 def by_senses(tokens: ClipTokens, allowed=SENSES):
@@ -339,11 +410,10 @@ def score_categories(checkpoint: Checkpoint, tokens: ClipTokens, sentences: list
     return out
 
 # %% ../nbs/34_describe.ipynb #59555da5
-def doubt(checkpoint: Checkpoint, confidence: float, errors: dict) -> str:
+def doubt(checkpoint: Checkpoint, confidence: float, strange: dict) -> str:
     "Why the model should not commit itself about a clip; empty where it may."
-    limits = checkpoint.settings.get("familiar", {})
-    strange = [s for s in SENSES if s in limits and np.isfinite(errors[s]) and errors[s] > limits[s]]
-    if strange: return f"{' and '.join(dict(audio='the sound', video='the picture')[s] for s in strange)} is unlike anything in training"
+    odd = [word for s, word in (("audio", "the sound"), ("video", "the picture")) if strange[s] > 1]       # NaN is not
+    if odd: return f"{' and '.join(odd)} {'are' if odd[1:] else 'is'} unlike anything in training"
     if confidence < checkpoint.settings.get("threshold", 0.5): return "no category is likely enough"
     return ""
 
@@ -367,7 +437,7 @@ def direct(
     a: Attributes,   # what is stated, or what is true
 ) -> str:            # empty where nothing has to be done, or where too little is stated
     "A short direction for someone walking."
-    if not a.near: return f"A {VEHICLES[a.label]} comes towards you from far off: stay where you are safe." if approaches(a) else ""
+    if not a.near: return f"A {VEHICLES[a.label]} comes towards you from far off: keep out of its way." if approaches(a) else ""
     if a.label not in VEHICLES: return IN_THE_WAY.get(a.label, "")
     thing = f"A {VEHICLES[a.label]}"
     if a.on_screen is False: return f"{thing} is close by and cannot be seen: stop and listen."
@@ -411,7 +481,7 @@ class Describer:
         for i, (clip, name) in enumerate(zip(clips, names)):
             ranked = [dict(label=LABELS[j], p=float(p[i, j])) for j in np.argsort(-p[i])]; stated = parse_caption(sentences[i])
             confidence = float(p[i, LABELS.index(stated.label)]) if stated.label else 0.0
-            reason = doubt(ck, confidence, {s: tokens.errors[s][i] for s in SENSES})
+            reason = doubt(ck, confidence, {s: tokens.strange[s][i] for s in SENSES})
             if clip.seconds < SHORTEST: reason = f"there are only {clip.seconds:.1f} seconds of it"
             sure = not reason and confidence >= SURE and (stated.motion is None or moves[i, ATTRIBUTE_VALUES["motion"].index(stated.motion)] >= SURE)
             out.append(Description(name, in_words(sentences[i], reason, clip.senses, ranked), confidence, bool(reason), clip.senses, ranked,
@@ -438,9 +508,8 @@ def calibrate(
     checkpoint: Checkpoint,
     tokens: ClipTokens,     # of validation clips
     labels: list,           # their categories
-    margin: float = 1.25,
 ) -> dict:                  # the settings, also put into `checkpoint.settings`
-    "Fits temperature, correction and the limits of what is familiar; clips are used with both senses and with each alone."
+    "Fits temperature and correction; clips are used with both senses and with each alone."
     truth = np.array([LABELS.index(l) for l in labels]); scores, answers = [], []
     for allowed in (SENSES, ("audio",), ("video",)):
         keep = np.flatnonzero(np.any([tokens.has[s] for s in allowed], axis=0)); part = take(tokens, keep)
@@ -448,15 +517,14 @@ def calibrate(
     (seen, unseen), answers = np.concatenate(scores, 1), np.concatenate(answers)
     fits = [(*fit_temperature(seen - share * unseen, answers), share) for share in CORRECTIONS]
     temperature, loss, share = min(fits, key=lambda f: f[1])
-    found = dict(temperature=temperature, correction=share, threshold=0.5,
-                 familiar={s: float(np.nanpercentile(tokens.errors[s], 99.5) * margin) for s in SENSES if tokens.has[s].any()})
+    found = dict(temperature=temperature, correction=share, threshold=0.5)
     checkpoint.settings.update(found)
     return found
 
 def take(tokens: ClipTokens, places) -> ClipTokens:
     "Some of the clips."
     return ClipTokens({s: t[places] for s, t in tokens.ids.items()}, {s: t[places] for s, t in tokens.has.items()},
-                      {s: t[places] for s, t in tokens.errors.items()})
+                      {s: t[places] for s, t in tokens.strange.items()})
 
 # %% ../nbs/34_describe.ipynb #20997a8b
 def score_directions(

@@ -159,7 +159,7 @@ def swap_sounds(tokens, swap: np.ndarray) -> ClipTokens:
     "The clips' own pictures, each with the sound of clip `swap[i]`."
     ids, has = dict(tokens.ids), dict(tokens.has)
     ids["audio"], has["audio"] = ids["audio"][swap], has["audio"][swap]
-    return ClipTokens(ids, has, tokens.errors)
+    return ClipTokens(ids, has, tokens.strange)
 
 def scenario_sentences(checkpoint, tokens, swap: np.ndarray) -> dict:
     "What the model writes in each scenario, one sentence per clip; `swapped` has the picture with another clip's sound."
@@ -306,7 +306,7 @@ def scene_figures(sentences: list, clips: list) -> dict:
 def abstention_figures(checkpoint, tokens, sentences: list, p: np.ndarray, labels: list) -> dict:
     "On how many clips the model commits itself, and how often the category is right where it does and where it does not."
     stated = [parse_caption(s).label for s in sentences]
-    unsure = np.array([bool(doubt(checkpoint, float(p[i, LABELS.index(s)]) if s in LABELS else 0.0, {k: tokens.errors[k][i] for k in SENSES}))
+    unsure = np.array([bool(doubt(checkpoint, float(p[i, LABELS.index(s)]) if s in LABELS else 0.0, {k: tokens.strange[k][i] for k in SENSES}))
                        for i, s in enumerate(stated)])
     right = np.array([s == l for s, l in zip(stated, labels)]); mean = lambda where: float(right[where].mean()) if where.any() else None
     return dict(n=len(labels), abstains=float(unsure.mean()), right_when_sure=mean(~unsure), right_when_unsure=mean(unsure))

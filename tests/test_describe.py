@@ -9,9 +9,9 @@ import torch
 from scene4m.captions import BUS, DOG, LABELS, POLICE, Attributes, parse_caption
 from scene4m.core import BadInput, ConfigMismatch
 from scene4m.describe import (
-    ClipArrays, Describer, Description, calibrate, category_probabilities, decode_senses, describe_long, direct, fit_temperature, imagine,
+    ClipArrays, Describer, Description, acquaint, calibrate, category_probabilities, decode_senses, describe_long, direct, fit_temperature, imagine,
     load_arrays, load_checkpoint,
-    phrase_tree, read_out, remember, same_news, scales, score_categories, score_directions, score_values, speak, speech_command,
+    phrase_tree, read_out, remember, same_news, save_checkpoint, scales, score_categories, score_directions, score_values, speak, speech_command,
     tokenize_arrays, to_vtt, ways_to_say, windows, write_senses, write_sentences)
 from scene4m.generate import OPEN, caption_logp
 from scene4m.media import read_clip, write_clip, write_wav
@@ -51,11 +51,55 @@ def test_a_sense_that_is_not_there_is_said_aloud(describer, clip, tmp_path):
 
 
 def test_a_film_of_noise_is_not_taken_for_a_street(describer, tmp_path):
-    rng = np.random.default_rng(0)      # the picture gives it away; noise that is only heard sounds like rain
+    rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (20, 64, 64, 3), dtype=np.uint8).repeat(4, 0)
     write_clip(tmp_path / "noise.mp4", frames, rng.uniform(-0.9, 0.9, 160_000).astype(np.float32), 8)
     d = describer(tmp_path / "noise.mp4")
     assert d.abstains and "picture" in d.reason and d.description.startswith("I do not know")
+
+
+def made(describer, split, n, seconds=10.0):
+    "Street clips as arrays; of those shorter than ten seconds the rest is silence and the last picture."
+    ck, out = describer.checkpoint, []
+    for f, w in (street_clip(sample_scene(street_seed(split, i))) for i in range(n)):
+        w, f = w.copy(), f.copy()
+        w[int(seconds * 16_000):] = 0
+        f[int(seconds * 1.6):] = f[int(seconds * 1.6) - 1]
+        out.append(ClipArrays(f, ck.front(torch.from_numpy(w)).numpy(), dict(audio="used", video="used"), seconds))
+    return out
+
+
+@pytest.mark.parametrize("seconds", [10.0, 5.0])
+def test_the_street_is_familiar_however_long_the_clip(describer, seconds):
+    strange = tokenize_arrays(describer.checkpoint, made(describer, "test", 24, seconds)).strange
+    for sense, most in (("audio", 3), ("video", 3)):
+        assert (strange[sense] > 1).sum() <= most and (strange[sense] >= 0).all()
+
+
+def test_strangers_are_noticed_by_ear_and_by_eye(describer):
+    "A tone that rises, a hum and noise; grey stripes, a still colour and snow: none of them was ever met."
+    t, ck, rng = np.arange(160_000) / 16_000, describer.checkpoint, np.random.default_rng(1)
+    sounds = [np.sin(60 * t * (1 + t)) / 3, sum(np.sin(880 * k * t) / k for k in range(1, 9)) / 9, rng.normal(size=t.size) / 5]
+    stripes = np.broadcast_to(np.arange(32)[:, None] // 4 % 2 * 255, (16, 32, 32))
+    films = [np.repeat(f[..., None], 3, -1).astype(np.uint8) for f in (stripes, np.full((16, 32, 32), 128), rng.integers(0, 256, (16, 32, 32)))]
+    used = dict(audio="used", video="used")
+    clips = [ClipArrays(f, ck.front(torch.from_numpy(s.astype(np.float32))).numpy(), used) for f, s in zip(films, sounds)]
+    assert all((s > 1).all() for s in tokenize_arrays(ck, clips).strange.values())
+    said = describer.describe_arrays(clips, list("abc"))
+    assert all(d.abstains and d.reason == "the sound and the picture are unlike anything in training" for d in said)
+
+
+def test_what_is_familiar_is_kept_with_the_checkpoint(describer, tmp_path):
+    from dataclasses import replace
+    ck = replace(describer.checkpoint, familiar={})
+    few, clips = made(describer, "val", 8), made(describer, "train", 24)
+    assert acquaint(ck, few) == {} and np.isnan(tokenize_arrays(ck, few).strange["audio"]).all(), "of eight clips nobody learns what is usual"
+    clips[0].mel = None
+    acquaint(ck, clips)
+    assert {s: len(f.points) for s, f in ck.familiar.items()} == dict(audio=23, video=24)
+    again = load_checkpoint(save_checkpoint(tmp_path, ck.model, ck.audio_tokenizer, ck.video_tokenizer, ck.text, ck.settings, familiar=ck.familiar))
+    own, kept = (tokenize_arrays(c, few).strange for c in (ck, again))
+    assert np.allclose(own["audio"], kept["audio"], rtol=0.02) and np.allclose(own["video"], kept["video"], rtol=0.02)
 
 
 def test_files_that_are_no_clips(describer, tmp_path):
@@ -216,7 +260,7 @@ def test_calibration_makes_the_right_answers_likelier(describer, street):
     ck = replace(ck, model=sure)
     fresh = replace(ck, settings=dict(ck.settings))
     found = calibrate(fresh, tokens, [s.label for s in scenes])
-    assert set(found) == {"temperature", "correction", "threshold", "familiar"} and fresh.settings["temperature"] == found["temperature"]
+    assert set(found) == {"temperature", "correction", "threshold"} and fresh.settings["temperature"] == found["temperature"]
     seen, unseen = read_out(ck, tokens)[1]["label"]
     truth = [LABELS.index(s.label) for s in scenes]
 

@@ -71,11 +71,11 @@ def test_by_what_there_is_to_perceive():
 def test_knowing_when_not_to_speak():
     p = np.full((4, len(LABELS)), 0.01); labels = [DOG, DOG, BUS, BUS]
     for i, q in enumerate((0.9, 0.3, 0.9, 0.2)): p[i, LABELS.index(DOG)] = q
-    tokens = SimpleNamespace(errors=dict(audio=np.array([1.0, 1, 1, 1]), video=np.array([1.0, 1, 9, np.nan])))
+    tokens = SimpleNamespace(strange=dict(audio=np.full(4, np.nan), video=np.full(4, np.nan)))
     checkpoint = SimpleNamespace(settings=dict(threshold=0.5))
     got = ev.abstention_figures(checkpoint, tokens, says(DOG, DOG, DOG, DOG), p, labels)
     assert got == dict(n=4, abstains=0.5, right_when_sure=0.5, right_when_unsure=0.5)
-    checkpoint.settings["familiar"] = dict(video=5.0)                        # the third picture is like nothing in training
+    tokens.strange = dict(audio=np.full(4, 0.9), video=np.array([0.1, 0.9, 1.8, np.nan]))      # the third picture is like nothing in training
     got = ev.abstention_figures(checkpoint, tokens, says(DOG, DOG, DOG, DOG), p, labels)
     assert got == dict(n=4, abstains=0.75, right_when_sure=1.0, right_when_unsure=1 / 3)
 
@@ -172,5 +172,5 @@ def test_nothing_is_said_of_nothing_and_single_clips_score_like_many(evaluated):
     assert (swapped.ids["audio"][0] == tokens.ids["audio"][1]).all() and (swapped.ids["video"] == tokens.ids["video"]).all()
     texts = [checkpoint.text.encode(c.captions[0]) for c in clips]; many = ev.caption_nats(checkpoint, tokens, texts)
     for i in range(4): assert ev.caption_nats(checkpoint, ev.take(tokens, [i]), texts[i:i + 1])[0] == pytest.approx(many[i], abs=1e-3)
-    deaf = ClipTokens(tokens.ids, dict(tokens.has, audio=np.zeros(4, bool)), tokens.errors)
+    deaf = ClipTokens(tokens.ids, dict(tokens.has, audio=np.zeros(4, bool)), tokens.strange)
     assert ev.caption_nats(checkpoint, deaf, texts, ("audio",)) == pytest.approx(ev.caption_nats(checkpoint, tokens, texts, ()), abs=1e-3)
