@@ -9,9 +9,9 @@ __all__ = ['SENSES', 'SHIPPED', 'SENSE_WORDS', 'TEMPERATURES', 'SHORTEST', 'SURE
            'category_probabilities', 'fit_temperature', 'scales', 'look_of_sound', 'look_of_picture', 'fit_familiar',
            'sense_batch', 'ClipArrays', 'load_arrays', 'look', 'acquaint', 'ClipTokens', 'tokenize_arrays', 'by_senses',
            'remember', 'remembered', 'write_from', 'score_values', 'split_asked', 'read_out', 'write_sentences',
-           'score_categories', 'doubt', 'in_words', 'direct', 'approaches', 'Describer', 'probabilities', 'hide_sense',
-           'calibrate', 'take', 'score_directions', 'windows', 'same_news', 'describe_long', 'vtt_time', 'to_vtt',
-           'speech_command', 'speak', 'imagine', 'decode_senses', 'write_senses']
+           'score_categories', 'doubt', 'in_words', 'direct', 'approaches', 'Describer', 'describe_arrays',
+           'probabilities', 'hide_sense', 'calibrate', 'take', 'score_directions', 'windows', 'same_news',
+           'describe_long', 'vtt_time', 'to_vtt', 'speech_command', 'speak', 'imagine', 'decode_senses', 'write_senses']
 
 # %% ../nbs/34_describe.ipynb #b24a2a0d
 import copy, functools, math, re, shutil, subprocess, sys, time
@@ -89,6 +89,7 @@ def load_checkpoint(
     clip = ClipSpec(**settings["clip"]) if "clip" in settings else ClipSpec()
     return Checkpoint(folder, model, audio, video, TextTokenizer.from_file(folder / "text_tokenizer.json"), settings, clip, load_familiar(folder))
 
+# %% ../nbs/34_describe.ipynb #3bfd94s1
 def load_familiar(folder: Path) -> dict:
     "What is familiar to the model in `folder`, by sense; empty where nothing was noted."
     from safetensors.torch import load_file
@@ -108,6 +109,7 @@ def save_checkpoint(folder, model, audio_tokenizer, video_tokenizer, text, setti
     write_json(folder / "describe.json", settings)
     return folder
 
+# %% ../nbs/34_describe.ipynb #125119s1
 def save_familiar(folder: Path, familiar: dict) -> None:
     "Keeps what is familiar beside the weights, the directions in 16 bits."
     from safetensors.torch import save
@@ -215,6 +217,7 @@ def category_probabilities(
     z = np.exp(z - z.max(-1, keepdims=True))
     return z / z.sum(-1, keepdims=True)
 
+# %% ../nbs/34_describe.ipynb #ab3608s1
 TEMPERATURES = np.exp(np.linspace(math.log(0.05), math.log(50), 200))
 
 def fit_temperature(
@@ -225,6 +228,7 @@ def fit_temperature(
     losses = [-np.log(category_probabilities(scores, t)[np.arange(len(truth)), truth] + 1e-12).mean() for t in TEMPERATURES]
     return float(TEMPERATURES[int(np.argmin(losses))]), float(min(losses))
 
+# %% ../nbs/34_describe.ipynb #ab3608s2
 def scales(settings: dict) -> tuple:
     "Temperature and correction that calibration found; 1 and 0, the model's own probabilities, where there was no calibration."
     return (settings["temperature"], settings["correction"]) if "correction" in settings else (1.0, 0.0)
@@ -278,6 +282,7 @@ class ClipArrays:
     senses: dict                   # {"audio": used | silent | missing, "video": used | missing}
     seconds: float = 10.0          # how much of the window the file fills
 
+# %% ../nbs/34_describe.ipynb #78b610s1
 def load_arrays(
     path,                # a video or sound file
     clip: ClipSpec,
@@ -394,6 +399,7 @@ def read_out(
         for n in names: scores[n][:, part] = score_values(checkpoint, memory, sentences, n)
     return out, scores
 
+# %% ../nbs/34_describe.ipynb #152572s1
 def write_sentences(checkpoint: Checkpoint, tokens: ClipTokens, allowed=SENSES) -> list:
     "The model's sentence for every clip, from the senses in `allowed` that the clip has."
     out = [""] * len(tokens)
@@ -474,19 +480,22 @@ class Describer:
         result = self.describe_arrays([arrays], [str(path)])[0]
         return replace(result, seconds=time.perf_counter() - t0, start=start, end=start + ck.clip.seconds)
 
-    def describe_arrays(self, clips: list, names: list) -> list:
-        "Descriptions of clips that are already arrays (`ClipArrays`), computed together."
-        ck = self.checkpoint; tokens = tokenize_arrays(ck, clips); sentences, scores = read_out(ck, tokens, also=("motion",))
-        p, moves = (probabilities(ck, scores[n]) for n in ("label", "motion")); out = []
-        for i, (clip, name) in enumerate(zip(clips, names)):
-            ranked = [dict(label=LABELS[j], p=float(p[i, j])) for j in np.argsort(-p[i])]; stated = parse_caption(sentences[i])
-            confidence = float(p[i, LABELS.index(stated.label)]) if stated.label else 0.0
-            reason = doubt(ck, confidence, {s: tokens.strange[s][i] for s in SENSES})
-            if clip.seconds < SHORTEST: reason = f"there are only {clip.seconds:.1f} seconds of it"
-            sure = not reason and confidence >= SURE and (stated.motion is None or moves[i, ATTRIBUTE_VALUES["motion"].index(stated.motion)] >= SURE)
-            out.append(Description(name, in_words(sentences[i], reason, clip.senses, ranked), confidence, bool(reason), clip.senses, ranked,
-                                   guess=sentences[i], reason=reason, direction=direct(stated) if sure else ""))
-        return out
+# %% ../nbs/34_describe.ipynb #ds000006
+def describe_arrays(self, clips: list, names: list) -> list:
+    "Descriptions of clips that are already arrays (`ClipArrays`), computed together."
+    ck = self.checkpoint; tokens = tokenize_arrays(ck, clips); sentences, scores = read_out(ck, tokens, also=("motion",))
+    p, moves = (probabilities(ck, scores[n]) for n in ("label", "motion")); out = []
+    for i, (clip, name) in enumerate(zip(clips, names)):
+        ranked = [dict(label=LABELS[j], p=float(p[i, j])) for j in np.argsort(-p[i])]; stated = parse_caption(sentences[i])
+        confidence = float(p[i, LABELS.index(stated.label)]) if stated.label else 0.0
+        reason = doubt(ck, confidence, {s: tokens.strange[s][i] for s in SENSES})
+        if clip.seconds < SHORTEST: reason = f"there are only {clip.seconds:.1f} seconds of it"
+        sure = not reason and confidence >= SURE and (stated.motion is None or moves[i, ATTRIBUTE_VALUES["motion"].index(stated.motion)] >= SURE)
+        out.append(Description(name, in_words(sentences[i], reason, clip.senses, ranked), confidence, bool(reason), clip.senses, ranked,
+                               guess=sentences[i], reason=reason, direction=direct(stated) if sure else ""))
+    return out
+
+Describer.describe_arrays = describe_arrays
 
 # %% ../nbs/34_describe.ipynb #e3cdb972
 def probabilities(checkpoint: Checkpoint, scores) -> np.ndarray:
@@ -521,6 +530,7 @@ def calibrate(
     checkpoint.settings.update(found)
     return found
 
+# %% ../nbs/34_describe.ipynb #49097bs1
 def take(tokens: ClipTokens, places) -> ClipTokens:
     "Some of the clips."
     return ClipTokens({s: t[places] for s, t in tokens.ids.items()}, {s: t[places] for s, t in tokens.has.items()},
@@ -546,11 +556,13 @@ def windows(length: float, seconds: float, step: float) -> list:
     last = max(length - seconds, 0.0); n = 1 + max(0, math.ceil((last - 0.05 * seconds) / step))
     return [(i * step, min(i * step, last)) for i in range(n)]
 
+# %% ../nbs/34_describe.ipynb #388204s1
 def same_news(a: Description, b: Description) -> bool:
     "Whether two descriptions state the same, in whatever words."
     def news(d): return d.abstains, d.reason, d.senses, None if d.abstains else parse_caption(d.guess)
     return news(a) == news(b)
 
+# %% ../nbs/34_describe.ipynb #388204s2
 def describe_long(
     describer,               # a `Describer`
     path,                    # any video or sound file
@@ -626,6 +638,7 @@ def decode_senses(
     if "video" in made: out |= dict(frames=checkpoint.video_tokenizer.to_frames(made["video"])[0].cpu().numpy())
     return out
 
+# %% ../nbs/34_describe.ipynb #47b40as1
 def write_senses(
     checkpoint: Checkpoint,
     ids: dict,    # as for `decode_senses`

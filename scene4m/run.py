@@ -216,7 +216,7 @@ def run_pipeline(
     stage("tokenizers", [preset.audio, preset.video, seed], lambda: train_both(out, preset, seed))
     stage("tokens", [], lambda: make_tokens(out))
     stage("4M", [preset.model, preset.train, seed], lambda: train_model(out, preset, seed, say))
-    stage("calibration", [], lambda: put_together(out, preset, seed, world))
+    stage("calibration", [MET], lambda: put_together(out, preset, seed, world))
     test = out / "test" if data is None else write_held_out(Path(data), out, clips)
     facts = lambda: dict(seconds=seconds_of(stage, out), **run_facts(out, world))
     stage("evaluation", [], lambda: evaluate_folder(test, out / "model", workers, out=out, extra=facts()))
