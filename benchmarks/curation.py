@@ -1,7 +1,7 @@
 """How much curation costs: CPU seconds per clip against decoding every frame and against moviepy, scaling over processes, memory, reading tokens.
 
-Run it on a quiet machine: `python benchmarks/curation.py` (about ten minutes), or `--quick` for a look; `--parts` runs some of its tables. The clips are made here: ten seconds,
-30 frames per second, H.264 with B-frames and AAC stereo at 44.1 kHz, of a camera that pans over textures with things moving in front of it.
+Run it on a quiet machine: `python benchmarks/curation.py` (about fifteen minutes), or `--quick` for a look; `--parts` runs some of its tables. The figures go to
+benchmarks/curation.json, part by part; those of `--quick` are only printed. The clips are made here: ten seconds, 30 frames per second, H.264 with B-frames and AAC stereo at 44.1 kHz, of a camera that pans over textures with things moving in front of it.
 CPU seconds are those of the process and of all its children, after one clip to warm up; every method runs in a fresh process.
 """
 import argparse
@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+KEPT = Path(__file__).resolve().parent / "curation.json"
 SIZES = {"360p": (480, 360), "720p": (1280, 720)}
 
 
@@ -121,7 +122,7 @@ def measure(method: str, folder: Path, workers: int) -> dict:
     "Run in a fresh process: CPU and wall seconds per clip."
     import torch
     torch.set_num_threads(1)
-    paths, scratch = sorted(folder.glob("*.mp4")), Path(tempfile.mkdtemp())
+    paths, scratch = sorted(folder.glob("*.mp4")), Path.cwd()      # a folder of its own, see `fresh`
     if method == "curation":
         (scratch / "warm").mkdir(); shutil.copy(paths[0], scratch / "warm")
         curation(scratch / "warm", scratch / "out0")
@@ -131,9 +132,7 @@ def measure(method: str, folder: Path, workers: int) -> dict:
         METHODS[method](paths[0])
         c, t = cpu(), time.perf_counter()
         for p in paths: METHODS[method](p)
-    out = dict(cpu=(cpu() - c) / len(paths), wall=(time.perf_counter() - t) / len(paths))
-    shutil.rmtree(scratch)
-    return out
+    return dict(cpu=(cpu() - c) / len(paths), wall=(time.perf_counter() - t) / len(paths))
 
 
 def memory(folder: Path, n: int) -> list:
@@ -150,9 +149,8 @@ def memory(folder: Path, n: int) -> list:
     def watched(item, job, reader):
         if int(item.key[1:]) % (n // 10) == 5: seen.append(sum(p.memory_info().rss for p in [me, *me.children(recursive=True)]) / 2 ** 20)
         return one(item, job, reader)
-    module._one, scratch = watched, Path(tempfile.mkdtemp())
-    curate(rows, scratch / "out", refuse=(), layout="shards", shard_size=n)
-    shutil.rmtree(scratch)
+    module._one = watched
+    curate(rows, Path.cwd() / "out", refuse=(), layout="shards", shard_size=n)
     return seen
 
 
@@ -172,8 +170,7 @@ def tokens(n: int) -> dict:
         def row(self, key): return dict(label="dog barking", split="train", group=key, captions='["a dog barks"]')
         def stack(self, modality, keys): return np.random.default_rng(len(keys)).integers(0, 512, (len(keys), 200))
 
-    scratch = Path(tempfile.mkdtemp())
-    out = tokenize_dataset(Clips(), scratch / "tokens", Fixed((13, 5)), Fixed((2, 8, 8)), layout="shards")
+    out = tokenize_dataset(Clips(), Path.cwd() / "tokens", Fixed((13, 5)), Fixed((2, 8, 8)), layout="shards")
     seconds = {}
     for _ in range(3):
         t = time.perf_counter(); data = TokenDataset(out); seconds.setdefault("ours", []).append(time.perf_counter() - t)
@@ -182,15 +179,27 @@ def tokens(n: int) -> dict:
                 for m in ("audio", "video")]
         seconds.setdefault("webdataset", []).append(time.perf_counter() - t)
         assert all((data.ids("video", [k])[0] == read[1][k]).all() for k in data.keys[::97])
-    shutil.rmtree(scratch)
     return {k: min(v) for k, v in seconds.items()}
 
 
 # ---------------------------------------------------------------- the table
 
-def fresh(*args) -> dict:
-    "The answer of this script run in a fresh process."
-    return json.loads(subprocess.run([sys.executable, __file__, *map(str, args)], check=True, capture_output=True, text=True).stdout)
+def begin(scratch: str, *args) -> subprocess.Popen:
+    "This script in a fresh process, which works in `scratch`: whatever a library writes beside itself goes there too."
+    words = [sys.executable, str(Path(__file__).resolve()), *map(str, args)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=scratch,
+                            env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path if p != str(Path(__file__).parent))})
+
+
+def answer(process: subprocess.Popen):
+    "What it printed last, as JSON; where it failed, its own words."
+    out, err = process.communicate()
+    if process.returncode: sys.exit(f"{' '.join(process.args[2:])} failed:\n{err[-2000:]}")
+    return json.loads(out.splitlines()[-1])
+
+
+def fresh(*args):
+    with tempfile.TemporaryDirectory() as scratch: return answer(begin(scratch, *args))
 
 
 def compare(folder: Path, repeats: int) -> dict:
@@ -201,53 +210,74 @@ def compare(folder: Path, repeats: int) -> dict:
     return best
 
 
-def scaling(folder: Path, repeats: int) -> tuple:
-    "Clips per second of `workers=2`, and of two independent runs of half each at the same time."
-    halves, paths = [Path(tempfile.mkdtemp()) for _ in range(2)], sorted(folder.glob("*.mp4"))
-    for k, p in enumerate(paths): shutil.copy(p, halves[k % 2])
-    two = apart = 0.0
-    for _ in range(repeats):
-        two = max(two, 1 / fresh("--measure", "curation", folder, "--workers", 2)["wall"])
-        runs = [subprocess.Popen([sys.executable, __file__, "--measure", "curation", str(h)], stdout=subprocess.PIPE, text=True) for h in halves]
-        apart = max(apart, sum(1 / json.loads(r.communicate()[0])["wall"] for r in runs))
-    for h in halves: shutil.rmtree(h)
-    return two, apart
+def scaling(folder: Path, repeats: int) -> dict:
+    "Clips per second of one process, of `workers=2`, and of two independent runs of half each at the same time."
+    found = dict(one=0.0, two=0.0, apart=0.0)
+    with tempfile.TemporaryDirectory() as scratch:
+        halves = [Path(scratch, "a"), Path(scratch, "b")]
+        for h in halves: h.mkdir(); (h / "work").mkdir()
+        for k, p in enumerate(sorted(folder.glob("*.mp4"))): shutil.copy(p, halves[k % 2])
+        for _ in range(repeats):
+            for name, workers in (("one", 1), ("two", 2)):
+                found[name] = max(found[name], 1 / fresh("--measure", "curation", folder, "--workers", workers)["wall"])
+            runs = [begin(str(h / "work"), "--measure", "curation", h) for h in halves]
+            found["apart"] = max(found["apart"], sum(1 / answer(r)["wall"] for r in runs))
+            for h in halves: shutil.rmtree(h / "work"); (h / "work").mkdir()
+    return found
 
 
-def line(name: str, value: float, a: float, b: float, note: str = "") -> str:
-    return f"  {name:42} {value:7.3f}   {value / a:5.2f}   {value / b:5.2f}   {note}"
+def keep(args, part: str, found) -> None:
+    "Adds the figures of one part to benchmarks/curation.json, with the machine they are from."
+    if args.quick: return
+    from scene4m.core import machine
+    kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
+    kept[part] = dict(figures=found, machine=machine(), clips=args.clips, repeats=args.repeats)
+    KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 def report(args) -> None:
-    scratch, distinct = Path(tempfile.mkdtemp()), min(args.clips, 2 if args.quick else 4)
-    for name in [n for n in SIZES if n in args.parts or (n == "360p" and "workers" in args.parts)]:
-        (scratch / name).mkdir()
-        for k in range(args.clips):
-            if k < distinct: make_clip(scratch / name / f"{k:02d}.mp4", *SIZES[name], k)
-            else: shutil.copy(scratch / name / f"{k % distinct:02d}.mp4", scratch / name / f"{k:02d}.mp4")
-        if name in args.parts: table(name, compare(scratch / name, args.repeats))
-    if "workers" in args.parts:
-        two, apart = scaling(scratch / "360p", args.repeats)
-        print(f"\n360p: --workers 2: {two:.2f} clips/s; two independent runs together: {apart:.2f}; ratio {two / apart:.2f} (target 0.9)", flush=True)
-    if "memory" in args.parts:
-        small, n = scratch / "small", 100 if args.quick else 1000
-        small.mkdir()
-        for k in range(4): make_clip(small / f"{k}.mp4", 160, 120, k, seconds=2)
-        print(f"\nmemory of the run and its children, MB, at every tenth of {n} clips:", *(f"{m:.0f}" for m in fresh("--memory", small, "--count", n)), flush=True)
-    if "tokens" in args.parts:
-        n = 500 if args.quick else 4000
-        seconds = fresh("--tokens", n)
-        print(f"\ntokens of {n} clips into memory: {seconds['ours']:.2f} s, webdataset {seconds['webdataset']:.2f} s, ratio {seconds['ours'] / seconds['webdataset']:.2f}")
-    shutil.rmtree(scratch)
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        for name in SIZES:
+            if name in args.parts or (name == "360p" and "workers" in args.parts): make_clips(scratch / name, *SIZES[name], args.clips, 2 if args.quick else 4)
+            if name in args.parts: best = compare(scratch / name, args.repeats); table(name, best); keep(args, name, best)
+        if "workers" in args.parts: found = scaling(scratch / "360p", args.repeats); say_workers(found); keep(args, "workers", found)
+        if "memory" in args.parts:
+            make_clips(scratch / "small", 160, 120, 4, 4, seconds=2)
+            seen = fresh("--memory", scratch / "small", "--count", 100 if args.quick else 1000); say_memory(seen); keep(args, "memory", seen)
+        if "tokens" in args.parts: found = fresh("--tokens", 500 if args.quick else 4000); say_tokens(found); keep(args, "tokens", found)
+
+
+def make_clips(folder: Path, width: int, height: int, n: int, distinct: int, **more) -> None:
+    "`n` clips, of which `distinct` are different."
+    folder.mkdir()
+    for k in range(n):
+        if k < distinct: make_clip(folder / f"{k:02d}.mp4", width, height, k, **more)
+        else: shutil.copy(folder / f"{k % distinct:02d}.mp4", folder / f"{k:02d}.mp4")
+
+
+def say_workers(f: dict) -> None:
+    print(f"\n360p, clips per second: one process {f['one']:.2f}, --workers 2 {f['two']:.2f}, two independent runs together {f['apart']:.2f};"
+          f" --workers 2 / two runs {f['two'] / f['apart']:.2f} (target 0.9)", flush=True)
+
+
+def say_memory(seen: list) -> None:
+    print("\nmemory of the run and its children, MB, at every tenth of the clips:", *(f"{m:.0f}" for m in seen),
+          f"; last / second {seen[-1] / seen[1]:.2f}", flush=True)
+
+
+def say_tokens(f: dict) -> None:
+    print(f"\ntokens into memory: {f['ours']:.2f} s, webdataset {f['webdataset']:.2f} s, ratio {f['ours'] / f['webdataset']:.2f}", flush=True)
 
 
 def table(name: str, best: dict) -> None:
-    a, b = best["decode_all"], best["moviepy_sound"]
-    print(f"\n{name}: CPU seconds per clip                       s       / (a)   / (b)")
-    print(line("(a) PyAV, every frame thrown away", a, a, b)); print(line("(b) moviepy, target_resolution, with sound", b, a, b))
-    print(line("    the same, pictures only", best["moviepy_small"], a, b)); print(line("(c) moviepy, plain, pictures only", best["moviepy_plain"], a, b))
-    print(line("ours: pictures", best["our_pictures"], a, b, f"target: {0.95 if name == '360p' else 0.8} of (a)"))
-    print(line("ours: the whole of curation", best["curation"], a, b, "target: 1.2 of (a), 0.6 of (b)"))
+    peers = best["decode_all"], best["moviepy_sound"], best["moviepy_plain"]
+    rows = (("(a) PyAV, every frame thrown away", "decode_all", ""), ("(b) moviepy, target_resolution, with sound", "moviepy_sound", ""),
+            ("    the same, pictures only", "moviepy_small", ""), ("(c) moviepy, plain, pictures only", "moviepy_plain", ""),
+            ("ours: pictures", "our_pictures", f"target: {0.95 if name == '360p' else 0.8} of (a)"),
+            ("ours: the whole of curation", "curation", "target: 1.2 of (a), 0.6 of (b)"))
+    print(f"\n{name}: CPU seconds per clip                       s       / (a)   / (b)   / (c)")
+    for title, key, note in rows: print(f"  {title:42} {best[key]:7.3f}  " + " ".join(f"{best[key] / p:6.2f} " for p in peers) + f"  {note}")
     print(f"  200,000 such clips: {200_000 * best['curation'] / 3600:.0f} core-hours", flush=True)
 
 

@@ -735,7 +735,7 @@ def _count(sums: dict, shapes: dict, name: str, a: np.ndarray):
         raise BadInput(f"{name!r}: clips give arrays of different shape, {shapes[name]} and {[str(a.dtype), list(a.shape)]}.")
     n, total, squares, low, high = sums.get(name, (0, 0.0, 0.0, float("inf"), float("-inf")))
     low, high = min(low, float(flat.min())), max(high, float(flat.max()))
-    # not `flat @ flat`: a dot product of this length starts a thread on every core, at a thousand times its own cost, in every worker
+    # not `flat @ flat`: a dot product of this length starts a thread on every core, at many times its own cost, in every worker
     sums[name] = (n + flat.size, total + float(flat.sum()), squares + float(np.square(flat).sum()), low, high)
 
 # %% ../nbs/13_curation.ipynb #0cd0cf90
@@ -1000,7 +1000,7 @@ def _run_on_ray(jobs, workers: int, address, bar):
 
 # %% ../nbs/13_curation.ipynb #a90c44e7
 def _start_ray(ray, workers: int, address):
-    options = dict(address=address) if address else dict(num_cpus=max(1, workers), include_dashboard=False)
+    options = dict(address=address) if address else dict(num_cpus=max(1, workers), include_dashboard=False, object_store_memory=128 << 20)
     try: ray.init(log_to_driver=False, **options)
     except Exception as e:      # Ray raises whatever it likes here, also a bare `Exception`
         raise BadInput(f"There is no Ray to work with at {address or 'this machine'} ({' '.join(str(e).split())[:200]}).") from e

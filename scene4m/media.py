@@ -8,7 +8,7 @@ __all__ = ['REASONS', 'MAX_PIXELS', 'FORMATS', 'MAX_PACKETS', 'MAX_BYTES', 'MAX_
            'to_int16', 'write_wav', 'write_clip', 'write_side_by_side']
 
 # %% ../nbs/10_media.ipynb #6d7587f5
-import contextlib, functools, math, os, sys, time, warnings, wave as wave_file
+import contextlib, functools, math, os, sys, tempfile, time, warnings, wave as wave_file
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -631,6 +631,8 @@ def write_side_by_side(
         both = both.with_audio(AudioArrayClip(stereo, fps=sr).with_duration(both.duration))
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    both.write_videofile(str(tmp), fps=max(fps, 8), codec="libx264", audio_codec="aac", audio_fps=sr, logger=None, threads=1)
+    with tempfile.TemporaryDirectory() as scratch:      # moviepy writes the sound first, else into the current folder
+        both.write_videofile(str(tmp), fps=max(fps, 8), codec="libx264", audio_codec="aac", audio_fps=sr, logger=None, threads=1,
+                             temp_audiofile_path=scratch)
     os.replace(tmp, path)
     return path

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'FOLDER_LIMIT', 'SHARD_SIZE', 'token_dtype', 'file_stem', 'npy_bytes', 'read_npy', 'tar_bytes', 'read_tar',
            'Sense', 'describe_sense', 'token_row', 'encode_clips', 'write_shard', 'shard_is_done', 'read_shard',
-           'tokenize_dataset', 'TokenDataset', 'BatchOrder', 'TokenBatches', 'token_batches']
+           'tokenize_dataset', 'TokenTable', 'TokenDataset', 'BatchOrder', 'TokenBatches', 'token_batches']
 
 # %% ../nbs/25_tokenize.ipynb #ca28e94e
 import hashlib, io, json, tarfile, warnings
@@ -278,23 +278,15 @@ def _read_whole(root: Path, about: dict) -> tuple:   # (rows, {modality: (n, tok
     if not parts: raise BadInput(f"{root}: no shard can be read; tokenize again.")
     return [r for rows, _ in parts for r in rows], {m: np.concatenate([ids[m] for _, ids in parts]) for m in about["modalities"]}, skipped
 
-# %% ../nbs/25_tokenize.ipynb #32a34bf2
-class TokenDataset(torch.utils.data.Dataset):
-    "The tokens of a folder, in memory: 0.4 kB of ids per clip and about 1 kB of what is known about it, so 200,000 clips take 300 MB."
-    def __init__(self, root, **tokenizers):
-        self.root = Path(root); about = read_json(self.root/"tokens.json")
-        if about.get("format") != FORMAT: raise ConfigMismatch(f"{root}: its format is {about.get('format')}; this version reads {FORMAT}.")
-        if not about["complete"]: raise BadInput(f"{root}: tokenizing did not finish; run the same command again.")
-        self.about, self.modalities = about, about["modalities"]
-        self.check(**tokenizers)
-        self.rows, self._ids, self.skipped = _read_whole(self.root, about)
-        self.keys = [r["key"] for r in self.rows]; self._place = {k: i for i, k in enumerate(self.keys)}
-
-    def check(self, **tokenizers):
-        "Raises `ConfigMismatch` unless these tokenizers (or fingerprints) made the tokens: `check(audio=tokenizer)`."
-        for name, t in tokenizers.items():
-            want = t if isinstance(t, str) else t.fingerprint; have = self.modalities.get(name, {}).get("fingerprint")
-            if have != want: raise ConfigMismatch(f"{self.root}: its {name} tokens are of tokenizer {have}, not {want}; tokenize again.")
+# %% ../nbs/25_tokenize.ipynb #32a34bf0
+class TokenTable:
+    "Clips in memory: a row of what is known about each, and its ids, found by key or by row number."
+    def __init__(self,
+        rows: list,   # rows as `token_row` gives them
+        ids: dict,    # modality → (len(rows), tokens), integers
+    ):
+        self.rows, self._ids = rows, ids
+        self.keys = [r["key"] for r in rows]; self._place = {k: i for i, k in enumerate(self.keys)}
 
     def __len__(self): return len(self.rows)
 
@@ -316,6 +308,24 @@ class TokenDataset(torch.utils.data.Dataset):
     def split(self, name: str | None) -> np.ndarray:
         "Row numbers of the split `name`; None gives all."
         return np.array([i for i, r in enumerate(self.rows) if name is None or r["split"] == name], np.int64)
+
+# %% ../nbs/25_tokenize.ipynb #32a34bf2
+class TokenDataset(TokenTable, torch.utils.data.Dataset):
+    "The tokens of a folder, in memory: 0.4 kB of ids per clip and about 1 kB of what is known about it, so 200,000 clips take 300 MB."
+    def __init__(self, root, **tokenizers):
+        self.root = Path(root); about = read_json(self.root/"tokens.json")
+        if about.get("format") != FORMAT: raise ConfigMismatch(f"{root}: its format is {about.get('format')}; this version reads {FORMAT}.")
+        if not about["complete"]: raise BadInput(f"{root}: tokenizing did not finish; run the same command again.")
+        self.about, self.modalities = about, about["modalities"]
+        self.check(**tokenizers)
+        rows, ids, self.skipped = _read_whole(self.root, about)
+        super().__init__(rows, ids)
+
+    def check(self, **tokenizers):
+        "Raises `ConfigMismatch` unless these tokenizers (or fingerprints) made the tokens: `check(audio=tokenizer)`."
+        for name, t in tokenizers.items():
+            want = t if isinstance(t, str) else t.fingerprint; have = self.modalities.get(name, {}).get("fingerprint")
+            if have != want: raise ConfigMismatch(f"{self.root}: its {name} tokens are of tokenizer {have}, not {want}; tokenize again.")
 
     def __getitem__(self, i): return self.__getitems__([i])
     def __getitems__(self, places):

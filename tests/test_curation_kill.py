@@ -82,6 +82,21 @@ def test_orphans_do_not_stay(tmp_path):
     assert children and not alive
 
 
+def run_and_kill_a_worker(code: str, out: Path) -> tuple:
+    "What `code` prints and complains of, and whether one of its Ray workers was killed after two shards were finished."
+    env = {**os.environ, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_gcs_server_port_wait_time_s": "180", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    killed = 0
+    while process.poll() is None and not killed:
+        time.sleep(0.02)
+        if len(list((out / "ledger").glob("shard-?????.json"))) < 2: continue
+        try:
+            workers = [c for c in psutil.Process(process.pid).children(recursive=True) if "ray::_ray_work" in " ".join(c.cmdline())]
+            if workers: workers[0].kill(); killed += 1
+        except psutil.NoSuchProcess: pass
+    return *process.communicate(timeout=900), killed
+
+
 @pytest.mark.slow
 def test_ray_worker_is_killed(tmp_path):
     "Two Ray workers, one killed in the middle: the same bytes as the local engine's."
@@ -93,15 +108,9 @@ from test_curation import *
 table = curate({str(tmp_path / 'in')!r}, {str(tmp_path / 'ray')!r}, clip=SMALL, shard_size=3, workers=2, engine="ray")
 print(len(table), table.attrs["complete"])
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "OMP_NUM_THREADS": "1"})
-    killed = 0
-    while process.poll() is None and not killed:
-        time.sleep(0.02)
-        if len(list((tmp_path / "ray" / "ledger").glob("shard-?????.json"))) < 2: continue
-        workers = [c for c in psutil.Process(process.pid).children(recursive=True) if "ray::_ray_work" in " ".join(c.cmdline())]
-        if workers: workers[0].kill(); killed += 1
-    out, err = process.communicate(timeout=900)
+    for _ in range(3):                              # Ray gives up starting after half a minute, which a busy machine may need
+        out, err, killed = run_and_kill_a_worker(code, tmp_path / "ray")
+        if "There is no Ray to work with" not in err: break
     assert out.strip().endswith("30 True"), err[-3000:]
     curate(tmp_path / "in", tmp_path / "local", clip=SMALL, shard_size=3)
     assert killed == 1 and tree(tmp_path / "ray") == tree(tmp_path / "local")
