@@ -65,12 +65,13 @@ TOY = Preset("toy",
     video=dict(seconds=40),
     model=dict(dim=160, encoder_depth=2, decoder_depth=3, num_heads=4, share_embedding=False),
     train=dict(seconds=135, batch_size=32, lr=3e-3, muon_lr=4 / 3, betas=(0.9, 0.99), weight_decay=0.0, warmup=0.03, targets=20, partial=0.5,
-               schemes={"both": 0.36, "audio": 0.2, "video": 0.32, "video+caption": 0.05, "caption": 0.05, "none": 0.02}))
+               stages=({"noise": 0.1},), schemes={"both": 0.36, "audio": 0.2, "video": 0.32, "video+caption": 0.05, "caption": 0.05, "none": 0.02}))
 
 PRESETS = {
     "toy": TOY,
     "shipped": replace(TOY, name="shipped", data=dict(n_train=16000, n_val=500, n_test=1000), audio=dict(steps=2500), video=dict(steps=2500),
-                       model={**TOY.model, "encoder_depth": 3}, train={**TOY.train, "seconds": None, "steps": 3000}),
+                       model={**TOY.model, "encoder_depth": 3},
+                       train={**TOY.train, "seconds": None, "steps": 3300, "stages": ({"share": 10}, {"share": 1, "lr": 5e-4, "noise": 0.1})}),
     "paper": Preset("paper", audio=dict(preset="paper"), video=dict(preset="paper"),
                     model=dict(pretrained="EPFL-VILAB/4M-7_B_CC12M"),
                     train=dict(preset="paper", batch_size=32, epochs=40, lr=1e-4, budgets=(128, 128))),

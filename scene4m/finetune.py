@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['SCHEMES', 'RECIPES', 'TRACKERS', 'LORA_TARGETS', 'Stage', 'FinetuneConfig', 'stages_of', 'stage_ends',
            'scene_modalities', 'text_tokenizer_for', 'check_fit', 'check_tokenizers', 'grid_entry', 'caption_entry',
-           'CaptionSource', 'Part', 'predictions', 'make_part', 'Schemes', 'SenseDropout', 'RandomBudgets',
-           'attention_kind', 'uses_bf16', 'arithmetic', 'start_text', 'start_from_codebooks', 'start_encoder_silent',
-           'start_model', 'renew_embeddings', 'weight_groups', 'learning_rate', 'Optimiser', 'to_device',
-           'total_counts', 'step_losses', 'sum_gradients', 'CsvLog', 'TensorboardLog', 'ServiceLog', 'open_trackers',
-           'Saver', 'seconds_per_step', 'plan_steps', 'Run', 'record', 'finetune', 'is_new', 'open_stage', 'add_lora',
-           'merge_lora', 'Progress', 'Reporter', 'Loop', 'Window', 'raise_diverged', 'draw_log', 'finish']
+           'CaptionSource', 'Part', 'predictions', 'make_part', 'Schemes', 'codes_nearby', 'draw_slips', 'let_slip',
+           'SenseDropout', 'RandomBudgets', 'attention_kind', 'uses_bf16', 'arithmetic', 'start_text',
+           'start_from_codebooks', 'start_encoder_silent', 'start_model', 'renew_embeddings', 'weight_groups',
+           'learning_rate', 'Optimiser', 'to_device', 'total_counts', 'step_losses', 'sum_gradients', 'CsvLog',
+           'TensorboardLog', 'ServiceLog', 'open_trackers', 'Saver', 'seconds_per_step', 'plan_steps', 'Run', 'record',
+           'finetune', 'is_new', 'open_stage', 'add_lora', 'merge_lora', 'Progress', 'Reporter', 'Loop', 'Window',
+           'raise_diverged', 'draw_log', 'finish']
 
 # %% ../nbs/33_finetune.ipynb #52172a69
 import csv, io, json, math, os, shutil, time
@@ -37,6 +38,7 @@ class Stage:
     train: str = "all"          # `all`; `new`: only the embeddings and heads of our modalities; `lora`: these, and LoRA on the trunk
     share: float = 1.0          # of all steps
     lr: float | None = None     # None: the run's
+    noise: float = 0.0          # share of the seen tokens that are replaced by a code near to theirs
 
 # %% ../nbs/33_finetune.ipynb #9210c701
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class FinetuneConfig:
     partial: float = 0.0                # how often an unseen grid is partly seen
     weights: dict = field(default_factory=lambda: dict(caption=1.0, audio=0.3, video=0.3))   # of the losses
     budgets: tuple = (128, 128)         # preset `paper`: tokens seen and predicted
-    stages: tuple = ()                  # of `Stage`; none: one stage for `toy`, the frozen trunk and then everything for `paper`
+    stages: tuple = ()                  # of `Stage` or of its settings; none: one for `toy`, frozen trunk and then everything for `paper`
     precision: str = "auto"
     attention: str = "auto"             # `plain` where bfloat16 is fast on a CPU, else `sdpa`
     max_words: int = 48                 # caption tokens, specials included
@@ -78,10 +80,11 @@ class FinetuneConfig:
 def stages_of(config: FinetuneConfig) -> tuple:
     "The stages of a run. Raises `BadInput` for a stage that cannot be."
     usual = dict(toy=(Stage(),), paper=(Stage("new", 0.5), Stage("all", 0.5)))
-    stages = tuple(config.stages) or usual.get(config.preset, ())
+    stages = tuple(s if isinstance(s, Stage) else Stage(**s) for s in config.stages) or usual.get(config.preset, ())
     if not stages: raise BadInput(f"There is no preset {config.preset!r} of training; choose toy or paper.")
     for s in stages:
         if s.train not in ("all", "new", "lora") or s.share <= 0: raise BadInput(f"A stage trains all, new or lora for a share above 0, not {s}.")
+        if not 0 <= s.noise <= 0.5: raise BadInput(f"The noise of a stage is a share of the tokens, 0 to 0.5, not {s.noise}.")
     return stages
 
 def stage_ends(stages, steps: int) -> list:
@@ -202,7 +205,7 @@ class Schemes:
     def __init__(self, ds: TokenDataset, captions: CaptionSource, config: FinetuneConfig, rank: int = 0, world: int = 1):
         self.ds, self.captions, self.config, self.rank, self.world = ds, captions, config, rank, world
         self.senses = [m for m in ("audio", "video") if m in ds.modalities] + [m for m in ds.modalities if m not in ("audio", "video")]
-        self.present = {m: ds.present(m) for m in self.senses}
+        self.present = {m: ds.present(m) for m in self.senses}; self.noise, self.near = 0.0, {}
         self.seen = {s: self.senses if s == "both" else [] if s == "none" else s.split("+") for s in config.schemes}
         def asks(seen): return "caption" not in seen or config.targets and set(self.senses) - set(seen)      # is there anything to predict?
         self.names = [s for s, seen in self.seen.items() if set(seen) <= {"caption", *self.senses} and config.schemes[s] > 0 and asks(seen)]
@@ -219,6 +222,27 @@ class Schemes:
         draw, amount = rng.random(2)
         return int(amount * max(1, tokens - self.config.targets + 1)) if draw < self.config.partial else 0
 
+# %% ../nbs/33_finetune.ipynb #5e0f1c04
+def codes_nearby(ds: TokenDataset, name: str, k: int = 4) -> torch.Tensor:
+    "The `k` codes nearest to every code of a grid's codebook, `(codes, k)`; any codes, where no codebook lies beside the tokens."
+    size, folder = ds.modalities[name]["vocab_size"], ds.root / f"{name}_tokenizer"
+    if not folder.is_dir() or size > 4096: return torch.randint(size, (size, k), generator=make_generator(0, "near", name))
+    codes = load_tokenizer(folder).codes(torch.arange(size)[None])[0].float(); k = min(k, size - 1)
+    return torch.cdist(codes, codes).fill_diagonal_(math.inf).topk(k, largest=False).indices
+
+def draw_slips(self: Schemes, rng, n: int, tokens: int) -> np.ndarray:
+    "For every token of `n` clips which neighbour takes its place, -1 for none; this process's rows."
+    hit = rng.random((n, tokens), dtype=np.float32) < 2 * self.noise * rng.random((n, 1), dtype=np.float32)
+    return np.where(hit, rng.integers(4, size=(n, tokens)), -1)[self.rank::self.world]
+
+def let_slip(self: Schemes, name: str, ids: torch.Tensor, slips: np.ndarray) -> torch.Tensor:
+    "The ids `(B, n)` with those tokens replaced."
+    if name not in self.near: self.near[name] = codes_nearby(self.ds, name)
+    slips, near = torch.from_numpy(slips), self.near[name]
+    return torch.where(slips >= 0, near[ids.long(), slips.clamp(min=0) % near.shape[1]].to(ids.dtype), ids)
+
+Schemes.slips, Schemes.slipped = draw_slips, let_slip
+
 # %% ../nbs/33_finetune.ipynb #e9fb9001
 class SenseDropout(Schemes):
     "Each step draws what is seen, whole: senses, or the caption too. An unseen caption is written, of unseen grids some tokens are imagined."
@@ -228,20 +252,21 @@ class SenseDropout(Schemes):
         seeds = rng.integers(2**62, size=n)[self.rank::self.world]
         draws = {m: rng.random((n, self.ds.modalities[m]["tokens"]), dtype=np.float32)[self.rank::self.world] for m in self.senses}
         shown = {m: self.shown(rng, self.ds.modalities[m]["tokens"]) for m in self.senses}
+        slips = {m: self.slips(rng, n, self.ds.modalities[m]["tokens"]) for m in self.senses} if self.noise else {}
         kinds = np.stack([self.present[m][places] for m in self.senses], 1); parts = []
         for kind in np.unique(kinds, axis=0):
             for rows in np.array_split(np.flatnonzero((kinds == kind).all(1)), self.config.accumulate):
                 if len(rows): parts.append(self.part(scheme, dict(zip(self.senses, kind)), places[rows], seeds[rows],
-                                                     {m: draws[m][rows] for m in self.senses}, shown))
+                                                     {m: draws[m][rows] for m in self.senses}, shown, {m: s[rows] for m, s in slips.items()}))
         return [p for p in parts if p.order]
 
-    def part(self, scheme, has, places, seeds, draws, shown) -> Part:
+    def part(self, scheme, has, places, seeds, draws, shown, slips) -> Part:
         "The entries of clips that all have the same senses."
         c = self.config; batch = {}
         for m in self.senses:
             if not has[m]: continue
             ids = torch.from_numpy(self.ds.ids(m, places))
-            if m in self.seen[scheme]: batch[m] = seen_entry(ids)
+            if m in self.seen[scheme]: batch[m] = seen_entry(self.slipped(m, ids, slips[m]) if m in slips else ids)
             elif c.targets: batch[m] = grid_entry(ids, torch.from_numpy(draws[m]).argsort(1), shown[m], min(c.targets, ids.shape[1]))
         batch["caption"] = caption_entry(self.captions(places, seeds), c.max_words, seen="caption" in self.seen[scheme])
         return make_part(batch, places)
@@ -631,7 +656,7 @@ class Progress:
 
     def enter(self, stage: int):
         "A fresh optimiser for a stage's weights."
-        c = self.run.config; self.stage = stage
+        c = self.run.config; self.stage = stage; self.run.data.noise = self.stages[stage].noise
         self.params = open_stage(self.run.model, self.stages[stage], (*self.run.ds.modalities, "caption"), c.lora_rank)
         self.optimiser = Optimiser(weight_groups(self.run.model, c.weight_decay, c.encoder_lr, c.muon_lr), c.lr, c.betas)
         self.average = [p.detach().clone() for p in self.params] if c.ema else None

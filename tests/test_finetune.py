@@ -107,7 +107,7 @@ def test_learning_falls(tokens, tmp_path):
     assert TextTokenizer.from_pretrained(tmp_path / "r").vocab_size == text_tokenizer_for(TokenDataset(tokens)).vocab_size
 
 def test_killed_anywhere_the_same_command_ends_in_the_same_weights(tokens, tmp_path):
-    settings = dict(steps=60, ema=0.9, save_every=0.0, muon_lr=1.0)
+    settings = dict(steps=60, ema=0.9, save_every=0.0, muon_lr=1.0, stages=[dict(noise=0.2)])
     subprocess.run(command(tokens, tmp_path / "calm", **settings), check=True, env=ENVIRONMENT)
     for at in (3, 25):
         job = subprocess.Popen(command(tokens, tmp_path / "wild", **settings), env=ENVIRONMENT); limit = time.time() + 60
@@ -130,7 +130,7 @@ def two_processes(tokens, out, **settings):
     assert [j.wait(timeout=400) for j in jobs] == [0, 0]
 
 def test_two_processes_learn_what_one_does(tokens, tmp_path):
-    settings = dict(steps=12, schemes=dict(both=0.4, audio=0.3, video=0.3))
+    settings = dict(steps=12, schemes=dict(both=0.4, audio=0.3, video=0.3), stages=[dict(noise=0.2)])
     subprocess.run(command(tokens, tmp_path / "one", **settings), check=True, env=ENVIRONMENT)
     two_processes(tokens, tmp_path / "two", **settings)
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two"); assert len(one) == len(two) == 12
