@@ -170,12 +170,10 @@ def test_the_package_installs_from_its_folder_without_nbdev(source, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", ["", "lab", "train", "download", "ray", "course", "dev"])
-def test_every_extra_resolves(wheel, tmp_path, extra):
-    "The index has versions of everything that fit together and fit constraints.txt; nothing is installed."
+def test_everything_fits_together(wheel, tmp_path):
+    "The index has versions of all requirements that fit each other and constraints.txt; `dev` holds every extra, so each of them fits, too. Nothing is installed."
     told = tmp_path / "report.json"
     sh(sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", told, "-c", ROOT / "constraints.txt",
-       f"{wheel}[{extra}]" if extra else wheel, timeout=1800)
+       f"{wheel}[dev]", timeout=1200)
     names = {item["metadata"]["name"].lower().replace("_", "-") for item in json.loads(told.read_text())["install"]}
-    assert {"torch", "torchaudio", "scene4m"} <= names
-    assert bool(names & {"nbdev", "pytest", "ruff"}) == (extra == "dev")
+    assert {"torch", "torchaudio", "scene4m", "nbdev", "pytest", "ruff", "jupyterlab", "voila", "yt-dlp", "ray", "nbgrader", "peft"} <= names

@@ -263,10 +263,3 @@ def test_write_street_goes_on_where_it_stopped(tmp_path):
 
 def test_sizes_that_cannot_be_drawn():
     with pytest.raises(BadInput, match="divide"): ts.render_frames(MANY[0], [0.0], size=100)
-
-
-@pytest.mark.slow
-def test_the_ceiling_is_as_high_as_it_is_said():
-    for found, said in ((ts.pixel_ceiling(), ts.CEILING["picture"]), (ts.sound_ceiling(), ts.CEILING["sound"])):
-        for name, p in said.items():
-            assert abs(found[name]["accuracy"] - p) < 0.02 + 3 * (max(p * (1 - p), 0.02) / found[name]["n"]) ** 0.5, (name, found[name], p)

@@ -192,6 +192,30 @@ def test_stopped_at_any_moment_it_ends_with_the_same_weights(tmp_path, how):
     assert again.fingerprint == whole.fingerprint and not (out/"checkpoint.pt").exists()
     assert [(r["step"], r["loss"], r["perplexity"]) for r in rows] == [(r["step"], r["loss"], r["perplexity"]) for r in history]
 
+def audio_and_mels():
+    from scene4m.audio_tokenizer import AudioTokenizer, AudioTokenizerConfig
+    return AudioTokenizer, AudioTokenizerConfig(width=24, blocks=1, dim=8, codes=32), np.random.default_rng(0).standard_normal((24, 80, 96)).astype(np.float16)
+
+def video_and_frames():
+    from scene4m.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
+    return VideoTokenizer, VideoTokenizerConfig(width=16, blocks=1, dim=8, codes=32), np.random.default_rng(0).integers(0, 256, (24, 8, 32, 32, 3), np.uint8)
+
+@pytest.mark.parametrize("kind", [audio_and_mels, video_and_frames])
+def test_ctrl_c_inside_a_step_waits_for_its_end_and_the_rest_is_the_same(tmp_path, kind):
+    "Of the two tokenizers of the package: stopped while a loss is computed, and continued."
+    cls, settings, data = kind(); whole, again = cls(settings), cls(settings)
+    c = whole.training_config(steps=24, batch_size=8, precision="fp32"); rows = train_tokenizer(whole, data, c, show=False)
+    class Stopped(cls):
+        calls = 0
+        def loss(self, *args):
+            Stopped.calls += 1
+            if Stopped.calls == 13: signal.raise_signal(signal.SIGINT)
+            return super().loss(*args)
+    Stopped.__name__ = cls.__name__
+    with pytest.raises(KeyboardInterrupt): train_tokenizer(Stopped(settings), data, c, out=tmp_path, show=False)
+    assert (tmp_path/"checkpoint.pt").exists() and train_tokenizer(again, data, c, out=tmp_path, show=False)[-1]["loss"] == rows[-1]["loss"]
+    assert again.fingerprint == whole.fingerprint
+
 def test_a_time_budget_becomes_steps_once_and_is_repeated(tmp_path):
     c = replace(CONFIG, steps=None, seconds=0.3); a, b = SmallTokenizer(), SmallTokenizer()
     rows = train_tokenizer(a, DATA, c, out=tmp_path); again = train_tokenizer(b, DATA, c, out=tmp_path, resume=False)
