@@ -138,6 +138,13 @@ def encode_clips(
 # %% ../nbs/25_tokenize.ipynb #4db7dfad
 def _sha(data: bytes) -> str: return hashlib.sha256(data).hexdigest()
 
+def _write_ids(folder: Path, shard: str, layout: str, files: dict) -> str:
+    "Writes the arrays of one modality, as a tar or one by one, and returns the checksum of them all."
+    if layout == "shards": data = tar_bytes(files); atomic_write(folder/f"{shard}.tar", data); return _sha(data)
+    for file, data in files.items(): atomic_write(folder/file, data)
+    return _sha(b"".join(files.values()))
+
+# %% ../nbs/25_tokenize.ipynb #4db7dfb0
 def write_shard(
     out: Path, number: int, layout: str,
     rows: list,      # rows of its clips
@@ -148,11 +155,7 @@ def write_shard(
     name, sums = f"shard-{number:05d}", {}
     for modality, array in ids.items():
         files = {file_stem(r["key"]) + ".npy": npy_bytes(a) for r, a in zip(rows, array)}
-        if layout == "shards":
-            data = tar_bytes(files); atomic_write(out/modality/f"{name}.tar", data); sums[modality] = _sha(data)
-        else:
-            for file, data in files.items(): atomic_write(out/modality/file, data)
-            sums[modality] = _sha(b"".join(files.values()))
+        sums[modality] = _write_ids(out/modality, name, layout, files)
     text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode()
     atomic_write(out/"rows"/f"{name}.jsonl", text)
     entry = dict(shard=name, count=len(rows), settings=settings, sha256=dict(sums, rows=_sha(text)))
@@ -185,6 +188,7 @@ def read_shard(
         ids[modality] = _checked(np.stack([read_npy(files[f]) for f in names]), about)
     return rows, ids
 
+# %% ../nbs/25_tokenize.ipynb #ac094fb0
 def _checked(ids: np.ndarray, about: dict) -> np.ndarray:
     if ids.shape[1:] != (about["tokens"],): raise ValueError(f"{ids.shape[1:]} tokens per clip instead of {about['tokens']}")
     if ids.min() < 0 or ids.max() >= about["vocab_size"]: raise ValueError(f"an id lies outside 0 to {about['vocab_size'] - 1}")
@@ -235,6 +239,7 @@ def _about(dataset, senses: list, keys: list) -> dict:
         one = dataset.stack(s.stored, [key]); about[s.name] = describe_sense(s, one.shape, s.encode(one).shape[1])
     return about
 
+# %% ../nbs/25_tokenize.ipynb #69d601b0
 def _save_tokenizers(out: Path, senses: list):
     for s in senses:
         if hasattr(s.tokenizer, "save_pretrained") and not (out/f"{s.name}_tokenizer"/"config.json").exists():
