@@ -146,6 +146,7 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Stop after so many clips
 Captions = Annotated[list[Path] | None, typer.Option(help="csv of human captions or further labels, joined by id; may be given twice.")]
 Shard = Annotated[int, typer.Option(min=0, help="Make every --of-th shard from this number on; a scheduler counts them.")]
 
+# %% ../nbs/60_cli.ipynb #1d94b9s1
 @command(go_on=GO_ON)
 def curate(
     folder: Annotated[Path, typer.Argument(help="Folder of clips.", show_default=False)], out: Out = Path("data"),
@@ -249,6 +250,7 @@ def describe_clips(
             failed += 1; say(dict(file=str(clip), error=explain(e)), None)
     return failed
 
+# %% ../nbs/60_cli.ipynb #81252ds1
 def _is_about(error: Exception, clip) -> bool:
     "Whether an error speaks of this clip, and not of the model or the machine."
     return str(error).lstrip("'\"").startswith(tuple(f"{name}{end}:" for name in (clip, Path(clip).name) for end in ("", "'", '"')))
@@ -288,6 +290,7 @@ def describe(
     if vtt and not failed: _write_vtt(vtt, said)
     if failed: raise typer.Exit(1)
 
+# %% ../nbs/60_cli.ipynb #2ec4b8s1
 def _say_aloud(text: str):
     "Speaks `text`; with an empty text, only makes sure that there is a voice."
     from scene4m.describe import speak, speech_command
@@ -348,6 +351,7 @@ def transfer(
     def say(d, _): typer.echo(json.dumps(d, ensure_ascii=False) if as_json else study_in_words(d)); sys.stdout.flush()
     if describe_clips(clips, load, say, probe): raise typer.Exit(1)
 
+# %% ../nbs/60_cli.ipynb #57f5b4s1
 def study_in_words(d: dict) -> str:
     "The outcome of the study, or the error in its place, as a few lines of text."
     if "error" in d: return f"{d['file']}\n  not described: {d['error']}"
@@ -366,6 +370,7 @@ def app_notebook(
     kernel = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"))
     return json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5))
 
+# %% ../nbs/60_cli.ipynb #96fa0ds1
 @command("app")
 def serve_app(
     model: Model = None, port: Annotated[int, typer.Option(help="Port on this machine.")] = 8866,
@@ -392,6 +397,7 @@ def check_python() -> dict:
     "The version of Python; pip has seen to it that it is recent enough."
     return finding("python", "ok", ".".join(map(str, sys.version_info[:3])))
 
+# %% ../nbs/60_cli.ipynb #e3b372s1
 def check_package(
     requirement: str,    # as in settings.ini: `torch>=2.11,<2.15`
     do: str = "",        # what to do where it is missing; left out, install it
@@ -430,6 +436,7 @@ def imports_cleanly(package: str) -> bool:
     "Whether a fresh Python can import `package`."
     return subprocess.run([sys.executable, "-c", f"import {package}"], capture_output=True).returncode == 0
 
+# %% ../nbs/60_cli.ipynb #6636bcs1
 def check_torchaudio(
     fix: bool = False,    # take the compiled files away where that is the cure
 ) -> dict:
@@ -466,7 +473,7 @@ def check_processor() -> dict:
 
 def check_model() -> dict:
     "Whether a trained model lies in the package."
-    folder = Path(__file__).parent / "pretrained"
+    folder = Path(importlib.util.find_spec("scene4m").origin).parent / "pretrained"
     if (folder / "model.safetensors").exists(): return finding("model", "ok", "in the package")
     return finding("model", "note", "none in the package", "train one with `scene4m run`, then name it: --model runs/toy/model")
 
@@ -481,6 +488,7 @@ def examine(fix: bool = False) -> list[dict]:
                 check_program("browser", ("chromium", "chromium-browser", "google-chrome"), "only some tests need it: install chromium")]
     return [check_python(), *required, *([check_torchaudio(fix), check_processor(), check_model()] if whole else []), *extras, *programs]
 
+# %% ../nbs/60_cli.ipynb #7262f6s1
 @command()
 def doctor(
     fix: Annotated[bool, typer.Option("--fix", help="Put right what can be put right inside this environment.")] = False,

@@ -45,6 +45,7 @@ class KnownClip:
     detailed: bool = False        # whether the attributes are known
     heard: bool | None = None     # whether the thing itself makes a sound; None where the list does not say
 
+# %% ../nbs/41_evaluate.ipynb #84cfc0s1
 def read_truth(
     folder,             # a folder with truth.csv, labels.csv or manifest.csv
     labels=LABELS,      # clips of other labels are left out
@@ -92,6 +93,7 @@ def _read(path):
     try: return load_arrays(path, *_reader)
     except Scene4MError as e: return str(e)
 
+# %% ../nbs/41_evaluate.ipynb #15ef71s1
 def read_clips(
     checkpoint,          # a `Checkpoint`
     paths: list,
@@ -119,6 +121,7 @@ class MelJudge(torch.nn.Module):
         x = self.body(self.first(mel[:, None].float()))
         return self.head(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))
 
+# %% ../nbs/41_evaluate.ipynb #ea04ees1
 def train_judge(
     mels,             # (N, 80, columns) array of real clips that can be heard
     labels: list,     # their categories
@@ -216,6 +219,7 @@ def percent(x) -> str:
     "A share as text."
     return "–" if x is None else f"{100 * x:.1f} %"
 
+# %% ../nbs/41_evaluate.ipynb #634becs1
 def accuracies(said: list, clips: list, places) -> dict:
     "Category accuracy of some of the clips with their number and a 95 % interval by source."
     right = [float(parse_caption(said[i]).label == clips[i].label) for i in places]
@@ -255,6 +259,7 @@ def evaluate_clips(
     report["chance"]["category_accuracy_by_sense"] = {k: share_of_commonest([labels[i] for i in v]) for k, v in senses.items()}
     return Evaluation(report, clips, arrays, tokens, said, p, [])
 
+# %% ../nbs/41_evaluate.ipynb #95e656s1
 def can_be_heard(clip: KnownClip) -> bool:
     "Whether the thing itself can be heard; a list may say so in a column `heard`."
     return clip.heard is not False
@@ -275,6 +280,7 @@ def category_figures(by_sense: dict, p: np.ndarray, sentences: list, labels: lis
                 by_sense_details=by_sense, likelihood=likely, ece=expected_calibration_error(confidence, right),
                 reliability={k: v.tolist() for k, v in reliability_curve(confidence, right).items()})
 
+# %% ../nbs/41_evaluate.ipynb #e8d755s1
 def attribute_figures(sentences: list, clips: list) -> dict:
     "Accuracy of every attribute where it is known; None on folders that only have labels."
     known = [i for i, c in enumerate(clips) if c.detailed]; names = ("colour", "count", "motion", "night", "rain", "near", "on_screen")
@@ -287,6 +293,7 @@ def attribute_figures(sentences: list, clips: list) -> dict:
     return dict(attribute_accuracy={n: got[n]["accuracy"] for n in names}, attribute_details={n: got[n] for n in names},
                 exact_accuracy=got["exact"], invented_rate=got["invented_rate"], invented=got.get("invented"), chance=chance)
 
+# %% ../nbs/41_evaluate.ipynb #e8d755s2
 def text_figures(sentences: list, clips: list) -> dict:
     "How close the sentences are to the reference captions, and whether they repeat themselves."
     told = [i for i, c in enumerate(clips) if c.captions]; refs = [clips[i].captions for i in told]; cands = [sentences[i] for i in told]
@@ -303,6 +310,7 @@ def scene_figures(sentences: list, clips: list) -> dict:
         out[name] = accuracies(sentences, clips, here) | dict(chance=share_of_commonest([clips[i].label for i in here]), invented_rate=made_up)
     return out
 
+# %% ../nbs/41_evaluate.ipynb #86ce53s1
 def abstention_figures(checkpoint, tokens, sentences: list, p: np.ndarray, labels: list) -> dict:
     "On how many clips the model commits itself, and how often the category is right where it does and where it does not."
     stated = [parse_caption(s).label for s in sentences]
@@ -339,6 +347,7 @@ def evaluate_folder(
     report.pop("curves", None)
     return report
 
+# %% ../nbs/41_evaluate.ipynb #40d11as1
 def run_evaluation(folder, model=None, workers: int = 2, limit: int | None = None) -> Evaluation:
     "Reads the clips of a folder and computes every figure."
     clips = read_truth(folder)[:limit]; checkpoint = load_checkpoint(model); arrays = read_clips(checkpoint, [c.file for c in clips], workers)
@@ -364,6 +373,7 @@ def example_places(evaluation: Evaluation, n: int = 10) -> list:
     good, bad = spread(True), spread(False); n_bad = min(len(bad), max(n // 2, n - len(good)))
     return good[:n - n_bad] + bad[:n_bad]
 
+# %% ../nbs/41_evaluate.ipynb #34dcdds1
 def example_html(evaluation: Evaluation, i: int, clip) -> str:
     "One clip that plays, what is true of it, and what the model says."
     c, a = evaluation.clips[i], evaluation.arrays[i]; wave = read_clip(c.file, seconds=clip.seconds, sr=clip.sr).wave
@@ -395,6 +405,7 @@ def scene_table(report: dict) -> str:
             for k, d in report["by_scene"].items() if d["n"]]
     return table_html(rows, "Sound and picture together, by what there is to perceive") if rows else ""
 
+# %% ../nbs/41_evaluate.ipynb #d6d32as1
 def detail_table(report: dict) -> str:
     "Accuracy of every attribute beside chance; empty where no attribute is known."
     if report["exact_accuracy"] is None: return ""
@@ -414,6 +425,7 @@ def nats_table(report: dict) -> str:
     rows.append({"the model gets": "synergy: both over the better one", "nats gained": round(g["synergy"], 2), "95 % interval": "–"})
     return table_html(rows, "How much likelier the true caption becomes, in nats per caption (0: not at all)")
 
+# %% ../nbs/41_evaluate.ipynb #ev0000s1
 def other_table(report: dict) -> str:
     "The remaining figures."
     s, a, chance, imagined = report["senses"], report["abstention"], report["chance"], report["imagined_sound_details"]
@@ -446,6 +458,7 @@ def reconstruction_figures(evaluation: Evaluation, checkpoint) -> str:
     return (figure_html(one, f"A held-out sound ({c.label}) and what its tokens keep of it")
             + figure_html(two, "The same clip's picture and what its tokens keep of it"))
 
+# %% ../nbs/41_evaluate.ipynb #acd55cs1
 def curve_figures(extra: dict) -> str:
     "Loss curves of the three trainings, where they are known."
     out = ""
@@ -477,6 +490,7 @@ def write_report(evaluation: Evaluation, out: Path, examples: int = 10) -> Path:
     atomic_write(out / "report.html", html_page("What the model hears and sees", "".join(body)))
     return out / "report.html"
 
+# %% ../nbs/41_evaluate.ipynb #ee1a5cs1
 def ceiling_part(report: dict) -> str:
     "What a small classifier that looks at the pixels themselves reaches: the most that the picture gives away."
     ceiling = report.get("pixel_ceiling")

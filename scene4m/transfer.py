@@ -69,10 +69,7 @@ class Captioner:
         if have > want: raise BadInput(f"The text tokenizer has {have} words and the model {want}; they do not belong together.")
         self.pixels = pixels[0]
 
-    @property
-    def size(self) -> int:
-        "Side of the pictures it reads, in pixels."
-        return self.pixels.grid[0] * self.pixels.patch_size
+    size = property(lambda self: self.pixels.grid[0] * self.pixels.patch_size, doc="Side of the pictures it reads, in pixels.")
 
     def __call__(self, frames: np.ndarray, seed: int = 0, temperature: float = 0.3, top_p: float = 0.8, max_tokens: int = 48) -> list:
         "One caption for every frame `(B, size, size, 3)` uint8."
@@ -91,6 +88,7 @@ def find_text(where, tokenizer=None, download: bool = False) -> TextTokenizer:
     if download: return fetch_fourm_tokenizer(Path.home() / ".cache" / "scene4m")
     raise BadInput(f"{where}: there is no text tokenizer ({TEXT_FILES[1]}) beside the weights; put it there, name it, or allow the download.")
 
+# %% ../nbs/40_transfer.ipynb #34ea7as1
 def load_captioner(
     where=BASE,              # a folder, or a name on the Hub
     tokenizer=None,          # file of the text tokenizer, if it does not lie in the folder
@@ -101,6 +99,7 @@ def load_captioner(
     model = FourM.from_pretrained(where, **({} if Path(where).is_dir() else dict(local_files_only=not download)))
     return Captioner(model, find_text(where, tokenizer, download))
 
+# %% ../nbs/40_transfer.ipynb #34ea7as2
 def in_cache(name) -> bool:
     "Whether the Hub's cache on this machine holds the weights `name`."
     import huggingface_hub as hf
@@ -233,6 +232,7 @@ class Transferred:
         "Plain values for JSON."
         return {**vars(self), "seconds": round(self.seconds, 3)}
 
+# %% ../nbs/40_transfer.ipynb #937157s1
 @dataclass
 class Transfer:
     "The study: frames, captions, summary."
@@ -257,6 +257,7 @@ def fit_steps(model, loss, steps: int, lr: float = 2e-3, desc: str = "training")
     model.eval()
     return out
 
+# %% ../nbs/40_transfer.ipynb #81b494s1
 def train_captioner(
     captioner: Captioner,
     frames: np.ndarray,    # uint8 (N, size, size, 3)

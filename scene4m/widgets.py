@@ -47,7 +47,9 @@ class Sample:
     name: str = "clip"
     fps: float = 1.6
     sr: int = 16_000
+    seconds: float = 10.0       # how much of it a file filled; the rest is silence and the last picture
 
+# %% ../nbs/50_widgets.ipynb #570a84s1
 def clip_spec(tokenizer) -> ClipSpec:
     "The clip that a tokenizer of pictures reads: its number of frames and their side; the usual one for any other."
     s = tokenizer.settings
@@ -61,7 +63,7 @@ def open_clip(
     if isinstance(clip, Sample): return clip
     if isinstance(clip, (str, Path)):
         got = read_clip(clip, specs=(FrameSpec(spec.frames, spec.fps, spec.size),), seconds=spec.seconds, sr=spec.sr)
-        return Sample(got.frames, got.wave, Path(clip).name, spec.fps, spec.sr)
+        return Sample(got.frames, got.wave, Path(clip).name, spec.fps, spec.sr, got.duration)
     get = clip.get if isinstance(clip, dict) else lambda k, d=None: getattr(clip, k, d)
     frames, wave = clip if isinstance(clip, tuple) and len(clip) == 2 else (get("frames"), get("wave"))
     if frames is None and wave is None: raise BadInput(f"{type(clip).__name__}: this is no clip; give a file, or frames and a waveform.")
@@ -253,6 +255,7 @@ def sound_of(ids, tokenizer, columns: int) -> torch.Tensor:
     flat = torch.as_tensor(np.ascontiguousarray(ids)).reshape(1, -1)
     return tokenizer.decode(flat)[0, :, :columns].float().cpu()
 
+# %% ../nbs/50_widgets.ipynb #d2c136s1
 def sound_error(sound: SoundTokens, ids, tokenizer, front) -> float:
     "Mean error in dB of the spectrogram rebuilt from `ids`."
     rebuilt = sound_of(ids, tokenizer, sound.mel.shape[-1])
@@ -381,6 +384,7 @@ def code_grids(tokenizer, codes) -> torch.Tensor:
     n = int(np.prod(tokenizer.grid())); ids = torch.as_tensor(np.asarray(codes))[:, None].expand(-1, n)
     return torch.cat([tokenizer.decode(part).float().cpu() for part in ids.split(16)])
 
+# %% ../nbs/50_widgets.ipynb #ced404s1
 def code_looks(tokenizer, codes) -> np.ndarray:
     "What codes look like, (N, h, w, 3) uint8: a patch from the middle of a film, or a slice of a spectrogram with the code in every band."
     batch = code_grids(tokenizer, codes); grid = tokenizer.grid()
@@ -479,7 +483,7 @@ def as_arrays(sample: Sample, front) -> ClipArrays:
     quiet = sample.wave is None or float(np.abs(sample.wave).max(initial=0)) < 1e-4
     audio = "missing" if sample.wave is None else "silent" if quiet else "used"
     mel = front(torch.as_tensor(sample.wave)).numpy() if audio == "used" else None
-    return ClipArrays(sample.frames, mel, dict(audio=audio, video="missing" if sample.frames is None else "used"))
+    return ClipArrays(sample.frames, mel, dict(audio=audio, video="missing" if sample.frames is None else "used"), sample.seconds)
 
 def describe_sample(describer, sample: Sample, senses=SENSES) -> Description:
     "What the model says about a clip with some of its senses."
@@ -488,6 +492,7 @@ def describe_sample(describer, sample: Sample, senses=SENSES) -> Description:
         if s not in senses and arrays.senses[s] == "used": arrays = hide_sense(arrays, s)
     return describer.describe_arrays([arrays], [sample.name])[0]
 
+# %% ../nbs/50_widgets.ipynb #117b1ds1
 def given_tokens(describer, sample: Sample, senses=SENSES) -> dict:
     "The tokens (1, n) of the senses that a clip has, by name."
     arrays = as_arrays(sample, describer.checkpoint.front); tokens = tokenize_arrays(describer.checkpoint, [arrays])
