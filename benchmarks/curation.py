@@ -105,7 +105,7 @@ def moviepy_plain(path):
 def curation(folder: Path, out: Path, workers: int = 1):
     "The whole: checks, pictures, sound, files, ledger, manifest."
     from scene4m.curation import curate
-    table = curate(folder, out, workers=workers, refuse=(), shard_size=5)
+    table = curate(folder, out, workers=workers, refuse=(), shard_size=5, timeout=300)
     assert (table.status == "kept").all(), table.message
     return table
 
@@ -150,7 +150,7 @@ def memory(folder: Path, n: int) -> list:
         if int(item.key[1:]) % (n // 10) == 5: seen.append(sum(p.memory_info().rss for p in [me, *me.children(recursive=True)]) / 2 ** 20)
         return one(item, job, reader)
     module._one = watched
-    curate(rows, Path.cwd() / "out", refuse=(), layout="shards", shard_size=n)
+    curate(rows, Path.cwd() / "out", refuse=(), layout="shards", shard_size=n, timeout=300)
     return seen
 
 
