@@ -24,7 +24,7 @@ from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d
 
 from .captions import (ATTRIBUTE_VALUES, BUS, CAR, CROWD, DOG, ENGINE, HAMMER, HORN, LABELS, MOTORCYCLE, NOUNS, PHRASES, POLICE, SKATEBOARD,
                               Attributes, TextTokenizer, parse_caption)
-from .core import BadInput, ClipSpec, ConfigMismatch, atomic_write, pick_device, read_json, write_json
+from .core import BadInput, ClipSpec, ConfigMismatch, atomic_write, make_generator, pick_device, read_json, write_json
 from .fourm import FourM, hidden_bias
 from .generate import OPEN, CrossMemory, any_to_any, encode_once, generate_text, given_text, text_gap
 from .masking import seen_entry
@@ -616,14 +616,14 @@ def imagine(
     chained: bool = True,    # describe what is given first, and imagine from the words as well
     words: list | None = None,   # B sentences, in place of the model's own
     generator: torch.Generator | None = None,
-    **how,                   # `scheme`, `steps`, `temperature` … of `fill_grid`; left out, one step that takes the likeliest tokens
+    **how,                   # `scheme`, `steps`, `temperature` … of `fill_grid`; left out, one step at temperature 0.7
 ) -> torch.Tensor:           # (B, n) int64
     "Tokens of the sense `target`, imagined from other senses, from words, or from both."
     if not ids and not words: raise BadInput("There is nothing to imagine from; give tokens of a sense or some words.")
     device = checkpoint.model.mask_token.device; batch = sense_batch({s: t.to(device) for s, t in ids.items()})
     if words: batch["caption"] = given_text([checkpoint.text.encode(w) for w in words])
     first = [dict(target="caption", max_tokens=40)] if chained and not words else []
-    last = dict(dict(target=target, scheme="maskgit", steps=1, temperature=0.0), **how)
+    last = dict(dict(target=target, scheme="maskgit", steps=1, temperature=0.7), **how); generator = generator or make_generator("imagine")
     return any_to_any(checkpoint.model, batch, [*first, last], generator=generator)[target]
 
 # %% ../nbs/34_describe.ipynb #47b40ab0
