@@ -36,6 +36,10 @@ PAPER_CAPTIONS = {
     MOTORCYCLE: ("A motorcycle speeds along the road with a sharp, rattling sound.",
                  "A rider in a helmet drives a motorcycle past and the noise fades.",
                  "The rough buzz of a motorcycle grows as it comes down the street."),
+}
+
+# %% ../nbs/11_captions.ipynb #830297b2
+PAPER_CAPTIONS.update({
     CROWD: ("A crowd of people stands in the street and many voices mix into a murmur.",
             "Many people crowd together, talking and calling.",
             "A large crowd fills the pavement; it may be hard to walk through."),
@@ -45,19 +49,23 @@ PAPER_CAPTIONS = {
     WOMAN: ("A woman is speaking in a clear voice to someone in front of her.",
             "A woman talks calmly, her face towards the listener.",
             "The voice of a woman can be heard speaking sentence after sentence."),
-}
-
-# %% ../nbs/11_captions.ipynb #830297b2
-PAPER_CAPTIONS.update({
     MAN: ("A man is speaking in a deep voice to someone in front of him.",
           "A man talks steadily, his face towards the listener.",
           "The low voice of a man can be heard speaking sentence after sentence."),
+})
+
+# %% ../nbs/11_captions.ipynb #abd1fbd6
+PAPER_CAPTIONS.update({
     SKATEBOARD: ("Someone rides a skateboard over the pavement, wheels rattling on the joints.",
                  "A skateboarder pushes off, rolls and lands with a clack.",
                  "The hard wheels of a skateboard rumble along the ground."),
     DOG: ("A dog barks again and again at something in the street.",
           "A dog stands on the pavement and barks in short bursts.",
           "The loud bark of a dog echoes between the houses."),
+})
+
+# %% ../nbs/11_captions.ipynb #63605477
+PAPER_CAPTIONS.update({
     CAR: ("A car passes by, its sound swelling and fading again.",
           "A car drives along the road past the listener, tyres hissing.",
           "The noise of a car grows, goes by and disappears down the street."),
@@ -135,6 +143,8 @@ NOUNS = {
     EATING: ("person", "people", ("eating", "having a meal")), HORN: ("car", "cars", ("honking the horn", "sounding the horn")),
     None: ("thing", "things", ("hard to tell",)),
 }
+
+# %% ../nbs/11_captions.ipynb #a7047065
 DRESSED = frozenset({WOMAN, MAN, SKATEBOARD, DOG, HAMMER, EATING})   # their colour is the colour of what they wear
 PHRASES = {
     ("near", True): ("close by", "near you"), ("near", False): ("far off", "in the distance"),
@@ -317,6 +327,7 @@ FOURM_TOKENIZER = dict(name="text_tokenizer_4m_wordpiece_30k.json", size=1_451_4
     url="https://raw.githubusercontent.com/apple/ml-4m/main/fourm/utils/tokenizer/trained/text_tokenizer_4m_wordpiece_30k.json",
     sha256="8e684e9a0673e39f70702a698869f909ba697f871a0c6b2a07b5f61e91b3526e")
 
+# %% ../nbs/11_captions.ipynb #e55bff8d
 def fetch_fourm_tokenizer(
     folder,                          # where the file is kept
     url: str = FOURM_TOKENIZER["url"],

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['EOS', 'OPEN', 'CLOSE', 'seen_tokens', 'given_text', 'text_gap', 'encode_once', 'CrossMemory', 'embed_text',
-           'WordCache', 'filter_logits', 'sample_ids', 'hide', 'guided', 'mix', 'Writer', 'only_words', 'generate_text',
-           'beam_search', 'EightBitLinear', 'eight_bit', 'decode_rows', 'candidate_rows', 'caption_logp', 'score_text',
-           'grid_logits', 'token_schedule', 'temperature_schedule', 'Canvas', 'fill_grid', 'maskgit', 'roar',
-           'any_to_any']
+           'WordPlaces', 'WordCache', 'filter_logits', 'sample_ids', 'hide', 'guided', 'mix', 'Writer', 'only_words',
+           'generate_text', 'beam_search', 'rounded_twice', 'EightBitLinear', 'eight_bit', 'check_draft',
+           'generate_drafted', 'decode_rows', 'candidate_rows', 'caption_logp', 'score_text', 'grid_logits',
+           'token_schedule', 'temperature_schedule', 'Canvas', 'fill_grid', 'maskgit', 'roar', 'any_to_any']
 
 # %% ../nbs/32_generate.ipynb #5f645154
 import copy, math, warnings
@@ -79,8 +79,8 @@ def embed_text(model: FourM, target: str, ids: torch.Tensor, start: int = 0) -> 
     return e.content(ids) + e.place(torch.arange(start, start + ids.shape[-1], device=ids.device))
 
 # %% ../nbs/32_generate.ipynb #4c96a68f
-class WordCache:
-    "A decoder that takes one token per call and remembers the keys and values of all earlier ones."
+class WordPlaces:
+    "Preallocated places for the keys and values of the words to come, in every decoder block."
     def __init__(self, model: FourM, memory: CrossMemory, places: int, target: str = "caption"):
         self.model, self.memory, self.target, self.length = model, memory, target, 0
         k, _ = memory.pairs[0]; shape = (len(k), k.shape[1], places, k.shape[3])
@@ -91,12 +91,24 @@ class WordCache:
         if memory: self.memory.keep(rows)
         for c in self.blocks: c.keys, c.values = c.keys[rows], c.values[rows]
 
-    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
-        "Logits `(B, V)` for the token after `ids (B,)`; only this one row is computed."
-        y = embed_text(self.model, self.target, ids[:, None], self.length); self.length += 1
+    def back(self, length: int):
+        "Forgets what came after the first `length` tokens."
+        for c in (self, *self.blocks): c.length = length
+
+# %% ../nbs/32_generate.ipynb #ae03f5e7
+class WordCache(WordPlaces):
+    "A decoder that takes one token per call, or a few, and remembers the keys and values of all earlier ones."
+    def row(self, ids: torch.Tensor) -> torch.Tensor:
+        "Logits `(B, L, V)` for what follows each of the next tokens `ids (B, L)`; only these rows are computed."
+        n, L = self.length, ids.shape[1]; y = embed_text(self.model, self.target, ids, n); self.length += L
+        later = None if L == 1 else hidden_bias(torch.ones(L, n + L, dtype=torch.bool, device=ids.device).triu(n + 1), self.memory.pairs[0][0].dtype)
         for block, pair, cache in zip(self.model.decoder, self.memory.pairs, self.blocks):
-            y = block(y, pair, None, self.memory.bias, cache)
-        return self.model.decoder_embeddings[self.target].to_logits(self.model.decoder_norm(y[:, 0]))
+            y = block(y, pair, later, self.memory.bias, cache)
+        return self.model.decoder_embeddings[self.target].to_logits(self.model.decoder_norm(y))
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        "Logits `(B, V)` for the token after `ids (B,)`."
+        return self.row(ids[:, None])[:, 0]
 
 # %% ../nbs/32_generate.ipynb #89a11867
 def filter_logits(
@@ -233,29 +245,76 @@ def beam_search(
     best = (score / length ** length_penalty).argmax(1)
     return [[t for t in texts[i, b].tolist() if t] for i, b in enumerate(best.tolist())]
 
+# %% ../nbs/32_generate.ipynb #4a739bbe
+def rounded_twice(x: torch.Tensor, product, most: int = 63) -> torch.Tensor:
+    "`product(x)` for a product that rounds its rows to `2 most + 2` steps between their extremes: what is left over comes as further rows."
+    size = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / most; u = (x / size).flatten(0, -2); over = u - u.round()
+    ends = torch.zeros_like(u[:1]); ends[0, 0], ends[0, 1] = most, -most - 1          # with them among the rows, a step is 1
+    y = product(torch.cat([u, over * 2 * most, ends])); n = len(u)
+    return (y[:n] + y[n:2 * n] / (2 * most)).view(*x.shape[:-1], -1) * size
+
 # %% ../nbs/32_generate.ipynb #c2b9d7e4
 class EightBitLinear(torch.nn.Module):
-    "A linear layer whose matrix is kept in 8 bits with a scale per row; its input is rounded as it comes. It cannot learn."
-    def __init__(self, linear: torch.nn.Linear):
-        super().__init__(); w = linear.weight.detach().float(); scale = w.abs().amax(1).clamp(min=1e-12) / 127
+    "A linear layer whose matrix is kept in 8 bits with a scale per row; its input is rounded, if `fine` twice. It cannot learn."
+    def __init__(self, linear: torch.nn.Linear, fine: bool = False):
+        super().__init__(); self.fine, self.bias = fine, linear.bias
+        w = linear.weight.detach().float(); scale = w.abs().amax(1).clamp(min=1e-12) / 127
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")        # the engine itself stays; only its older ways of making such matrices go
             w = torch.quantize_per_channel(w, scale, torch.zeros(len(w), dtype=torch.int64), 0, torch.qint8)
-        self.packed = torch.ops.quantized.linear_prepack(w, None if linear.bias is None else linear.bias.detach().float())
+        self.packed = torch.ops.quantized.linear_prepack(w, None)
         self.narrow = not getattr(torch.cpu, "_is_vnni_supported", lambda: False)()      # older processors overflow: 7 bits of input there
 
-    def forward(self, x): return torch.ops.quantized.linear_dynamic(x, self.packed, self.narrow)
+    def product(self, x, narrow: bool = True): return torch.ops.quantized.linear_dynamic(x, self.packed, narrow)
+
+    def forward(self, x):
+        y = rounded_twice(x, self.product) if self.fine else self.product(x, self.narrow)
+        return y if self.bias is None else y + self.bias
 
 # %% ../nbs/32_generate.ipynb #d8e14f02
 def eight_bit(model: FourM) -> FourM:
-    "A copy of the model for decoding on a CPU, its matrices in 8 bits. Raises `BadInput` where it lies elsewhere or nothing can compute so."
+    "A copy of the model for decoding on a CPU, its matrices in 8 bits; it reads finely and writes coarsely. `BadInput` where that is not possible."
     if model.mask_token.device.type != "cpu" or torch.backends.quantized.engine == "none":
         raise BadInput("Eight-bit weights are for CPUs that compute with them; on a GPU use model.bfloat16().")
     light = copy.deepcopy(model).float().eval().requires_grad_(False)
-    for part in list(light.modules()):
+    for where, part in list(light.named_modules()):
         for name, child in list(part.named_children()):
-            if type(child) is torch.nn.Linear: setattr(part, name, EightBitLinear(child))
+            if type(child) is torch.nn.Linear: setattr(part, name, EightBitLinear(child, fine=not where.startswith("decoder")))
     return light
+
+# %% ../nbs/32_generate.ipynb #631bbbe5
+def check_draft(exact: WordCache, quick: WordCache, last: int, n: int) -> list:
+    "The words after `last` that `exact` would write, one to `n` of them; both caches then hold all but the newest."
+    start, ids = exact.length, [last]
+    while len(ids) <= n and ids[-1] != CLOSE: ids.append(int(quick(torch.tensor([ids[-1]])).argmax()))
+    said = exact.row(torch.tensor([ids[:-1]])).argmax(-1)[0].tolist()               # said[i] follows ids[:i + 1]
+    right = next((i for i, (a, b) in enumerate(zip(ids[1:], said)) if a != b), len(said) - 1) + 1
+    for cache in (exact, quick): cache.back(start + right)
+    return said[:right]
+
+# %% ../nbs/32_generate.ipynb #a415aa44
+@torch.inference_mode()
+def generate_drafted(
+    model: FourM,
+    quick: FourM,                # `eight_bit(model)`
+    batch: dict,                 # as for `generate_text`
+    target: str = "caption",
+    *,
+    max_tokens: int = 32,        # at most this many new tokens, specials included
+    ahead: int = 12,             # words that are drafted before they are checked
+    keep_specials: bool = False, # leave [EOS] and [S_2] in
+    rows: int | None = None,     # samples, where the batch is empty
+) -> list:                       # B lists of ids
+    "Greedy texts of `model` on a CPU, clip by clip: `quick` reads and drafts, `model` checks. Raises `BadInput` for less than one word."
+    if min(max_tokens, ahead) < 1: raise BadInput(f"A text of {max_tokens} tokens, {ahead} at once, cannot be written; ask for at least one.")
+    batch = text_gap(model, batch, target, rows); places = min(max_tokens, model.modalities[target].max_tokens)
+    context, pad = encode_once(quick, batch); texts = []
+    for i in range(len(context)):
+        one = context[i:i + 1], None if pad is None else pad[i:i + 1]; text = [OPEN]
+        exact, draft = (WordCache(m, CrossMemory(m, *one), places, target) for m in (model, quick))
+        while len(text) <= places and text[-1] != CLOSE: text += check_draft(exact, draft, text[-1], min(ahead, places + 1 - len(text)))
+        texts.append(text[1:] if keep_specials else only_words(text[1:]))
+    return texts
 
 # %% ../nbs/32_generate.ipynb #ccc7e617
 def decode_rows(

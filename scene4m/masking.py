@@ -27,6 +27,7 @@ def sincos_1d(
     angle = torch.arange(rows, dtype=torch.float64)[:, None] * 10000.0 ** -k
     return torch.cat([angle.sin(), angle.cos()], 1).float()
 
+# %% ../nbs/30_masking.ipynb #f3cac003
 def sincos_2d(
     h: int,                # rows of the grid
     w: int,                # columns
@@ -73,8 +74,8 @@ class Modality:
 # %% ../nbs/30_masking.ipynb #b6a9d7cd
 def check_mask(name: str, entry: dict, mask: str, shape: tuple):
     "Raises `BadInput` unless `entry[mask]` is a tensor of `shape`: of bool, or, for `decoder_attention_mask`, of whole numbers."
-    if mask not in entry: raise BadInput(f"{name}: the batch has no {mask}.")
-    m = entry[mask]
+    m = entry.get(mask)
+    if not torch.is_tensor(m): raise BadInput(f"{name}: the batch has no {mask}" + ("." if m is None else " that is a tensor."))
     if mask == "decoder_attention_mask":
         if m.is_floating_point() or m.dtype == torch.bool: raise BadInput(f"{name}: {mask} must hold whole numbers (counts), not {m.dtype}.")
     elif m.dtype != torch.bool: raise BadInput(f"{name}: {mask} must be bool (True: not used), not {m.dtype}.")
@@ -182,6 +183,9 @@ class Text(Modality):
     max_tokens: int = 256
     table_rows: int = 512             # rows of the position table; 4M keeps 512
     is_sequence = True
+
+    def __post_init__(self):
+        if self.max_tokens > self.table_rows: raise BadInput(f"{self.name}: {self.max_tokens} tokens need more than {self.table_rows} table_rows.")
 
     @property
     def num_tokens(self) -> int: return self.max_tokens
@@ -297,6 +301,7 @@ def sentinel(i: int) -> int:
     if not 0 <= i < SENTINELS: raise BadInput(f"There is no sentinel [S_{i}]; a text may have at most {SENTINELS - 2} gaps.")
     return 4 + i
 
+# %% ../nbs/30_masking.ipynb #4b6922b6
 def span_mask(
     ids: list,     # word pieces
     keep: list,    # for each, whether the encoder sees it
@@ -328,6 +333,7 @@ def chunked(text) -> list:
     "A text as chunks of ids that are kept or dropped together: single tokens for a list of ids, whole lists for a list of lists."
     return [list(c) for c in text] if text and isinstance(text[0], (list, tuple)) else [[t] for t in text]
 
+# %% ../nbs/30_masking.ipynb #9b7d6903
 def draw_keep(chunks: list, budget: int, keep: str, generator: torch.Generator) -> tuple:
     "Input and target of a text whose input has at most `budget` tokens; `keep` is `random`, `all` or `binary`."
     u = float(torch.rand((), generator=generator))
@@ -372,6 +378,7 @@ def blank_entry(modality: Modality) -> dict:
     off = torch.ones(n, dtype=torch.bool)
     return dict(tensor=tensor, input_mask=off, target_mask=off.clone(), decoder_attention_mask=torch.zeros(n, dtype=torch.int32))
 
+# %% ../nbs/30_masking.ipynb #b082df44
 def mask_modality(modality: Modality, value, n_in: int, n_out: int | None, generator, keep: str = "random", by: str = "token") -> dict:
     "The entry of one modality of a sample. Raises `BadInput` for ids outside the vocabulary or a grid that is not full."
     if value is None: return blank_entry(modality)
@@ -391,6 +398,7 @@ class Alphas:
     weight: float = 1.0         # how often this component is drawn
     keep: str = "random"        # of words in texts: `random`, `all`, `binary`
 
+# %% ../nbs/30_masking.ipynb #becf4ecc
 FOURM_TOKENS = [m for m in REGISTRY if m != "rgb@224"]
 FOURM_MIXTURE = (Alphas({"rgb@224": 1000.0}, {m: 0.5 for m in FOURM_TOKENS}),                              # an image to everything
                  Alphas({m: 0.5 for m in REGISTRY}, {m: 0.5 for m in FOURM_TOKENS}))                       # everything to everything
@@ -431,7 +439,8 @@ class UnifiedMasking:
         self.input_budget, self.target_budget = input_budget, target_budget
         names = dict.fromkeys(self.modalities, 0.5); self.mixture = list(mixture or [Alphas(names, names)])
         for b in (input_budget, target_budget):
-            if (b if isinstance(b, int) else b[0]) < 1: raise BadInput(f"A budget of {b} tokens leaves nothing to learn from; give at least 1.")
+            least, most = (b, b) if isinstance(b, int) else b
+            if least < 1 or most < least: raise BadInput(f"A budget of {b} tokens leaves nothing to learn from; give at least 1, or (least, most).")
         for c in self.mixture: self.check_component(c)
 
     def check_component(self, c: Alphas):
@@ -480,7 +489,9 @@ def transfer_mask(
     targets,                # names of what is predicted, whole
 ) -> dict:
     "Entries without a batch axis for one fixed task. A text's target stands behind its longest possible input, as in 4M."
-    entries, g = {}, torch.Generator()
+    entries, g = {}, torch.Generator(); known = [m.name for m in modalities]
+    for name in (*inputs, *targets):
+        if name not in known: raise BadInput(f"There is no modality {name!r} to see or to predict; given are {', '.join(known)}.")
     for m in modalities:
         if m.name in inputs and m.name in targets: raise BadInput(f"{m.name} cannot be seen whole and asked for at the same time.")
         value = sample.get(m.name) if m.name in (*inputs, *targets) else None; is_input = m.name in inputs

@@ -1,4 +1,5 @@
-"Generation: with a cache and without it, alone and in a batch, the same tokens come out."
+"Generation: with a cache and without it, alone and in a batch, drafted or not, the same tokens come out."
+import copy
 import math
 
 import pytest
@@ -8,9 +9,9 @@ from test_golden4m import CASES, Case
 
 from scene4m.core import BadInput
 from scene4m.fourm import FourM
-from scene4m.generate import (CLOSE, EOS, OPEN, CrossMemory, WordCache, Writer, any_to_any, beam_search, candidate_rows, decode_rows, eight_bit,
-                              embed_text, encode_once, fill_grid, filter_logits, generate_text, given_text, grid_logits, hide, maskgit, roar,
-                              sample_ids, score_text, temperature_schedule, text_gap, token_schedule)
+from scene4m.generate import (CLOSE, EOS, OPEN, CrossMemory, EightBitLinear, WordCache, Writer, any_to_any, beam_search, candidate_rows, decode_rows,
+                              eight_bit, embed_text, encode_once, fill_grid, filter_logits, generate_drafted, generate_text, given_text, grid_logits,
+                              hide, maskgit, roar, sample_ids, score_text, temperature_schedule, text_gap, token_schedule)
 from scene4m.masking import Text, TokenGrid, seen_entry
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,8 @@ def test_cached_and_uncached_logits_agree(model, hidden):
     step = torch.stack([cache(ids[:, t]) for t in range(12)], 1)
     whole = model.decoder_embeddings["caption"].to_logits(decode_rows(model, CrossMemory(model, context, pad), embed_text(model, "caption", ids[:, None]), True)[:, 0])
     assert (step - whole).abs().max() < 1e-5
+    cache.back(4); rows = cache.row(ids[:, 4:9])                     # forget eight words, say five of them again at once
+    assert cache.length == 9 and (rows - step[:, 4:9]).abs().max() < 1e-5
 
 def written_out(path):
     "Whether a golden case holds a greedy text."
@@ -128,16 +131,16 @@ def test_the_same_generator_writes_the_same(model):
 
 def count_rows(model, f):
     "Rows that go through the decoder's first feed-forward part, contexts turned into keys and values, and rows of logits."
-    n = dict(rows=0, memories=0, logits=0); block, head = model.decoder[0], model.decoder_embeddings["caption"].to_logits
+    n = dict(rows=0, memories=0, logits=0, passes=0); block, head = model.decoder[0], model.decoder_embeddings["caption"].to_logits
     add = lambda key, i: (lambda m, a, o: n.__setitem__(key, n[key] + o[..., 0].numel() if i is None else n[key] + i))
-    hooks = [block.mlp.register_forward_hook(add("rows", None)), block.context_norm.register_forward_hook(add("memories", 1)), head.register_forward_hook(add("logits", None))]
+    hooks = [block.register_forward_hook(add("passes", 1)), block.mlp.register_forward_hook(add("rows", None)), block.context_norm.register_forward_hook(add("memories", 1)), head.register_forward_hook(add("logits", None))]
     try: f()
     finally: [h.remove() for h in hooks]
     return n
 
 def test_a_word_costs_one_row(model):
     alone = batch(1, seed=8); long = len(generate_text(model, alone, max_tokens=9, keep_specials=True)[0])
-    assert count_rows(model, lambda: generate_text(model, alone, max_tokens=9)) == dict(rows=long, memories=1, logits=long)
+    assert count_rows(model, lambda: generate_text(model, alone, max_tokens=9)) == dict(rows=long, memories=1, logits=long, passes=long)
 
 def test_who_is_done_leaves(model):
     b = batch(6); texts = generate_text(model, b, max_tokens=20, keep_specials=True); needed = sum(map(len, texts)); steps = max(map(len, texts))
@@ -253,6 +256,36 @@ def test_a_given_beginning_is_seen(model):
     assert generate_text(model, {**b, "caption": open_}, max_tokens=8) != generate_text(model, b, max_tokens=8)
 
 # --- fewer bits
+
+def test_an_input_that_is_rounded_twice_loses_hardly_anything():
+    g = torch.Generator().manual_seed(0); x = torch.randn(3, 20, 64, generator=g) * torch.rand(20, 1, generator=g); linear = torch.nn.Linear(64, 48)
+    coarse, fine = EightBitLinear(linear), EightBitLinear(linear, fine=True); w = torch.ops.quantized.linear_unpack(fine.packed)[0].dequantize()
+    with torch.inference_mode():
+        want = torch.nn.functional.linear(x, w, linear.bias); off = lambda m: float((m(x) - want).norm() / want.norm())
+        assert off(fine) < 4e-4 < 4e-3 < off(coarse) and fine(x).shape == (3, 20, 48)
+        assert torch.isfinite(fine(torch.zeros(2, 64))).all() and torch.allclose(fine(x[0]), fine(x)[0], atol=1e-6)       # rows do not depend on each other
+
+@torch.inference_mode()
+@pytest.mark.parametrize("noise", [0.0, 0.03, 1.0])
+def test_a_draft_changes_the_work_and_never_a_word(model, noise):
+    b = batch(6); b["video"]["input_mask"][1] = True; quick = copy.deepcopy(model)
+    for i, p in enumerate(quick.decoder.parameters()): p.add_(noise * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+    want = generate_text(model, b, max_tokens=20, keep_specials=True); spent = {}
+    for ahead in (1, 5, 40):
+        spent[ahead] = count_rows(model, lambda: asserted(generate_drafted(model, quick, b, max_tokens=20, ahead=ahead, keep_specials=True), want))["passes"]
+    assert spent[1] == sum(map(len, want)) and (noise or spent[40] == 6) and (noise == 1 or spent[40] <= spent[5] < spent[1])
+    assert generate_drafted(model, quick, b, max_tokens=3) == generate_text(model, b, max_tokens=3)
+    assert generate_drafted(model, quick, {}, max_tokens=4, rows=2) == generate_text(model, {}, max_tokens=4, rows=2)
+    for bad in (dict(max_tokens=0), dict(ahead=0)):
+        with pytest.raises(BadInput, match="at least one"): generate_drafted(model, quick, b, **bad)
+
+def asserted(a, b): assert a == b
+
+@torch.inference_mode()
+def test_eight_bits_read_and_draft_what_the_model_checks(model):
+    b = batch(6); light = eight_bit(model); memory = CrossMemory(model, *encode_once(light, text_gap(model, b)))
+    assert generate_drafted(model, light, b, max_tokens=20) == generate_text(model, b, max_tokens=20, memory=memory)      # it reads, the model writes
+    assert [p.fine for p in (light.encoder[0].mlp.fc1, light.decoder_proj_context, light.decoder[0].mlp.fc1)] == [True, True, False]
 
 def test_eight_bits_answer_nearly_the_same(model):
     weights = {k: t.clone() for k, t in model.state_dict().items()}; light = eight_bit(model); b = batch(6)
