@@ -1,8 +1,8 @@
 """How well the main job and the packaged checkpoint do on fresh clips: three training seeds, chance beside every figure.
 
 `python benchmarks/targets.py --out FOLDER` writes a street of 1,000 clips with a seed that nothing else uses, runs `scene4m run` for the seeds 0, 1
-and 2 (each a folder of its own; finished ones are not run again), and evaluates each model and the packaged one on that street. `--seeds` with no
-number leaves the packaged one alone. The figures go to benchmarks/targets.json. Twenty-five minutes on two quiet cores.
+and 2 (each a folder of its own; finished ones are not run again), and evaluates each model and the packaged one on that street. `--runs` measures
+finished runs instead, `--seeds` with no number the packaged model alone. The figures go to benchmarks/targets.json. Half an hour on two quiet cores.
 """
 import argparse
 import json
@@ -38,12 +38,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the street and the runs")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, nargs="*", default=[], help="folders of finished runs, measured instead of new ones")
     parser.add_argument("--clips", type=int, default=1000)
     parser.add_argument("--set", nargs="*", default=[], help="settings for `scene4m run`, to try this script quickly")
     args = parser.parse_args(); street = args.out / "street"
     scene4m("toy", "--n", args.clips, "--seed", FRESH, "--out", street)
     models, took = {}, {}
-    for seed in args.seeds:
+    for run in args.runs:
+        models[run.name] = run / "model"; took[run.name] = json.loads((run / "report.json").read_text())["seconds"]
+    for seed in args.seeds if not args.runs else ():
         run = args.out / f"seed{seed}"
         scene4m("run", "--seed", seed, "--out", run, *(w for s in args.set for w in ("--set", s)))
         models[f"main job, seed {seed}"] = run / "model"; took[f"main job, seed {seed}"] = json.loads((run / "report.json").read_text())["seconds"]
@@ -61,7 +64,7 @@ def main() -> None:
     print("\n".join(lines))
     kept = dict(world_version=world, clips=args.clips, street_seed=FRESH, machine=machine, seconds=took,
                 figures={n: {k: dict(percent=v, chance=c) for k, (v, c) in f.items()} for n, f in columns.items()})
-    if not args.set: KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    if args.clips >= 1000: KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
