@@ -125,7 +125,7 @@ def real_sounds(limit: int | None) -> tuple:
     front, rows = MelFrontEnd(), real_rows("audio"); rows = rows[:: max(1, len(rows) // limit)] if limit else rows
     held, parts = held_out_groups(rows), ([], [])
     for r in rows:
-        clip = read_clip(REAL / r["file"], specs=())
+        clip = read_clip(REAL / r["file"])
         parts[r["group"] in held].append(front(clip.wave[:max(1, round(clip.duration * 16_000))]))
     out = []
     for mels in parts:
@@ -325,9 +325,11 @@ def report(args) -> None:
     chosen = [m for m in MAIN if not args.methods or m.name in args.methods]
     print(f"{args.seconds:g} CPU seconds each, {args.seeds} seeds, one thread, {args.clips} street clips, {args.held_out} held out; "
           f"a pixel moves where it is more than {metrics.MOVING:g} of the range away from the clip's median over time", flush=True)
+    def write():
+        if args.json: Path(args.json).write_text(json.dumps(results, indent=1, default=float) + "\n")      # after every set, so that none is lost
     def finish(name, kind, train_part, held_part, lazy, rates=()):
         figures, kept = run_set(name, kind, train_part, held_part, [*chosen, *rates], args)
-        results[name] = dict(kind=kind, figures=figures, lazy=lazy); table(name, kind, figures, lazy); return kept
+        results[name] = dict(kind=kind, figures=figures, lazy=lazy); table(name, kind, figures, lazy); write(); return kept
     if "video" in args.sets:
         x, held = street("video", "train", args.clips, keep), street("video", "test", args.held_out, keep)
         kept = finish("street, picture", "video", (x, None), (held,), lazy_video(held), RATES["video"] if args.figure else ())
@@ -346,7 +348,7 @@ def report(args) -> None:
         finish(f"real sounds ({len(known[0])}, held out {len(held[0])})", "audio", known, held, lazy_audio(*held))
     if "listen" in args.sets: listening()
     if "speed" in args.sets: speed(args)
-    if args.json: Path(args.json).write_text(json.dumps(results, indent=1, default=float))
+    write()
     if args.figure and results: draw(results, Path(args.figure))
 
 
