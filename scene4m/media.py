@@ -157,6 +157,7 @@ def _packets(container, streams, start: float, stop: float, clock) -> dict:
     "The packets of each stream from the last seek point before `start` up to `stop` seconds, by stream index."
     import av
     kept, size, late, over = {s.index: [] for s in streams}, 0, 0, set()
+    ends = {s.index: (stop + 1) / float(s.time_base) if s.time_base else math.inf for s in streams}      # in each stream's own ticks
     if start > 0:
         with contextlib.suppress(av.error.FFmpegError, ValueError): container.seek(int(start * 1e6), backward=True)
     try:
@@ -164,7 +165,7 @@ def _packets(container, streams, start: float, stop: float, clock) -> dict:
             clock.check()
             if packet.size == 0: continue
             when, i = packet.dts if packet.dts is not None else packet.pts, packet.stream_index
-            if when is not None and packet.time_base and float(when * packet.time_base) > stop + 1: over.add(i)
+            if when is not None and when > ends[i]: over.add(i)
             if i in over: late += 1
             else: kept[i].append(packet); size += packet.size
             if len(over) == len(streams) or late > MAX_LATE: break
@@ -235,19 +236,20 @@ def _decode_video(stream, packets, times, clock):
 # %% ../nbs/10_media.ipynb #b6ab9921
 def _side_bars(luma: np.ndarray) -> tuple[int, int]:
     "Bars at the two ends of axis 1 of `luma` (T, L, K), in lines."
-    lines = luma.shape[1]
-    bright = np.percentile(luma[:, :, ::4], 80, axis=2)                   # (T, L)
-    lit = np.flatnonzero((bright > 20).sum(0) >= min(2, len(luma)))
+    lines, some = luma.shape[1], luma[:, :, ::4]
+    bright = np.count_nonzero(some > 20, axis=2) > 0.2 * some.shape[2]    # (T, L): more than a fifth of the line
+    lit = np.flatnonzero(bright.sum(0) >= min(2, len(luma)))
     if len(lit) == 0: return 0, 0
-    sides = [_one_bar(luma, bright, int(lit[0])), _one_bar(luma[:, ::-1], bright[:, ::-1], int(lines - 1 - lit[-1]))]
+    sides = [_one_bar(luma, int(lit[0])), _one_bar(luma[:, ::-1], int(lines - 1 - lit[-1]))]
     if abs(sides[0] - sides[1]) > 0.03 * lines: sides = [min(sides)] * 2
     return (0, 0) if lines - sum(sides) < 0.2 * lines else tuple(sides)
 
 # %% ../nbs/10_media.ipynb #684ade32
-def _one_bar(luma, bright, width: int) -> int:
+def _one_bar(luma, width: int) -> int:
     "`width` if the first `width` lines are a bar: broad enough, flat, and with a sharp edge; else 0."
     if width < max(1, 0.02 * luma.shape[1]): return 0
-    part, level = luma[:, :max(1, width - 1), ::4], bright[:, :max(1, width - 1), None]
+    edge = luma[:, :width + 3, ::4]; bright = np.percentile(edge, 80, axis=2)
+    part, level = edge[:, :max(1, width - 1)], bright[:, :max(1, width - 1), None]
     spread = float(part[part <= level].std(dtype=np.float32))                # the brightest fifth of a line may be a station's logo
     step = bright[:, width:width + 3].mean(1) - bright[:, max(0, width - 3):width].mean(1)
     return width if spread < 4 and (step >= (5 if spread < 1 else 8)).sum() >= min(2, len(luma)) else 0
@@ -326,7 +328,7 @@ def _mono(frame) -> np.ndarray:
     if not frame.format.is_planar: data = data.reshape(-1, channels).T
     mono = data.astype(np.float64 if kind in ("i4", "f8") else np.float32)
     if kind == "u1": mono -= 128
-    return np.nan_to_num((mono.mean(0) / _SCALE[kind]).astype(np.float32), nan=0.0, posinf=1.0, neginf=-1.0)
+    return (mono.mean(0) / _SCALE[kind]).astype(np.float32)
 
 # %% ../nbs/10_media.ipynb #490819a6
 def _decode_audio(stream, packets, clock, longest: float = 3600.0):
@@ -353,6 +355,7 @@ def _place(pieces, rate: int, origin: float, seconds: float) -> tuple[np.ndarray
         a, b = max(0, position), min(len(out), position + len(samples))
         if b > a: out[a:b] = samples[a - position:b - position]
         position += len(samples)
+    np.nan_to_num(out, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)        # a broken file may hold anything
     return out, min(seconds, max(0, position or 0) / rate)
 
 # %% ../nbs/10_media.ipynb #5be29fdc
