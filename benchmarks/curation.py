@@ -102,10 +102,10 @@ def moviepy_plain(path):
     return moviepy_clip(path, audio=False)
 
 
-def curation(folder: Path, out: Path, workers: int = 1):
+def curation(folder: Path, out: Path, workers: int = 1, shard: int | None = None):
     "The whole: checks, pictures, sound, files, ledger, manifest."
     from scene4m.curation import curate
-    table = curate(folder, out, workers=workers, refuse=(), shard_size=5, timeout=300)
+    table = curate(folder, out, workers=workers, refuse=(), shard_size=shard, timeout=300)
     assert (table.status == "kept").all(), table.message
     return table
 
@@ -118,7 +118,7 @@ def cpu() -> float:
     return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 
-def measure(method: str, folder: Path, workers: int) -> dict:
+def measure(method: str, folder: Path, workers: int, shard: int | None) -> dict:
     "Run in a fresh process: CPU and wall seconds per clip."
     import torch
     torch.set_num_threads(1)
@@ -127,7 +127,7 @@ def measure(method: str, folder: Path, workers: int) -> dict:
         (scratch / "warm").mkdir(); shutil.copy(paths[0], scratch / "warm")
         curation(scratch / "warm", scratch / "out0")
         c, t = cpu(), time.perf_counter()
-        curation(folder, scratch / "out1", workers)
+        curation(folder, scratch / "out1", workers, shard)
     else:
         METHODS[method](paths[0])
         c, t = cpu(), time.perf_counter()
@@ -219,8 +219,8 @@ def scaling(folder: Path, repeats: int) -> dict:
         for k, p in enumerate(sorted(folder.glob("*.mp4"))): shutil.copy(p, halves[k % 2])
         for _ in range(repeats):
             for name, workers in (("one", 1), ("two", 2)):
-                found[name] = max(found[name], 1 / fresh("--measure", "curation", folder, "--workers", workers)["wall"])
-            runs = [begin(str(h / "work"), "--measure", "curation", h) for h in halves]
+                found[name] = max(found[name], 1 / fresh("--measure", "curation", folder, "--workers", workers, "--shard", 4)["wall"])
+            runs = [begin(str(h / "work"), "--measure", "curation", h, "--shard", 4) for h in halves]
             found["apart"] = max(found["apart"], sum(1 / answer(r)["wall"] for r in runs))
             for h in halves: shutil.rmtree(h / "work"); (h / "work").mkdir()
     return found
@@ -287,11 +287,12 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="few clips, one pass"); parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--clips", type=int, help="clips of each size"); parser.add_argument("--repeats", type=int, help="passes, of which the best counts")
     parser.add_argument("--measure", nargs=2, metavar=("METHOD", "FOLDER"), help=argparse.SUPPRESS); parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--shard", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--memory", metavar="FOLDER", help=argparse.SUPPRESS); parser.add_argument("--count", type=int, default=1000, help=argparse.SUPPRESS)
     parser.add_argument("--tokens", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.clips, args.repeats = args.clips or (4 if args.quick else 16), args.repeats or (1 if args.quick else 3)
-    if args.measure: print(json.dumps(measure(args.measure[0], Path(args.measure[1]), args.workers)))
+    if args.measure: print(json.dumps(measure(args.measure[0], Path(args.measure[1]), args.workers, args.shard)))
     elif args.memory: print(json.dumps(memory(Path(args.memory), args.count)))
     elif args.tokens: print(json.dumps(tokens(args.tokens)))
     else: report(args)

@@ -326,9 +326,9 @@ def _mono(frame) -> np.ndarray:
     data, channels = frame.to_ndarray(), max(1, frame.layout.nb_channels)
     kind = data.dtype.str[1:]
     if not frame.format.is_planar: data = data.reshape(-1, channels).T
-    mono = data.astype(np.float64 if kind in ("i4", "f8") else np.float32)
+    mono = data.astype(np.float64 if kind in ("i4", "f8") else np.float32, copy=False)
     if kind == "u1": mono -= 128
-    return (mono.mean(0) / _SCALE[kind]).astype(np.float32)
+    return (np.add.reduce(mono) / (len(mono) * _SCALE[kind])).astype(np.float32, copy=False)
 
 # %% ../nbs/10_media.ipynb #490819a6
 def _decode_audio(stream, packets, clock, longest: float = 3600.0):
