@@ -52,11 +52,11 @@ def write_turn(rows: list[dict], turn: dict, k: int, real: Path, folder: Path) -
     return folder
 
 
-def small_preset(seconds: float, packaged: bool):
-    "The toy preset with so many seconds for each tokenizer and twice as many for 4M, or only 4M, from the packaged model on."
-    if not packaged: return get_preset("toy", audio=dict(seconds=seconds), video=dict(seconds=seconds), train=dict(seconds=2 * seconds))
+def small_preset(steps: int, packaged: bool):
+    "The toy preset with so many steps for each of its three trainings, or only for 4M, from the packaged model on."
+    if not packaged: return get_preset("toy", audio=dict(steps=steps), video=dict(steps=steps), train=dict(steps=steps))
     own = {s: dict(pretrained=str(SHIPPED / f"{s}_tokenizer")) for s in SENSES}
-    return get_preset("toy", **own, model=dict(pretrained=str(SHIPPED)), train=dict(seconds=2 * seconds, lr=1e-3))
+    return get_preset("toy", **own, model=dict(pretrained=str(SHIPPED)), train=dict(steps=steps, lr=1e-3))
 
 
 def asked(rows: list[dict], real: Path, model) -> list[dict]:
@@ -77,11 +77,11 @@ def row(name: str, found: list[dict]) -> str:
     return f"| {name} | {100 * sum(right) / len(right):.0f} % | {100 * low:.0f} to {100 * high:.0f} | {len(found)} | {sources} |"
 
 
-def cross_validate(real: Path, out: Path, folds: int, seconds: float, only: list[int] | None, packaged: bool) -> None:
+def cross_validate(real: Path, out: Path, folds: int, steps: int, only: list[int] | None, packaged: bool) -> None:
     rows = [r for r in read_manifest(real) if r["label"] in FIVE]; turn = deal_groups(rows, folds); found = []
     for k in only if only is not None else range(folds):
         folder, run = write_turn(rows, turn, k, real, out / f"clips{k}"), out / f"run{k}"
-        run_pipeline(run, folder, small_preset(seconds, packaged), workers=1)
+        run_pipeline(run, folder, small_preset(steps, packaged), workers=1)
         found += asked([r for r in rows if turn[r["group"]] == k], real, run / "model")
     write_json(out / "held_out.json", found); by = defaultdict(list)
     for r in found:
@@ -121,14 +121,14 @@ def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("real", type=Path); a.add_argument("--out", type=Path, required=True); a.add_argument("--folds", type=int, default=4)
     a.add_argument("--turns", type=json.loads, help="only these turns, for example [0]"); a.add_argument("--model", type=Path)
-    a.add_argument("--seconds", type=float, default=30, help="for each tokenizer; 4M gets twice as many")
+    a.add_argument("--steps", type=int, default=300, help="of each training")
     a.add_argument("--packaged", action="store_true", help="go on from the packaged checkpoint")
     a.add_argument("--videos", action="store_true"); a.add_argument("--strange", action="store_true")
     a.add_argument("--street", type=int, default=400, help="street clips for --strange")
     args = a.parse_args(); args.out.mkdir(parents=True, exist_ok=True)
     if args.strange: how_many_are_strange(args.real, args.out, args.model, args.street)
     elif args.videos: ask_about_videos(args.real, args.out, args.model)
-    else: cross_validate(args.real, args.out, args.folds, args.seconds, args.turns, args.packaged)
+    else: cross_validate(args.real, args.out, args.folds, args.steps, args.turns, args.packaged)
 
 
 if __name__ == "__main__": main()
