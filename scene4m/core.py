@@ -194,8 +194,9 @@ def atomic_write(
             else: f.write(write.encode() if isinstance(write, str) else write)
             f.flush(); os.fsync(f.fileno())
         os.replace(tmp, path)
-    except OSError as e:
+    except BaseException as e:      # whatever stops the writing, Ctrl-C too: no half file stays behind
         with contextlib.suppress(OSError): tmp.unlink()
+        if not isinstance(e, OSError): raise
         raise BadInput(f"{path}: cannot be written ({e.strerror or e}); free some space or choose another place.") from e
     return path
 

@@ -7,11 +7,11 @@ __all__ = ['REASONS', 'COLUMNS', 'MEDIA', 'LISTS', 'PAPER_COUNTS', 'FAILURES', '
            'CurationSettings', 'process_clip', 'FactoryRange', 'FileRow', 'read_row', 'safe_key', 'read_lines',
            'read_table', 'folder_rows', 'vggsound_list', 'read_downloads', 'clip_files', 'vggsound_rows', 'class_table',
            'join_captions', 'failure_kind', 'yt_dlp_fetch', 'download', 'unpack_clips', 'FolderShard', 'TarShard',
-           'ShardJob', 'read_ledger', 'do_shard', 'assign_splits', 'curate', 'assemble', 'summarise', 'verify_dataset',
+           'ShardJob', 'read_ledger', 'do_shard', 'assign_splits', 'assemble', 'summarise', 'verify_dataset', 'curate',
            'ClipDataset', 'ClipLoader']
 
 # %% ../nbs/13_curation.ipynb #d08a3e76
-import contextlib, csv, functools, hashlib, io, itertools, json, multiprocessing, os, re, sys, tarfile, threading, time, zlib
+import contextlib, csv, functools, hashlib, io, itertools, json, lzma, multiprocessing, os, re, sys, tarfile, threading, time, zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -249,6 +249,8 @@ MEDIA = {f".{e}" for e in ("mp4 m4v mov webm mkv avi 3gp mpg mpeg ts flv gif wmv
                            "png jpg jpeg bmp webp").split()}
 LISTS = ("labels.csv", "manifest.csv", "truth.csv")
 
+def _is_media(name: str) -> bool: return name.lower().endswith(tuple(MEDIA))
+
 # %% ../nbs/13_curation.ipynb #f9998eba
 def safe_key(
     name: str,           # any file name
@@ -259,7 +261,9 @@ def safe_key(
     base = name if stem else re.sub(r"\.[A-Za-z0-9]{1,5}$", "", name.replace("\\", "/").rsplit("/", 1)[-1])
     key = re.sub(r"[^A-Za-z0-9_-]", "_", base)[:100]
     if key and key == base and key.lower() not in taken: return key
-    return f"{key[:80]}_{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
+    for more in itertools.chain([""], itertools.count(len(taken))):      # a list may name one file many times
+        unlike = f"{key[:80]}_{hashlib.sha256(f'{name}{more}'.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
+        if unlike.lower() not in taken: return unlike
 
 # %% ../nbs/13_curation.ipynb #98836aff
 def read_lines(path):
@@ -284,6 +288,35 @@ def read_table(
     for line in lines:
         if line: yield dict(zip(names, line))
 
+# %% ../nbs/13_curation.ipynb #a89c9f62
+def _json_or(text, default):
+    "What a cell of a csv says: JSON, or for a list plain text as its only item."
+    if not text: return default
+    try: value = json.loads(text)
+    except (ValueError, RecursionError): value = text
+    if isinstance(default, list): return value if isinstance(value, list) else [value]
+    return value
+
+# %% ../nbs/13_curation.ipynb #a717519c
+def _media_names(folder: Path) -> list[str]:
+    "Every file with a clip's ending, hidden or not; only what this package has not finished writing is passed over."
+    found = (p for p in folder.rglob("*") if _is_media(p.name) and not p.is_dir() and not re.match(r"\.tmp-\d+-", p.name))
+    return sorted(p.relative_to(folder).as_posix() for p in found)
+
+# %% ../nbs/13_curation.ipynb #1b42c37e
+def _file_row(folder: Path, line: dict, label: str, taken) -> FileRow:
+    name = line.get("file") or ""
+    parts, size, reason, message = Path(name).parts, 0, "", ""
+    if not name: reason, message = "bad row", "a line of the list names no file."
+    elif os.path.isabs(name) or ".." in parts or "\\.." in name: reason, message = "outside", f"{name!r}: lies outside the folder of clips."
+    else:
+        with contextlib.suppress(OSError, ValueError): size = os.stat(folder / name).st_size
+    known, text = _json_or(line.get("attributes"), None), name.encode("utf-8", "backslashreplace").decode()
+    captions = tuple(map(str, _json_or(line.get("captions"), [])))
+    known = json.dumps(known, sort_keys=True) if isinstance(known, dict) else None
+    return FileRow(safe_key(name, taken), str(folder / name), text, label, line.get("group") or None, line.get("split") or None,
+                   captions, known, size=size, reason=reason, message=message)
+
 # %% ../nbs/13_curation.ipynb #f4aa6118
 def folder_rows(
     folder,                  # a folder of clips
@@ -306,34 +339,6 @@ def folder_rows(
     if not rows: raise BadInput(f"{lists[0]}: it names no clip." if lists else f"{folder}: no clip was found; there is no video or sound file in it.")
     return rows
 
-# %% ../nbs/13_curation.ipynb #a717519c
-def _media_names(folder: Path) -> list[str]:
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in MEDIA and not p.name.startswith(".") and p.is_file())
-    return sorted(p.relative_to(folder).as_posix() for p in found)
-
-# %% ../nbs/13_curation.ipynb #1b42c37e
-def _file_row(folder: Path, line: dict, label: str, taken) -> FileRow:
-    name = line.get("file") or ""
-    parts, size, reason, message = Path(name).parts, 0, "", ""
-    if not name: reason, message = "bad row", "a line of the list names no file."
-    elif os.path.isabs(name) or ".." in parts or "\\.." in name: reason, message = "outside", f"{name!r}: lies outside the folder of clips."
-    else:
-        with contextlib.suppress(OSError, ValueError): size = os.stat(folder / name).st_size
-    known, text = _json_or(line.get("attributes"), None), name.encode("utf-8", "backslashreplace").decode()
-    captions = tuple(map(str, _json_or(line.get("captions"), [])))
-    known = json.dumps(known, sort_keys=True) if isinstance(known, dict) else None
-    return FileRow(safe_key(name, taken), str(folder / name), text, label, line.get("group") or None, line.get("split") or None,
-                   captions, known, size=size, reason=reason, message=message)
-
-# %% ../nbs/13_curation.ipynb #a89c9f62
-def _json_or(text, default):
-    "What a cell of a csv says: JSON, or for a list plain text as its only item."
-    if not text: return default
-    try: value = json.loads(text)
-    except ValueError: value = text
-    if isinstance(default, list): return value if isinstance(value, list) else [value]
-    return value
-
 # %% ../nbs/13_curation.ipynb #e028754b
 def _mark_duplicates(rows: list[FileRow]) -> list[FileRow]:
     "Refuses files whose bytes an earlier row has; only files of equal size are read."
@@ -346,7 +351,6 @@ def _mark_duplicates(rows: list[FileRow]) -> list[FileRow]:
         out.append(r)
     return out
 
-# %% ../nbs/13_curation.ipynb #0ec45451
 def _file_hash(path) -> str:
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
@@ -356,21 +360,25 @@ PAPER_COUNTS = dict(zip(LABELS, (794, 788, 772, 757, 753, 699, 698, 606, 510, 45
 _VGG_ID = re.compile(r"[\w-]{11}", re.ASCII)
 
 # %% ../nbs/13_curation.ipynb #ef35a594
+def _vgg_lines(csv_file, labels):
+    "Yields (youtube_id, start, label, split) of the lines with one of the labels; id and start stay text where they cannot be understood."
+    chosen = None if labels is None else {**{l.split(",")[0]: l for l in labels}, **{l: l for l in labels}}   # some lists cut at the comma
+    good = False
+    for line in read_lines(csv_file):
+        if len(line) < 3: continue
+        known = bool(_VGG_ID.fullmatch(line[0])) and line[1].isascii() and line[1].isdigit() and len(line[1]) < 7
+        good, label = good or known, (line[2] if line[2] != "label" else None) if chosen is None else chosen.get(line[2])
+        if label is not None: yield line[0], int(line[1]) if known else line[1], label, line[3] if len(line) > 3 else None
+    if not good: raise BadInput(f"{csv_file}: no line reads id,start,label,split; this is not the list of VGG-Sound.")
+
+# %% ../nbs/13_curation.ipynb #13a00001
 def vggsound_list(
     csv_file,                # the official list: youtube_id,start_second,label,split, without a line of names
     labels=LABELS,           # labels to keep; None keeps all
     limit: int | None = None,
 ):
     "Yields (youtube_id, start, label, split) of the rows with one of the labels, streaming. Raises `BadInput` for another kind of file."
-    chosen = None if labels is None else {**{l.split(",")[0]: l for l in labels}, **{l: l for l in labels}}   # some lists cut at the comma
-    good = False
-    for line in read_lines(csv_file):
-        if len(line) < 3 or not _VGG_ID.fullmatch(line[0]) or not (line[1].isascii() and line[1].isdigit() and len(line[1]) < 7): continue
-        good, label = True, line[2] if chosen is None else chosen.get(line[2])
-        if label is None: continue
-        yield line[0], int(line[1]), label, line[3] if len(line) > 3 else None
-        if limit is not None and (limit := limit - 1) < 1: return
-    if not good: raise BadInput(f"{csv_file}: no line reads id,start,label,split; this is not the list of VGG-Sound.")
+    yield from itertools.islice((row for row in _vgg_lines(csv_file, labels) if isinstance(row[1], int)), limit)
 
 # %% ../nbs/13_curation.ipynb #660a535c
 def read_downloads(ledger) -> dict:
@@ -387,10 +395,23 @@ def clip_files(folder) -> dict:
     found = {}
     for p in sorted(Path(folder).rglob("*")):
         m = re.fullmatch(r"([\w-]{11})(?:_(\d{6})|_(\d+)_(\d+))?", p.stem, re.ASCII)
-        if not m or p.suffix.lower() not in MEDIA: continue
+        if not m or not _is_media(p.name): continue
         start = int(m[2]) if m[2] else int(m[3]) // 1000 if m[3] else None
         found.setdefault((m[1], start), str(p))
     return found
+
+# %% ../nbs/13_curation.ipynb #a23409e2
+def _vgg_row(youtube_id, start, label, split, files, failed) -> FileRow:
+    told = dict(label=label, group=youtube_id, split=split)
+    if not isinstance(start, int):
+        why = f"{youtube_id!r}, {start!r}: not an id of eleven characters and a whole second."
+        return FileRow(safe_key(f"{youtube_id},{start}", stem=True), "", f"youtube:{youtube_id}", reason="bad row", message=why, **told)
+    name, told = f"{youtube_id}_{start:06d}", dict(told, start=float(start))
+    path, offset = files.get((youtube_id, start)), 0.0
+    if path is None: path, offset = files.get((youtube_id, None)), float(start)
+    if path: return FileRow(name, path, f"youtube:{youtube_id}", offset=offset, size=os.stat(path).st_size, **told)
+    reason, message = failed.get(name, ("missing", f"{name}: no file of this clip is in the folder; fetch it or leave it out."))
+    return FileRow(name, "", f"youtube:{youtube_id}", reason=reason, message=message, **told)
 
 # %% ../nbs/13_curation.ipynb #88f348df
 def vggsound_rows(
@@ -400,26 +421,16 @@ def vggsound_rows(
     val_share: float = 0.05, # share of the training videos that becomes the validation split
     limit: int | None = None,
 ) -> list[FileRow]:
-    "The clips that the list asks for, each with its file or with the reason `missing`. Splits never cut a video."
+    "The clips that the list asks for, each with its file or the reason why there is none. Splits never cut a video."
     if not Path(clips).is_dir(): raise BadInput(f"{clips}: there is no such folder of clips.")
     files, failed, rows = clip_files(clips), read_downloads(Path(clips) / "downloads.jsonl"), {}
-    listed = list(vggsound_list(csv_file, labels, limit))
+    listed = list(itertools.islice(_vgg_lines(csv_file, labels), limit))
     tests = {i for i, _, _, split in listed if split == "test"}
     for youtube_id, start, label, _ in listed:
         split = "test" if youtube_id in tests else "val" if int(fingerprint(youtube_id, 6), 16) < val_share * 16 ** 6 else "train"
         row = _vgg_row(youtube_id, start, label, split, files, failed)
         rows.setdefault(row.key, row)
     return list(rows.values())
-
-# %% ../nbs/13_curation.ipynb #a23409e2
-def _vgg_row(youtube_id, start, label, split, files, failed) -> FileRow:
-    name = f"{youtube_id}_{start:06d}"
-    path, offset = files.get((youtube_id, start)), 0.0
-    if path is None: path, offset = files.get((youtube_id, None)), float(start)
-    told = dict(label=label, group=youtube_id, split=split, start=float(start))
-    if path: return FileRow(name, path, f"youtube:{youtube_id}", offset=offset, size=os.stat(path).st_size, **told)
-    reason, message = failed.get(name, ("missing", f"{name}: no file of this clip is in the folder; fetch it or leave it out."))
-    return FileRow(name, "", f"youtube:{youtube_id}", reason=reason, message=message, **told)
 
 # %% ../nbs/13_curation.ipynb #e49f6f15
 def class_table(
@@ -445,12 +456,13 @@ def join_captions(
     captions, other = {}, {}
     for file in [files] if isinstance(files, (str, os.PathLike)) else files:
         for line in read_table(file, ()):
-            if "caption" in line and "youtube_id" in line:
-                captions.setdefault(f"{line['youtube_id']}_{int(line['vgg_start']):06d}", []).append(line["caption"])
-            elif "video_id" in line and "modality" in line:
-                flags = [f for f in ("background_music", "static_image", "voice_over") if line.get(f) == "True"]
-                other.setdefault(line["video_id"], []).append([line["label"], line["modality"], *flags])
-            else: raise BadInput(f"{file}: needs the columns youtube_id, vgg_start, caption, or video_id, label, modality.")
+            flags = [f for f in ("background_music", "static_image", "voice_over") if line.get(f) == "True"]
+            try:
+                if "caption" in line: captions.setdefault(f"{line['youtube_id']}_{int(line['vgg_start']):06d}", []).append(line["caption"])
+                else: other.setdefault(line["video_id"], []).append([line["label"], line["modality"], *flags])
+            except (KeyError, ValueError) as e:
+                what = "needs the columns youtube_id, vgg_start, caption, or video_id, label, modality"
+                raise BadInput(f"{file}: {what}; one line reads {str(line)[:200]}.") from e
     return [replace(r, captions=(*r.captions, *captions.get(r.key, ())), other_labels=json.dumps(other.get(r.key, []), ensure_ascii=False))
             for r in rows]
 
@@ -469,7 +481,6 @@ FAILURES = (("throttled", r"429|too many requests|rate.?limit|try again later|sl
             ("blocked", r"sign in|not a bot|confirm your age|age.restricted|blocked it|in your (?:country|region)|geo.?restrict|403"),
             ("gone", r"unavailable|has been removed|removed by|terminated|does not exist|no longer available|404|is not available"))
 
-# %% ../nbs/13_curation.ipynb #2da5d6ac
 def failure_kind(message: str) -> str:
     "The reason of a failed download: gone, private, blocked, throttled, or failed for anything else."
     return next((kind for kind, pattern in FAILURES if re.search(pattern, message, re.IGNORECASE)), "failed")
@@ -488,6 +499,18 @@ def yt_dlp_fetch(youtube_id: str, start: int, seconds: float, folder: Path, whol
         section = yt_dlp.utils.download_range_func(None, [(start, start + seconds)])
         options.update(download_ranges=section, force_keyframes_at_cuts=True)
     with yt_dlp.YoutubeDL(options) as y: y.download([f"https://www.youtube.com/watch?v={youtube_id}"])
+
+# %% ../nbs/13_curation.ipynb #d6d56dfb
+def _fetch_one(fetch, youtube_id, start, seconds, folder, whole, ledger) -> str:
+    key, status, message = f"{youtube_id}_{start:06d}", "done", ""
+    try: fetch(youtube_id, start, seconds, folder, whole)
+    except ImportError as e: raise BadInput("Fetching needs yt-dlp; install it with: pip install 'scene4m[download]'.") from e
+    except Exception as e: status, message = failure_kind(str(e)), " ".join(str(e).split())[:300] or type(e).__name__
+    else:
+        name = youtube_id if whole else key
+        if not any((folder / f"{name}{e}").exists() for e in MEDIA): status, message = "failed", "nothing was written; is the video too large?"
+    with _disk(ledger), open(ledger, "a", encoding="utf-8") as f: f.write(json.dumps(dict(key=key, status=status, message=message)) + "\n")
+    return status
 
 # %% ../nbs/13_curation.ipynb #82c3ac23
 def download(
@@ -517,17 +540,14 @@ def download(
         if refusals >= patience: raise BadInput(f"The server refused {refusals} clips in a row ({status}); wait some hours and go on.")
     return dict(counts)
 
-# %% ../nbs/13_curation.ipynb #d6d56dfb
-def _fetch_one(fetch, youtube_id, start, seconds, folder, whole, ledger) -> str:
-    key, status, message = f"{youtube_id}_{start:06d}", "done", ""
-    try: fetch(youtube_id, start, seconds, folder, whole)
-    except ImportError as e: raise BadInput("Fetching needs yt-dlp; install it with: pip install 'scene4m[download]'.") from e
-    except Exception as e: status, message = failure_kind(str(e)), " ".join(str(e).split())[:300] or type(e).__name__
-    else:
-        name = youtube_id if whole else key
-        if not any((folder / f"{name}{e}").exists() for e in MEDIA): status, message = "failed", "nothing was written; is the video too large?"
-    with _disk(ledger), open(ledger, "a", encoding="utf-8") as f: f.write(json.dumps(dict(key=key, status=status, message=message)) + "\n")
-    return status
+# %% ../nbs/13_curation.ipynb #27c11e9c
+def _copy(source, target):
+    "Copies piece by piece. What cannot be read is the archive's fault, not that of the disk that is written to."
+    while True:
+        try: block = source.read(1 << 20)
+        except OSError as e: raise tarfile.ReadError(str(e)) from e
+        if not block: return
+        target.write(block)
 
 # %% ../nbs/13_curation.ipynb #3ccd8713
 def unpack_clips(
@@ -544,22 +564,17 @@ def unpack_clips(
                 if m.isdir(): continue
                 if not m.isfile(): outcome[m.name] = "not a plain file"
                 elif m.name[:1] in "/\\" or ".." in parts or ":" in m.name or "\0" in m.name: outcome[m.name] = "leaves the folder"
-                elif Path(m.name).suffix.lower() not in MEDIA: outcome[m.name] = "not a clip"
+                elif not _is_media(m.name): outcome[m.name] = "not a clip"
                 elif m.size > max_bytes: outcome[m.name] = "too large"
                 else: atomic_write(folder / m.name, lambda f, m=m: _copy(tar.extractfile(m), f)); outcome[m.name] = "unpacked"
-    except (tarfile.TarError, EOFError, zlib.error) as e: raise BadInput(f"{archive}: the archive is broken ({e}).") from e
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as e: raise BadInput(f"{archive}: the archive is broken ({e}).") from e
     except OSError as e: raise BadInput(f"{archive}: cannot be read ({e.strerror or e}).") from e
     return outcome
-
-# %% ../nbs/13_curation.ipynb #27c11e9c
-def _copy(source, target):
-    while block := source.read(1 << 20): target.write(block)
 
 # %% ../nbs/13_curation.ipynb #83e90076
 def _npy(array: np.ndarray) -> bytes:
     f = io.BytesIO(); np.save(f, array, allow_pickle=False); return f.getvalue()
 
-# %% ../nbs/13_curation.ipynb #73436b8a
 class _HashedFile:
     "A file that is hashed while it is written."
     def __init__(self, path: Path): self.path, self.file, self.hash, self.size = path, open(path, "wb"), hashlib.sha256(), 0
@@ -581,7 +596,6 @@ class FolderShard:
     def finish(self) -> dict: return self.done
     def abort(self): _clean(self.out, self.name)
 
-# %% ../nbs/13_curation.ipynb #9eae476b
 def _clean(out: Path, name: str):
     "Removes what an interrupted writer of this shard left behind."
     with contextlib.suppress(OSError):
@@ -630,6 +644,16 @@ class _Lock:
             fcntl.flock(self.file, fcntl.LOCK_UN)     # also for copies of the file that a child process still holds
         self.file.close()
 
+# %% ../nbs/13_curation.ipynb #e57dfc1b
+def _identity(items):
+    "What tells one list of clips from another."
+    if isinstance(items, FileRow): return asdict(items)
+    if isinstance(items, RawClip):
+        crc = [0 if a is None else zlib.crc32(np.ascontiguousarray(a)) for a in (items.frames, items.wave)]
+        return [items.key, items.label, items.split, items.group, items.source, list(items.captions), *crc]
+    if isinstance(items, list): return [_identity(i) for i in items]
+    return repr(items) if isinstance(items, FactoryRange) else "stream"
+
 # %% ../nbs/13_curation.ipynb #fb254666
 @dataclass
 class ShardJob:
@@ -648,74 +672,6 @@ class ShardJob:
     def rows(self) -> Path: return Path(self.out) / "ledger" / f"{self.name}.rows.jsonl"
     @property
     def ledger(self) -> Path: return Path(self.out) / "ledger" / f"{self.name}.json"
-
-# %% ../nbs/13_curation.ipynb #5d90b3e6
-def _read_rows(job: ShardJob):
-    "Yields the manifest's rows of a finished shard."
-    with open(job.rows, "rb") as f:
-        for line in f: yield json.loads(line)
-
-# %% ../nbs/13_curation.ipynb #e57dfc1b
-def _identity(items):
-    "What tells one list of clips from another."
-    if isinstance(items, FileRow): return asdict(items)
-    if isinstance(items, RawClip):
-        crc = [0 if a is None else zlib.crc32(np.ascontiguousarray(a)) for a in (items.frames, items.wave)]
-        return [items.key, items.label, items.split, items.group, items.source, list(items.captions), *crc]
-    if isinstance(items, list): return [_identity(i) for i in items]
-    return repr(items) if isinstance(items, FactoryRange) else "stream"
-
-# %% ../nbs/13_curation.ipynb #b66f614a
-def read_ledger(job: ShardJob) -> dict | None:
-    "The ledger of a finished shard; None where it is missing, was made of other clips, or its files are not whole."
-    try: ledger = read_json(job.ledger)
-    except BadInput: return None
-    if not isinstance(ledger, dict) or ledger.get("job") != job.id: return None
-    for path, (size, _) in ledger["files"].items():
-        try:
-            if os.stat(Path(job.out) / path).st_size != size: return None
-        except OSError: return None
-    return ledger
-
-# %% ../nbs/13_curation.ipynb #a46a5194
-def do_shard(
-    job: ShardJob,
-    wait: bool = True,   # wait for another process that is making this shard
-    tick=None,           # called with the number of clips that are done
-) -> str:                # "made", "done" (it was there), or "busy" (another process is at it, and `wait` is false)
-    "Makes one shard of a data set unless it is there already. Raises `BadInput` where the disk cannot be written."
-    tick = tick or (lambda n: None)
-    with _Lock(job.ledger.with_name(f".{job.name}.lock")) as lock:
-        if not lock.take(wait=wait): return "busy"
-        ledger = read_ledger(job)
-        if ledger: tick(ledger["count"]); return "done"
-        _forget(job); _make_shard(job, tick)
-        return "made"
-
-# %% ../nbs/13_curation.ipynb #7d1b3757
-def _forget(job: ShardJob):
-    "Removes what an earlier shard of this number left: unfinished files, or clips that are no longer asked for."
-    _clean(Path(job.out), job.name)
-    try: old = read_json(job.ledger)["files"]
-    except (BadInput, KeyError, TypeError): return
-    job.ledger.unlink(missing_ok=True)
-    for path in old: (Path(job.out) / path).unlink(missing_ok=True)
-
-# %% ../nbs/13_curation.ipynb #5a4a3d44
-def _make_shard(job: ShardJob, tick):
-    s, rows, sums, shapes = job.settings, [], {}, {}
-    files = (TarShard if s.layout == "shards" else FolderShard)(Path(job.out), job.name)
-    with IsolatedReader() as reader, contextlib.ExitStack() as stack:
-        stack.callback(files.abort)
-        for item in job.items:
-            row, arrays = _one(item, job, reader)
-            if s.labels is not None and row["label"] not in s.labels: continue
-            rows.append({**row, "shard": job.index}); _check_keys(rows)
-            for name, a in (arrays or {}).items():
-                files.add(name, row["key"], a); _count(sums, shapes, name, a)
-            tick(1)
-        done = files.finish()
-    _write_ledger(job, rows, done, sums, shapes)
 
 # %% ../nbs/13_curation.ipynb #ecaf2926
 def _one(item, job: ShardJob, reader) -> tuple[dict, dict | None]:
@@ -747,6 +703,75 @@ def _write_ledger(job: ShardJob, rows, done, sums, shapes):
     write_json(job.ledger, dict(job=job.id, settings=job.settings.hash, count=len(rows), kept=sum(r["status"] == "kept" for r in rows),
                                 arrays=shapes, sums=sums, files=done))
 
+def _read_rows(job: ShardJob):
+    "Yields the manifest's rows of a finished shard."
+    with open(job.rows, "rb") as f:
+        for line in f: yield json.loads(line)
+
+# %% ../nbs/13_curation.ipynb #b66f614a
+def read_ledger(job: ShardJob) -> dict | None:
+    "The ledger of a finished shard; None where it is missing, was made of other clips, or its files are not whole."
+    try: ledger = read_json(job.ledger)
+    except BadInput: return None
+    if not isinstance(ledger, dict) or ledger.get("job") != job.id: return None
+    for path, (size, _) in ledger["files"].items():
+        try:
+            if os.stat(Path(job.out) / path).st_size != size: return None
+        except OSError: return None
+    return ledger
+
+# %% ../nbs/13_curation.ipynb #7d1b3757
+def _forget(job: ShardJob):
+    "Removes what an earlier shard of this number left: unfinished files, or clips that are no longer asked for."
+    _clean(Path(job.out), job.name)
+    try: old = read_json(job.ledger)["files"]
+    except (BadInput, KeyError, TypeError): return
+    with _disk(job.out):
+        job.ledger.unlink(missing_ok=True)
+        for path in old: (Path(job.out) / path).unlink(missing_ok=True)
+
+# %% ../nbs/13_curation.ipynb #5a4a3d44
+def _make_shard(job: ShardJob, tick):
+    s, rows, sums, shapes = job.settings, [], {}, {}
+    files = (TarShard if s.layout == "shards" else FolderShard)(Path(job.out), job.name)
+    with IsolatedReader() as reader, contextlib.ExitStack() as stack:
+        stack.callback(files.abort)
+        for item in job.items:
+            row, arrays = _one(item, job, reader)
+            if s.labels is not None and row["label"] not in s.labels and row["reason"] != "failed": continue   # of what failed, no label is known
+            rows.append({**row, "shard": job.index}); _check_keys(rows)
+            for name, a in (arrays or {}).items():
+                files.add(name, row["key"], a); _count(sums, shapes, name, a)
+            tick(1)
+        done = files.finish()
+    _write_ledger(job, rows, done, sums, shapes)
+
+# %% ../nbs/13_curation.ipynb #a46a5194
+def do_shard(
+    job: ShardJob,
+    wait: bool = True,   # wait for another process that is making this shard
+    tick=None,           # called with the number of clips that are done
+) -> str:                # "made", "done" (it was there), or "busy" (another process is at it, and `wait` is false)
+    "Makes one shard of a data set unless it is there already. Raises `BadInput` where the disk cannot be written."
+    tick = tick or (lambda n: None)
+    with _Lock(job.ledger.with_name(f".{job.name}.lock")) as lock:
+        if not lock.take(wait=wait): return "busy"
+        ledger = read_ledger(job)
+        if ledger: tick(ledger["count"]); return "done"
+        _forget(job); _make_shard(job, tick)
+        return "made"
+
+# %% ../nbs/13_curation.ipynb #c6497da9
+def _deal(owed: dict, label: str, shares) -> str:
+    "The split of the next group of a label: the one that is furthest behind its share."
+    counts = owed.setdefault(label, Counter())
+    counts["all"] += 1
+    due = {name: share * counts["all"] - counts[name] for name, share in shares}
+    best = max(due, key=due.get)
+    split = best if due[best] >= 0.5 else "train"
+    counts[split] += 1
+    return split
+
 # %% ../nbs/13_curation.ipynb #02fd4221
 def assign_splits(
     rows: list[dict],        # rows of the manifest; those that have a split keep it
@@ -764,16 +789,32 @@ def assign_splits(
         for r in groups[g]: r["split"] = split
     return rows
 
-# %% ../nbs/13_curation.ipynb #c6497da9
-def _deal(owed: dict, label: str, shares) -> str:
-    "The split of the next group of a label: the one that is furthest behind its share."
-    counts = owed.setdefault(label, Counter())
-    counts["all"] += 1
-    due = {name: share * counts["all"] - counts[name] for name, share in shares}
-    best = max(due, key=due.get)
-    split = best if due[best] >= 0.5 else "train"
-    counts[split] += 1
-    return split
+# %% ../nbs/13_curation.ipynb #4f0b8d21
+def _check_numbers(shard, of, shard_size, limit, engine):
+    if not 0 <= shard < of: raise BadInput(f"Shard {shard} of {of}: the first must be at least 0 and below the second.")
+    if shard_size is not None and shard_size < 1: raise BadInput(f"shard_size={shard_size}: a shard holds at least one clip.")
+    if limit is not None and limit < 1: raise BadInput(f"limit={limit}: at least one clip must be asked for.")
+    if engine not in ("local", "ray"): raise BadInput(f"There is no engine {engine!r}; choose local or ray.")
+
+def _known_reasons(refuse) -> tuple:
+    unknown = [r for r in refuse if r not in REASONS]
+    if unknown: raise BadInput(f"There is no reason {unknown[0]!r} to refuse a clip; choose from {', '.join(REASONS)}.")
+    return tuple(refuse)
+
+# %% ../nbs/13_curation.ipynb #323a12bc
+def _names(store, views, features) -> tuple:
+    counts = Counter([*store, *(views or {}), *(features or {})])
+    wrong = [n for n, c in counts.items() if c > 1 or n == "ledger" or n != safe_key(n, stem=True)]
+    if wrong: raise BadInput(f"The name {wrong[0]!r} cannot be used for a modality, or is used twice.")
+    if set(store) - {"frames", "audio"}: raise BadInput(f"store={store!r}: what is stored is frames, audio or both.")
+    return tuple(store)
+
+def _layout(rows, out: Path, layout: str, limit) -> str:
+    if layout not in ("auto", "folder", "shards"): raise BadInput(f"There is no layout {layout!r}; choose folder, shards or auto.")
+    if layout != "auto": return layout
+    if (out / "settings.json").exists(): return read_json(out / "settings.json").get("settings", {}).get("layout", "folder")
+    count = min(len(rows), limit or len(rows)) if hasattr(rows, "__len__") else limit or float("inf")
+    return "shards" if count > 2000 else "folder"
 
 # %% ../nbs/13_curation.ipynb #c513df00
 def _rows_of(source, clips, labels, labels_file, captions, limit, refuse):
@@ -788,16 +829,6 @@ def _rows_of(source, clips, labels, labels_file, captions, limit, refuse):
     if captions: source = join_captions(source, captions)
     return _mark_duplicates(source) if "duplicate" in refuse else source
 
-# %% ../nbs/13_curation.ipynb #5f2882a4
-def _jobs(source, out, settings, features, limit):
-    "The shards of the data set: a list of `ShardJob`, or a generator of them for a stream."
-    n = settings.shard_size
-    if not hasattr(source, "__getitem__"): return _stream_jobs(map(as_clip, itertools.islice(source, limit)), out, settings, features)
-    total = len(source) if limit is None else min(limit, len(source))
-    if not total: raise BadInput("There is no clip to curate: the source is empty.")
-    def part(a): return source[a:a + n] if isinstance(source, list) else FactoryRange(source, a, min(total, a + n))
-    return [ShardJob(str(out), i, part(a), settings, features) for i, a in enumerate(range(0, total, n))]
-
 # %% ../nbs/13_curation.ipynb #8805661d
 def _stream_jobs(stream, out, settings, features):
     "One job after the other, for as long as the stream gives clips; a finished shard's clips are drawn and compared, not stored again."
@@ -809,11 +840,227 @@ def _stream_jobs(stream, out, settings, features):
         if ledger: _compare_stream(job)
         yield job
 
-# %% ../nbs/13_curation.ipynb #bd722368
 def _compare_stream(job):
     keys = [row["key"] for row in _read_rows(job)]
     given = [c.key for c in job.items if job.settings.labels is None or c.label in job.settings.labels]
     if given != keys: raise ConfigMismatch(f"{job.out}: the stream gives other clips than last time; use another folder.")
+
+# %% ../nbs/13_curation.ipynb #5f2882a4
+def _jobs(source, out, settings, features, limit):
+    "The shards of the data set: a list of `ShardJob`, or a generator of them for a stream."
+    n = settings.shard_size
+    if not hasattr(source, "__getitem__"): return _stream_jobs(map(as_clip, itertools.islice(source, limit)), out, settings, features)
+    total = len(source) if limit is None else min(limit, len(source))
+    if not total: raise BadInput("There is no clip to curate: the source is empty.")
+    def part(a): return source[a:a + n] if isinstance(source, list) else FactoryRange(source, a, min(total, a + n))
+    return [ShardJob(str(out), i, part(a), settings, features) for i, a in enumerate(range(0, total, n))]
+
+# %% ../nbs/13_curation.ipynb #d4c3dcdb
+@contextlib.contextmanager
+def _claim(out: Path, settings: CurationSettings, jobs):
+    "Checks that the folder is fresh or was made with these settings, and that no other process is filling it with other clips now."
+    if out.exists() and not out.is_dir(): raise BadInput(f"{out}: this is a file; choose a folder for the data set.")
+    plan, path = fingerprint([j.id for j in jobs] if isinstance(jobs, list) else "stream"), out / "settings.json"
+    told = json.loads(json.dumps(asdict(settings), default=str))
+    with _Lock(out / "ledger" / ".plan.lock") as lock:
+        alone = lock.take(wait=False)
+        if not alone: lock.take(shared=True)
+        old = read_json(path) if path.exists() else None
+        if old and old.get("hash") != settings.hash:
+            changed = [k for k in told if told[k] != old.get("settings", {}).get(k)]
+            raise ConfigMismatch(f"{out}: made with other settings ({', '.join(changed)}); choose another folder, or delete this one.")
+        if not old or old.get("plan") != plan:
+            if not alone: raise BadInput(f"{out}: another process is filling this folder with other clips.")
+            write_json(path, dict(hash=settings.hash, plan=plan, settings=told))
+        lock.take(shared=True)
+        yield
+
+# %% ../nbs/13_curation.ipynb #26d751ce
+def _run_here(jobs, bar):
+    import torch
+    threads = torch.get_num_threads(); torch.set_num_threads(1)     # as in the workers of a pool: one clip is too little work to share
+    try:
+        busy = [j for j in jobs if do_shard(j, wait=False, tick=bar.update) == "busy"]
+        for j in busy: do_shard(j, tick=bar.update)
+    finally: torch.set_num_threads(threads)
+
+# %% ../nbs/13_curation.ipynb #815ac345
+_TICKS = None        # shared by the processes of a pool: how many clips are done
+
+def _tick(n: int):
+    with _TICKS.get_lock(): _TICKS.value += n
+
+def _start_worker(ticks, parent: int):
+    global _TICKS
+    import torch
+    _TICKS = ticks
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+def _end_with(parent: int):
+    "Ends this process soon after its parent has ended, also if that was killed."
+    while os.getppid() == parent: time.sleep(0.5)
+    os._exit(1)
+
+def _work(job: ShardJob, wait: bool) -> str: return do_shard(job, wait, _tick)
+
+# %% ../nbs/13_curation.ipynb #b92519d4
+def _drain(pool, jobs, wait: bool, ticks, bar) -> list:
+    "Runs the jobs and returns those that another process was busy with."
+    from concurrent.futures import wait as wait_for
+    futures, busy = {pool.submit(_work, j, wait): j for j in jobs}, []
+    left = set(futures)
+    while left:
+        done, left = wait_for(left, timeout=0.5, return_when="FIRST_COMPLETED")
+        busy += [futures[f] for f in done if f.result() == "busy"]
+        bar.update(ticks.value - bar.n)
+    return busy
+
+# %% ../nbs/13_curation.ipynb #a4d36ae8
+def _run_in_pool(jobs, workers: int, bar):
+    "Shards over processes. A pool that loses a worker is built again; shards that another program holds are waited for at the end."
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    ticks, wait, losses = context.Value("q", 0), False, 0
+    while jobs:
+        pool = ProcessPoolExecutor(workers, context, _start_worker, (ticks, os.getpid()))
+        try: jobs, wait = _drain(pool, jobs, wait, ticks, bar), True
+        except BrokenProcessPool as e:
+            losses += 1; left = [j for j in jobs if not read_ledger(j)]
+            if losses > 3 and len(left) == len(jobs):
+                raise BadInput("The worker processes keep dying, perhaps for lack of memory; use fewer of them.") from e
+            jobs = left
+        finally: pool.shutdown(wait=False, cancel_futures=True)
+
+# %% ../nbs/13_curation.ipynb #a90c44e7
+def _start_ray(ray, workers: int, address):
+    options = dict(address=address) if address else dict(num_cpus=max(1, workers), include_dashboard=False, object_store_memory=128 << 20)
+    try: ray.init(log_to_driver=False, **options)
+    except Exception as e:      # Ray raises whatever it likes here, also a bare `Exception`
+        raise BadInput(f"There is no Ray to work with at {address or 'this machine'} ({' '.join(str(e).split())[:200]}).") from e
+
+def _ray_work(job: ShardJob) -> str:
+    import torch
+    torch.set_num_threads(1)
+    return do_shard(job)
+
+# %% ../nbs/13_curation.ipynb #9cb63617
+def _run_on_ray(jobs, workers: int, address, bar):
+    "The same function on a Ray cluster (extra `ray`); the folder must be one that every machine sees."
+    try: import ray
+    except ImportError as e: raise BadInput("This engine needs Ray; install it with: pip install 'scene4m[ray]'.") from e
+    started = not ray.is_initialized()
+    if started: _start_ray(ray, workers, address)
+    remote = ray.remote(num_cpus=1, max_retries=8, retry_exceptions=False)(_ray_work)
+    try:
+        left = {remote.remote(j): j for j in jobs}
+        while left:
+            done, _ = ray.wait(list(left), num_returns=1)
+            try: ray.get(done[0])
+            except ray.exceptions.RayTaskError as e: raise (e.cause if isinstance(e.cause, BadInput) else e) from None
+            except ray.exceptions.RayError as e: raise BadInput(f"Ray gave a shard up ({type(e).__name__}); run the same command again.") from e
+            bar.update(len(left.pop(done[0]).items))
+    finally:
+        if started: ray.shutdown()
+
+# %% ../nbs/13_curation.ipynb #7e79cf98
+def _run_jobs(jobs, shard, of, workers, engine, address) -> list:
+    "Makes the shards and returns all jobs; those of other processes are left to them."
+    if not isinstance(jobs, list):
+        made = []
+        for job in jobs: do_shard(job); made.append(replace(job, items=None))
+        if not made: raise BadInput("There is no clip to curate: the stream is empty.")
+        return made
+    mine = jobs[shard::of]
+    bar = progress(desc="curate", total=sum(len(j.items) for j in mine))
+    try:
+        if engine == "ray": _run_on_ray(mine, workers, address, bar)
+        elif workers <= 1 or len(mine) == 1: _run_here(mine, bar)
+        else: _run_in_pool(mine, min(workers, len(mine)), bar)
+    finally: bar.close()
+    return jobs
+
+# %% ../nbs/13_curation.ipynb #2e7d40f8
+def _columns(jobs: list) -> dict:
+    "The rows of finished shards, by column. A text that many rows share is kept once: a seventh of the memory of as many dicts."
+    columns = {c: [] for c in COLUMNS}
+    for row in itertools.chain.from_iterable(map(_read_rows, jobs)):
+        for c, values in columns.items(): values.append(sys.intern(row[c]) if isinstance(row[c], str) else row[c])
+    return columns
+
+# %% ../nbs/13_curation.ipynb #345829e0
+def _refuse_equal_content(rows: dict, settings: CurationSettings):
+    "Marks, in the columns of the manifest, kept clips that have the content of an earlier one."
+    seen = {}
+    for i, (key, content, status) in enumerate(zip(rows["key"], rows["content"], rows["status"])):
+        if status != "kept" or "duplicate" not in settings.refuse: continue
+        first = seen.setdefault(content, key)
+        if first != key: rows["status"][i], rows["reason"][i], rows["message"][i] = "refused", "duplicate", f"{key!r}: the same content as {first!r}."
+
+# %% ../nbs/13_curation.ipynb #45a8824f
+def _sweep(out: Path, settings: CurationSettings, ledgers: list, jobs: list):
+    "Removes shards and arrays that an earlier, longer list of clips left behind."
+    listed = {p for l in ledgers for p in l["files"]} | {f"ledger/{j.name}.json" for j in jobs}
+    ending = "tar" if settings.layout == "shards" else "npy"
+    for path in itertools.chain(*((out / m).glob(f"[!.]*.{ending}") for m in settings.modalities), (out / "ledger").glob("shard-*.json*")):
+        if f"{path.parent.name}/{path.name}" not in listed and path.is_file():
+            with _disk(path): path.unlink(missing_ok=True)
+
+# %% ../nbs/13_curation.ipynb #4a04af33
+def _about(manifest, settings: CurationSettings, ledgers: list) -> dict:
+    "What `dataset.json` says: counts, hours, and the statistics of each modality."
+    kept, sums, arrays = manifest[manifest.status == "kept"], {}, {}
+    for l in ledgers:
+        arrays.update(l["arrays"])
+        for name, (n, total, squares, low, high) in l["sums"].items():
+            a = sums.get(name, (0, 0.0, 0.0, low, high))
+            sums[name] = (a[0] + n, a[1] + total, a[2] + squares, min(a[3], low), max(a[4], high))
+    stats = {k: dict(mean=t / n, std=max(0.0, q / n - (t / n) ** 2) ** 0.5, min=lo, max=hi) for k, (n, t, q, lo, hi) in sums.items()}
+    def count(column): return {str(k): int(v) for k, v in sorted(Counter(column).items())}
+    return dict(format=settings.format, settings=settings.hash, layout=settings.layout, shards=len(ledgers), clips=len(manifest),
+                kept=len(kept), refused=count(manifest.reason[manifest.status != "kept"]),
+                hours=round(float(kept.duration.sum()) / 3600, 4), splits=count(kept.split), labels=count(kept.label),
+                arrays={k: dict(dtype=d, shape=s) for k, (d, s) in sorted(arrays.items())}, statistics=dict(sorted(stats.items())))
+
+# %% ../nbs/13_curation.ipynb #55c3bea2
+def assemble(out: Path, settings: CurationSettings, jobs: list):
+    "Joins the rows of all shards; once every shard is there, writes `manifest.parquet` and `dataset.json`."
+    import pandas as pd
+    ledgers = [read_ledger(j) for j in jobs]
+    rows = _columns([j for j, ledger in zip(jobs, ledgers) if ledger])
+    twice = next((k for k, n in Counter(k.lower() for k in rows["key"]).items() if n > 1), None)
+    if twice is not None: raise BadInput(f"{out}: two clips have the key {twice!r}; keys must be unlike each other.")
+    _refuse_equal_content(rows, settings)
+    dealt = assign_splits([dict(zip(("group", "label", "split"), r)) for r in zip(rows["group"], rows["label"], rows["split"])], settings.seed)
+    rows["split"] = [r["split"] for r in dealt]
+    manifest = pd.DataFrame(rows)
+    if all(ledgers):
+        _sweep(out, settings, ledgers, jobs)
+        atomic_write(out / "manifest.parquet", lambda f: manifest.to_parquet(f, index=False))
+        write_json(out / "dataset.json", _about(manifest, settings, ledgers))
+    manifest.attrs["complete"] = all(ledgers)
+    return manifest
+
+# %% ../nbs/13_curation.ipynb #2bf417da
+def summarise(manifest) -> str:
+    "A few lines for people: kept, refused by reason, hours, clips per second."
+    kept, seconds = manifest[manifest.status == "kept"], manifest.attrs.get("seconds")
+    refused = Counter(manifest.reason[manifest.status != "kept"])
+    lines = [f"{len(kept)} of {len(manifest)} clips kept, {kept.duration.sum() / 3600:.2f} hours"]
+    lines += [f"  refused, {reason}: {n} ({REASONS[reason]})" for reason, n in refused.most_common()]
+    if seconds: lines.append(f"  {len(manifest) / seconds:.1f} clips per second")
+    if not manifest.attrs.get("complete", True): lines.append("  some shards belong to other processes and are not finished")
+    return "\n".join(lines)
+
+# %% ../nbs/13_curation.ipynb #cb8fd101
+def verify_dataset(folder) -> list[str]:
+    "The files of a data set whose bytes are not those that were written; an empty list if all is well."
+    folder, wrong = Path(folder), []
+    for ledger in sorted((folder / "ledger").glob("shard-?????.json")):
+        for path, (_, digest) in read_json(ledger)["files"].items():
+            if not (folder / path).exists() or _file_hash(folder / path) != digest: wrong.append(path)
+    return wrong
 
 # %% ../nbs/13_curation.ipynb #8c9c980e
 def curate(
@@ -854,242 +1101,6 @@ def curate(
     manifest.attrs["seconds"] = time.perf_counter() - began
     return manifest
 
-# %% ../nbs/13_curation.ipynb #4f0b8d21
-def _check_numbers(shard, of, shard_size, limit, engine):
-    if not 0 <= shard < of: raise BadInput(f"Shard {shard} of {of}: the first must be at least 0 and below the second.")
-    if shard_size is not None and shard_size < 1: raise BadInput(f"shard_size={shard_size}: a shard holds at least one clip.")
-    if limit is not None and limit < 1: raise BadInput(f"limit={limit}: at least one clip must be asked for.")
-    if engine not in ("local", "ray"): raise BadInput(f"There is no engine {engine!r}; choose local or ray.")
-
-# %% ../nbs/13_curation.ipynb #87dc06cf
-def _known_reasons(refuse) -> tuple:
-    unknown = [r for r in refuse if r not in REASONS]
-    if unknown: raise BadInput(f"There is no reason {unknown[0]!r} to refuse a clip; choose from {', '.join(REASONS)}.")
-    return tuple(refuse)
-
-# %% ../nbs/13_curation.ipynb #323a12bc
-def _names(store, views, features) -> tuple:
-    counts = Counter([*store, *(views or {}), *(features or {})])
-    wrong = [n for n, c in counts.items() if c > 1 or n == "ledger" or n != safe_key(n, stem=True)]
-    if wrong: raise BadInput(f"The name {wrong[0]!r} cannot be used for a modality, or is used twice.")
-    if set(store) - {"frames", "audio"}: raise BadInput(f"store={store!r}: what is stored is frames, audio or both.")
-    return tuple(store)
-
-# %% ../nbs/13_curation.ipynb #1161c412
-def _layout(rows, out: Path, layout: str, limit) -> str:
-    if layout not in ("auto", "folder", "shards"): raise BadInput(f"There is no layout {layout!r}; choose folder, shards or auto.")
-    if layout != "auto": return layout
-    if (out / "settings.json").exists(): return read_json(out / "settings.json").get("settings", {}).get("layout", "folder")
-    count = min(len(rows), limit or len(rows)) if hasattr(rows, "__len__") else limit or float("inf")
-    return "shards" if count > 2000 else "folder"
-
-# %% ../nbs/13_curation.ipynb #d4c3dcdb
-@contextlib.contextmanager
-def _claim(out: Path, settings: CurationSettings, jobs):
-    "Checks that the folder is fresh or was made with these settings, and that no other process is filling it with other clips now."
-    if out.exists() and not out.is_dir(): raise BadInput(f"{out}: this is a file; choose a folder for the data set.")
-    plan, path = fingerprint([j.id for j in jobs] if isinstance(jobs, list) else "stream"), out / "settings.json"
-    told = json.loads(json.dumps(asdict(settings), default=str))
-    with _Lock(out / "ledger" / ".plan.lock") as lock:
-        alone = lock.take(wait=False)
-        if not alone: lock.take(shared=True)
-        old = read_json(path) if path.exists() else None
-        if old and old.get("hash") != settings.hash:
-            changed = [k for k in told if told[k] != old.get("settings", {}).get(k)]
-            raise ConfigMismatch(f"{out}: made with other settings ({', '.join(changed)}); choose another folder, or delete this one.")
-        if not old or old.get("plan") != plan:
-            if not alone: raise BadInput(f"{out}: another process is filling this folder with other clips.")
-            write_json(path, dict(hash=settings.hash, plan=plan, settings=told))
-        lock.take(shared=True)
-        yield
-
-# %% ../nbs/13_curation.ipynb #7e79cf98
-def _run_jobs(jobs, shard, of, workers, engine, address) -> list:
-    "Makes the shards and returns all jobs; those of other processes are left to them."
-    if not isinstance(jobs, list):
-        made = []
-        for job in jobs: do_shard(job); made.append(replace(job, items=None))
-        if not made: raise BadInput("There is no clip to curate: the stream is empty.")
-        return made
-    mine = jobs[shard::of]
-    bar = progress(desc="curate", total=sum(len(j.items) for j in mine))
-    try:
-        if engine == "ray": _run_on_ray(mine, workers, address, bar)
-        elif workers <= 1 or len(mine) == 1: _run_here(mine, bar)
-        else: _run_in_pool(mine, min(workers, len(mine)), bar)
-    finally: bar.close()
-    return jobs
-
-# %% ../nbs/13_curation.ipynb #26d751ce
-def _run_here(jobs, bar):
-    import torch
-    threads = torch.get_num_threads(); torch.set_num_threads(1)     # as in the workers of a pool: one clip is too little work to share
-    try:
-        busy = [j for j in jobs if do_shard(j, wait=False, tick=bar.update) == "busy"]
-        for j in busy: do_shard(j, tick=bar.update)
-    finally: torch.set_num_threads(threads)
-
-# %% ../nbs/13_curation.ipynb #815ac345
-_TICKS = None        # shared by the processes of a pool: how many clips are done
-
-def _tick(n: int):
-    with _TICKS.get_lock(): _TICKS.value += n
-
-def _start_worker(ticks, parent: int):
-    global _TICKS
-    import torch
-    _TICKS = ticks
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-# %% ../nbs/13_curation.ipynb #a3d90c61
-def _end_with(parent: int):
-    "Ends this process soon after its parent has ended, also if that was killed."
-    while os.getppid() == parent: time.sleep(0.5)
-    os._exit(1)
-
-def _work(job: ShardJob, wait: bool) -> str: return do_shard(job, wait, _tick)
-
-# %% ../nbs/13_curation.ipynb #a4d36ae8
-def _run_in_pool(jobs, workers: int, bar):
-    "Shards over processes. A pool that loses a worker is built again; shards that another program holds are waited for at the end."
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    ticks, wait, losses = context.Value("q", 0), False, 0
-    while jobs:
-        pool = ProcessPoolExecutor(workers, context, _start_worker, (ticks, os.getpid()))
-        try: jobs, wait = _drain(pool, jobs, wait, ticks, bar), True
-        except BrokenProcessPool as e:
-            losses += 1; left = [j for j in jobs if not read_ledger(j)]
-            if losses > 3 and len(left) == len(jobs):
-                raise BadInput("The worker processes keep dying, perhaps for lack of memory; use fewer of them.") from e
-            jobs = left
-        finally: pool.shutdown(wait=False, cancel_futures=True)
-
-# %% ../nbs/13_curation.ipynb #b92519d4
-def _drain(pool, jobs, wait: bool, ticks, bar) -> list:
-    "Runs the jobs and returns those that another process was busy with."
-    from concurrent.futures import wait as wait_for
-    futures, busy = {pool.submit(_work, j, wait): j for j in jobs}, []
-    left = set(futures)
-    while left:
-        done, left = wait_for(left, timeout=0.5, return_when="FIRST_COMPLETED")
-        busy += [futures[f] for f in done if f.result() == "busy"]
-        bar.update(ticks.value - bar.n)
-    return busy
-
-# %% ../nbs/13_curation.ipynb #9cb63617
-def _run_on_ray(jobs, workers: int, address, bar):
-    "The same function on a Ray cluster (extra `ray`); the folder must be one that every machine sees."
-    try: import ray
-    except ImportError as e: raise BadInput("This engine needs Ray; install it with: pip install 'scene4m[ray]'.") from e
-    started = not ray.is_initialized()
-    if started: _start_ray(ray, workers, address)
-    remote = ray.remote(num_cpus=1, max_retries=8, retry_exceptions=False)(_ray_work)
-    try:
-        left = {remote.remote(j): j for j in jobs}
-        while left:
-            done, _ = ray.wait(list(left), num_returns=1)
-            try: ray.get(done[0])
-            except ray.exceptions.RayTaskError as e: raise (e.cause if isinstance(e.cause, BadInput) else e) from None
-            except ray.exceptions.RayError as e: raise BadInput(f"Ray gave a shard up ({type(e).__name__}); run the same command again.") from e
-            bar.update(len(left.pop(done[0]).items))
-    finally:
-        if started: ray.shutdown()
-
-# %% ../nbs/13_curation.ipynb #a90c44e7
-def _start_ray(ray, workers: int, address):
-    options = dict(address=address) if address else dict(num_cpus=max(1, workers), include_dashboard=False, object_store_memory=128 << 20)
-    try: ray.init(log_to_driver=False, **options)
-    except Exception as e:      # Ray raises whatever it likes here, also a bare `Exception`
-        raise BadInput(f"There is no Ray to work with at {address or 'this machine'} ({' '.join(str(e).split())[:200]}).") from e
-
-# %% ../nbs/13_curation.ipynb #96d6616a
-def _ray_work(job: ShardJob) -> str:
-    import torch
-    torch.set_num_threads(1)
-    return do_shard(job)
-
-# %% ../nbs/13_curation.ipynb #2e7d40f8
-def _columns(jobs: list) -> dict:
-    "The rows of finished shards, by column. A text that many rows share is kept once: a seventh of the memory of as many dicts."
-    columns = {c: [] for c in COLUMNS}
-    for row in itertools.chain.from_iterable(map(_read_rows, jobs)):
-        for c, values in columns.items(): values.append(sys.intern(row[c]) if isinstance(row[c], str) else row[c])
-    return columns
-
-# %% ../nbs/13_curation.ipynb #55c3bea2
-def assemble(out: Path, settings: CurationSettings, jobs: list):
-    "Joins the rows of all shards; once every shard is there, writes `manifest.parquet` and `dataset.json`."
-    import pandas as pd
-    ledgers = [read_ledger(j) for j in jobs]
-    rows = _columns([j for j, ledger in zip(jobs, ledgers) if ledger])
-    twice = next((k for k, n in Counter(k.lower() for k in rows["key"]).items() if n > 1), None)
-    if twice is not None: raise BadInput(f"{out}: two clips have the key {twice!r}; keys must be unlike each other.")
-    _refuse_equal_content(rows, settings)
-    dealt = assign_splits([dict(zip(("group", "label", "split"), r)) for r in zip(rows["group"], rows["label"], rows["split"])], settings.seed)
-    rows["split"] = [r["split"] for r in dealt]
-    manifest = pd.DataFrame(rows)
-    if all(ledgers):
-        _sweep(out, settings, ledgers, jobs)
-        atomic_write(out / "manifest.parquet", lambda f: manifest.to_parquet(f, index=False))
-        write_json(out / "dataset.json", _about(manifest, settings, ledgers))
-    manifest.attrs["complete"] = all(ledgers)
-    return manifest
-
-# %% ../nbs/13_curation.ipynb #345829e0
-def _refuse_equal_content(rows: dict, settings: CurationSettings):
-    "Marks, in the columns of the manifest, kept clips that have the content of an earlier one."
-    seen = {}
-    for i, (key, content, status) in enumerate(zip(rows["key"], rows["content"], rows["status"])):
-        if status != "kept" or "duplicate" not in settings.refuse: continue
-        first = seen.setdefault(content, key)
-        if first != key: rows["status"][i], rows["reason"][i], rows["message"][i] = "refused", "duplicate", f"{key!r}: the same content as {first!r}."
-
-# %% ../nbs/13_curation.ipynb #45a8824f
-def _sweep(out: Path, settings: CurationSettings, ledgers: list, jobs: list):
-    "Removes shards and arrays that an earlier, longer list of clips left behind."
-    listed = {p for l in ledgers for p in l["files"]} | {f"ledger/{j.name}.json" for j in jobs}
-    for path in itertools.chain(*((out / m).glob("[!.]*.*") for m in settings.modalities), (out / "ledger").glob("shard-*.json*")):
-        if f"{path.parent.name}/{path.name}" not in listed: path.unlink(missing_ok=True)
-
-# %% ../nbs/13_curation.ipynb #4a04af33
-def _about(manifest, settings: CurationSettings, ledgers: list) -> dict:
-    "What `dataset.json` says: counts, hours, and the statistics of each modality."
-    kept, sums, arrays = manifest[manifest.status == "kept"], {}, {}
-    for l in ledgers:
-        arrays.update(l["arrays"])
-        for name, (n, total, squares, low, high) in l["sums"].items():
-            a = sums.get(name, (0, 0.0, 0.0, low, high))
-            sums[name] = (a[0] + n, a[1] + total, a[2] + squares, min(a[3], low), max(a[4], high))
-    stats = {k: dict(mean=t / n, std=max(0.0, q / n - (t / n) ** 2) ** 0.5, min=lo, max=hi) for k, (n, t, q, lo, hi) in sums.items()}
-    def count(column): return {str(k): int(v) for k, v in sorted(Counter(column).items())}
-    return dict(format=settings.format, settings=settings.hash, layout=settings.layout, shards=len(ledgers), clips=len(manifest),
-                kept=len(kept), refused=count(manifest.reason[manifest.status != "kept"]),
-                hours=round(float(kept.duration.sum()) / 3600, 4), splits=count(kept.split), labels=count(kept.label),
-                arrays={k: dict(dtype=d, shape=s) for k, (d, s) in sorted(arrays.items())}, statistics=dict(sorted(stats.items())))
-
-# %% ../nbs/13_curation.ipynb #2bf417da
-def summarise(manifest) -> str:
-    "A few lines for people: kept, refused by reason, hours, clips per second."
-    kept, seconds = manifest[manifest.status == "kept"], manifest.attrs.get("seconds")
-    refused = Counter(manifest.reason[manifest.status != "kept"])
-    lines = [f"{len(kept)} of {len(manifest)} clips kept, {kept.duration.sum() / 3600:.2f} hours"]
-    lines += [f"  refused, {reason}: {n} ({REASONS[reason]})" for reason, n in refused.most_common()]
-    if seconds: lines.append(f"  {len(manifest) / seconds:.1f} clips per second")
-    if not manifest.attrs.get("complete", True): lines.append("  some shards belong to other processes and are not finished")
-    return "\n".join(lines)
-
-# %% ../nbs/13_curation.ipynb #cb8fd101
-def verify_dataset(folder) -> list[str]:
-    "The files of a data set whose bytes are not those that were written; an empty list if all is well."
-    folder, wrong = Path(folder), []
-    for ledger in sorted((folder / "ledger").glob("shard-?????.json")):
-        for path, (_, digest) in read_json(ledger)["files"].items():
-            if not (folder / path).exists() or _file_hash(folder / path) != digest: wrong.append(path)
-    return wrong
-
 # %% ../nbs/13_curation.ipynb #4ff11657
 class ClipDataset:
     "A data set on disk: its manifest and its arrays, whichever way they are stored."
@@ -1100,7 +1111,8 @@ class ClipDataset:
             half = (self.folder / "ledger").exists()
             raise BadInput(f"{self.folder}: {'not finished; run the same command again' if half else 'no data set is here'}.")
         self.settings, self.about = read_json(self.folder / "settings.json")["settings"], read_json(self.folder / "dataset.json")
-        self.all_rows = pd.read_parquet(self.folder / "manifest.parquet")       # also the refused clips
+        try: self.all_rows = pd.read_parquet(self.folder / "manifest.parquet")       # also the refused clips
+        except (OSError, ValueError) as e: raise BadInput(f"{self.folder}: the manifest is damaged ({e}); run the same command again.") from e
         self.manifest = self.all_rows[self.all_rows.status == "kept"].reset_index(drop=True)
         self._place, self._tars = {k: i for i, k in enumerate(self.manifest.key)}, {}
 
@@ -1130,13 +1142,33 @@ def _load(data: ClipDataset, modality: str, key: str) -> np.ndarray:
     except (OSError, KeyError, ValueError, EOFError, tarfile.TarError) as e:
         raise BadInput(f"{data.folder}: no array {modality!r} of clip {key!r} ({type(e).__name__}: {e}).") from e
 
-# %% ../nbs/13_curation.ipynb #b39c07f8
 def _tar_index(data: ClipDataset, modality: str, shard: int):
     "The tar of a shard and where its members lie in it; nothing is ever unpacked to disk."
     path = data.folder / modality / f"shard-{int(shard):05d}.tar"
     if path not in data._tars:
         with tarfile.open(path) as tar: data._tars[path] = {m.name.removesuffix(".npy"): (m.offset_data, m.size) for m in tar if m.isfile()}
     return path, data._tars[path]
+
+# %% ../nbs/13_curation.ipynb #b201ad5e
+def _shuffled(data, keys, seed, epoch, window) -> list[str]:
+    "Shards in random order, and the clips of `window` shards at a time mixed: random enough to train on, and kind to a disk."
+    rng, shards = make_rng("loader", seed, epoch), {}
+    for k in keys: shards.setdefault(int(data.manifest.shard.iat[data._place[k]]), []).append(k)
+    order, out = [shards[s] for s in rng.permutation(sorted(shards))], []
+    for i in range(0, len(order), window):
+        some = [k for part in order[i:i + window] for k in part]
+        out += [some[j] for j in rng.permutation(len(some))]
+    return out
+
+# %% ../nbs/13_curation.ipynb #105fe5fc
+class _Batches:
+    "What torch's loader asks for by number: one batch at a time."
+    def __init__(self, data, modalities, batches): self.data, self.modalities, self.batches = data, modalities, batches
+    def __len__(self): return len(self.batches)
+    def __getitem__(self, i):
+        import torch
+        keys = self.batches[i]
+        return dict(key=keys, **{m: torch.from_numpy(self.data.stack(m, keys)) for m in self.modalities})
 
 # %% ../nbs/13_curation.ipynb #b65e7659
 class ClipLoader:
@@ -1159,24 +1191,3 @@ class ClipLoader:
             self.batch += 1
             yield batch
         self.epoch, self.batch = self.epoch + 1, 0
-
-# %% ../nbs/13_curation.ipynb #b201ad5e
-def _shuffled(data, keys, seed, epoch, window) -> list[str]:
-    "Shards in random order, and the clips of `window` shards at a time mixed: random enough to train on, and kind to a disk."
-    rng, shards = make_rng("loader", seed, epoch), {}
-    for k in keys: shards.setdefault(int(data.manifest.shard.iat[data._place[k]]), []).append(k)
-    order, out = [shards[s] for s in rng.permutation(sorted(shards))], []
-    for i in range(0, len(order), window):
-        some = [k for part in order[i:i + window] for k in part]
-        out += [some[j] for j in rng.permutation(len(some))]
-    return out
-
-# %% ../nbs/13_curation.ipynb #105fe5fc
-class _Batches:
-    "What torch's loader asks for by number: one batch at a time."
-    def __init__(self, data, modalities, batches): self.data, self.modalities, self.batches = data, modalities, batches
-    def __len__(self): return len(self.batches)
-    def __getitem__(self, i):
-        import torch
-        keys = self.batches[i]
-        return dict(key=keys, **{m: torch.from_numpy(self.data.stack(m, keys)) for m in self.modalities})

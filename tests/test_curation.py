@@ -636,3 +636,93 @@ def test_clips_as_dicts(tmp_path):
         table = curate(source, tmp_path / name, clip=SMALL, layout="folder")
         assert len(table) == 5 and (table.status == "kept").all() and set(table.label) == {"wind chime"}
     with pytest.raises(BadInput, match="no key"): curate([dict(frames=None)], tmp_path / "n", clip=SMALL)
+
+
+# ---------------------------------------------------------------- a row for everything that was asked for
+
+def test_every_file_with_an_ending_has_a_row(tmp_path):
+    "Hidden names too, and a link that leads nowhere; only what is still being written under a temporary name is no clip yet."
+    (tmp_path / "in").mkdir()
+    for i, name in enumerate(("..mp4", ".mp4", ".hidden.mp4", "a.mp4")): square(tmp_path / "x.mp4", i).rename(tmp_path / "in" / name)
+    (tmp_path / "in" / "._a.mp4").write_bytes(b"\0\5\x16\7" + bytes(100)); (tmp_path / "in" / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    square(tmp_path / "x.mp4", 9).rename(tmp_path / "in" / ".tmp-99-b.mp4"); (tmp_path / "in" / "notes.txt").write_text("x"); (tmp_path / "in" / "mp4").write_text("x")
+    (tmp_path / "in" / "folder.mp4").mkdir()
+    table = curate(tmp_path / "in", tmp_path / "out", clip=SMALL)
+    assert dict(zip(table.source, table.reason)) == {"..mp4": "", ".mp4": "", ".hidden.mp4": "", "a.mp4": "", "._a.mp4": "not media", "gone.mp4": "missing"}
+    data = ClipDataset(tmp_path / "out")
+    assert all(data.load("frames", k).shape == (4, 16, 16, 3) for k in data.keys()) and verify_dataset(tmp_path / "out") == []
+
+
+def test_one_file_asked_for_many_times(tmp_path):
+    square(tmp_path / "in" / "a.mp4"); (tmp_path / "l.csv").write_text("file,label\n" + "a.mp4,dog\n" * 5)
+    table = curate(tmp_path / "in", tmp_path / "out", labels_file=tmp_path / "l.csv", clip=SMALL)
+    assert list(table.reason) == ["", *["duplicate"] * 4] and len(set(table.key)) == 5 and table.key[0] == "a"
+    (tmp_path / "l.csv").write_text("file,label\n" + "a.mp4,dog\n" * 20_000)
+    assert len({r.key for r in folder_rows(tmp_path / "in", tmp_path / "l.csv")}) == 20_000
+
+
+def test_damaged_lines_of_the_list_have_a_row(tmp_path):
+    "Asked for by its label, but without an id or a second: a row says so. A line without a label, and a line of names, ask for nothing."
+    rows = [("youtube_id", "start_seconds", "label", "split"), ROWS[1], ("short", 3, "dog barking", "train"), ("eeeeeeeeee1", "seven", "people crowd", "test"),
+            ("eeeeeeeeee1", "seven", "people crowd", "test"), ("dddddddddd1", "x", "baby crying", "train"), ("half",), ("cccccccccc1", -5, "dog barking", "train")]
+    file = write_list(tmp_path / "vgg.csv", rows); square(tmp_path / "clips" / "_bcdefghijk_000005.mp4")
+    table = curate(file, tmp_path / "out", clips=tmp_path / "clips", clip=SMALL)
+    assert list(table.reason) == ["", "bad row", "bad row", "bad row"] and list(table.label) == ["dog barking", "dog barking", "people crowd", "dog barking"]
+    assert "'seven'" in table.message[2] and list(vggsound_list(file)) == [ROWS[1]] and list(table.split[[0, 2]]) == ["test", "test"]
+    assert [r.reason for r in vggsound_rows(file, tmp_path / "clips", labels=None)].count("bad row") == 4            # baby crying, and no line of names
+    assert [r.reason for r in vggsound_rows(file, tmp_path / "clips", limit=2)] == ["", "bad row"]
+
+
+def test_a_clip_that_fails_has_a_row_whatever_labels_are_asked_for(tmp_path):
+    table = curate(Factory(15), tmp_path, clip=SMALL, labels=(LABELS[0],))
+    assert list(table.key) == ["c0000", "c0003", "c0006", "c0009", "c0012", "Factory-13"] and table.reason[5] == "failed"
+
+
+@pytest.mark.parametrize("text", ["youtube_id,caption\n_bcdefghijk,Two dogs\n", "youtube_id,vgg_start,caption\n_bcdefghijk,five,Two dogs\n",
+                                  "video_id,modality\nx,A\n", "youtube_id,vgg_start,caption\n_bcdefghijk\n"])
+def test_captions_that_cannot_be_joined_are_one_sentence(tmp_path, text):
+    (tmp_path / "c.csv").write_text(text)
+    with pytest.raises(BadInput, match="c.csv: needs the columns youtube_id, vgg_start, caption"): join_captions([], tmp_path / "c.csv")
+
+
+def test_cells_that_only_look_like_json(tmp_path):
+    "A thousand brackets are no reason to stop: text, in captions; nothing known, in attributes."
+    square(tmp_path / "in" / "a.mp4"); deep = "[" * 100_000
+    with open(tmp_path / "in" / "labels.csv", "w", newline="") as f: csv.writer(f).writerows([("file", "captions", "attributes"), ("a.mp4", deep, deep)])
+    rows = folder_rows(tmp_path / "in")
+    assert rows[0].captions == (deep,) and rows[0].attributes is None
+
+
+@pytest.mark.parametrize("kind", ["bz2", "xz"])
+def test_archive_that_is_damaged_inside(tmp_path, kind):
+    noise = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
+    with tarfile.open(tmp_path / "x.tar", f"w:{kind}") as tar:
+        for name in ("a.mp4", "b.mp4"):
+            info = tarfile.TarInfo(name); info.size = len(noise); tar.addfile(info, io.BytesIO(noise))
+    data = bytearray((tmp_path / "x.tar").read_bytes()); data[len(data) // 2:len(data) // 2 + 40] = bytes(40)
+    (tmp_path / "x.tar").write_bytes(data)
+    with pytest.raises(BadInput, match="x.tar: the archive is broken"): unpack_clips(tmp_path / "x.tar", tmp_path / "in")
+    assert not list((tmp_path / "in").rglob(".tmp-*"))
+
+
+def test_what_is_not_ours_stays(tmp_path):
+    "A shorter list sweeps out what a longer one left, and nothing that a person laid beside it."
+    curate(Factory(10), tmp_path, clip=SMALL, shard_size=5)
+    (tmp_path / "frames" / "notes.txt").write_text("mine"); (tmp_path / "frames" / "old.npy").mkdir(); (tmp_path / "frames" / "c0003.backup").write_text("mine")
+    curate(Factory(4), tmp_path, clip=SMALL, shard_size=5)
+    assert sorted(p.name for p in (tmp_path / "frames").iterdir()) == ["c0000.npy", "c0001.npy", "c0002.npy", "c0003.backup", "c0003.npy", "notes.txt", "old.npy"]
+
+
+def test_a_damaged_manifest_is_one_sentence_and_is_made_again(tmp_path):
+    curate(Factory(4), tmp_path, clip=SMALL); before = tree(tmp_path)
+    (tmp_path / "manifest.parquet").write_bytes(before["manifest.parquet"][:200])
+    with pytest.raises(BadInput, match="manifest is damaged"): ClipDataset(tmp_path)
+    curate(Factory(4), tmp_path, clip=SMALL)
+    assert tree(tmp_path) == before
+
+
+def test_a_file_that_cannot_be_removed_is_one_sentence(tmp_path):
+    curate(Factory(4), tmp_path, clip=SMALL); array = tmp_path / "frames" / "c0001.npy"; array.unlink(); array.mkdir(); (array / "x").write_text("in the way")
+    with pytest.raises(BadInput, match="cannot be written"): curate(Factory(4), tmp_path, clip=SMALL)
+    (array / "x").unlink(); array.rmdir()
+    assert len(curate(Factory(4), tmp_path, clip=SMALL)) == 4 and verify_dataset(tmp_path) == []
