@@ -6,7 +6,7 @@
 __all__ = ['DEBUG', 'app', 'GO_ON', 'Out', 'Model', 'Seed', 'Workers', 'PresetName', 'Settings', 'AsJson', 'Clips', 'CORES',
            'VggList', 'Limit', 'Captions', 'Shard', 'DataFolder', 'explain', 'in_one_line', 'command', 'main',
            'read_settings', 'run', 'toy', 'curate', 'download', 'train_audio', 'train_video', 'tokenize', 'finetune',
-           'describe_clips', 'in_words', 'describe', 'score_table', 'evaluate', 'transfer', 'study_in_words',
+           'describe_clips', 'in_words', 'describe', 'score_table', 'evaluate', 'study_in_words', 'transfer',
            'app_notebook', 'serve_app', 'finding', 'check_python', 'check_package', 'check_requirements',
            'torchaudio_lib', 'remove_compiled', 'imports_cleanly', 'check_torchaudio', 'check_program',
            'check_processor', 'check_model', 'examine', 'doctor']
@@ -265,6 +265,26 @@ def in_words(d: dict) -> str:
     return f"{d['file']}\n  {d['description']}{do}\n  sure: {d['confidence']:.0%} · {senses}\n  likely: {likely}"
 
 # %% ../nbs/60_cli.ipynb #2ec4b815
+def _loader(model, whole: bool):
+    "A function that loads a describer and gives back what describes one clip: as one description, or stretch by stretch."
+    def load():
+        from scene4m.describe import Describer, describe_long
+        describer = Describer.from_pretrained(model)
+        return (lambda clip: describe_long(describer, clip)) if whole else (lambda clip: [describer(clip)])
+    return load
+
+def _say_aloud(text: str):
+    "Speaks `text`; with an empty text, only makes sure that there is a voice."
+    from scene4m.describe import speak, speech_command
+    if text: speak(text)
+    else: speech_command("")
+
+def _write_vtt(path: Path, descriptions: list):
+    from scene4m.core import atomic_write
+    from scene4m.describe import to_vtt
+    atomic_write(path, to_vtt(descriptions)); typer.echo(f"The subtitles are in {path}", err=True)
+
+# %% ../nbs/60_cli.ipynb #2ec4b8s1
 @command()
 def describe(
     clips: Clips, model: Model = None, as_json: AsJson = False,
@@ -276,31 +296,15 @@ def describe(
     if vtt and len(clips) != 1: raise BadInput("--vtt writes the subtitles of one clip; name one clip.")
     from scene4m.media import probe
     said = []
-    def load():
-        from scene4m.describe import Describer, describe_long
-        describer = Describer.from_pretrained(model)
-        return (lambda clip: describe_long(describer, clip)) if vtt else (lambda clip: [describer(clip)])
     def say(d, description):
         typer.echo(json.dumps(d, ensure_ascii=False, default=str) if as_json else in_words(d)); sys.stdout.flush()
         if description is None: return
         said.append(description)
         if speak: _say_aloud(f"{description.direction} {description.description}".strip())
     if speak: _say_aloud("")
-    failed = describe_clips(clips, load, say, probe)
+    failed = describe_clips(clips, _loader(model, vtt is not None), say, probe)
     if vtt and not failed: _write_vtt(vtt, said)
     if failed: raise typer.Exit(1)
-
-# %% ../nbs/60_cli.ipynb #2ec4b8s1
-def _say_aloud(text: str):
-    "Speaks `text`; with an empty text, only makes sure that there is a voice."
-    from scene4m.describe import speak, speech_command
-    if text: speak(text)
-    else: speech_command("")
-
-def _write_vtt(path: Path, descriptions: list):
-    from scene4m.core import atomic_write
-    from scene4m.describe import to_vtt
-    atomic_write(path, to_vtt(descriptions)); typer.echo(f"The subtitles are in {path}", err=True)
 
 # %% ../nbs/60_cli.ipynb #8074b4ad
 def score_table(
@@ -333,6 +337,13 @@ def evaluate(
     report = evaluate_folder(folder, model, workers=workers, limit=limit, out=out)
     typer.echo(json.dumps(report, ensure_ascii=False, default=str) if as_json else score_table(report))
 
+# %% ../nbs/60_cli.ipynb #57f5b4s1
+def study_in_words(d: dict) -> str:
+    "The outcome of the study, or the error in its place, as a few lines of text."
+    if "error" in d: return f"{d['file']}\n  not described: {d['error']}"
+    same = "" if d["plain"] == d["summary"] else f"\n  most frequent: {d['plain']}"
+    return f"{d['file']}\n  {d['summary']}{same}\n  {len(set(d['captions']))} different captions of {len(d['captions'])} frames"
+
 # %% ../nbs/60_cli.ipynb #57f5b43f
 @command()
 def transfer(
@@ -350,13 +361,6 @@ def transfer(
         return lambda clip: [study(clip)]
     def say(d, _): typer.echo(json.dumps(d, ensure_ascii=False) if as_json else study_in_words(d)); sys.stdout.flush()
     if describe_clips(clips, load, say, probe): raise typer.Exit(1)
-
-# %% ../nbs/60_cli.ipynb #57f5b4s1
-def study_in_words(d: dict) -> str:
-    "The outcome of the study, or the error in its place, as a few lines of text."
-    if "error" in d: return f"{d['file']}\n  not described: {d['error']}"
-    same = "" if d["plain"] == d["summary"] else f"\n  most frequent: {d['plain']}"
-    return f"{d['file']}\n  {d['summary']}{same}\n  {len(set(d['captions']))} different captions of {len(d['captions'])} frames"
 
 # %% ../nbs/60_cli.ipynb #96fa0dfe
 def app_notebook(
@@ -469,7 +473,7 @@ def check_processor() -> dict:
         import torch
         return finding("processor", "ok", f"{torch.cuda.get_device_name()}, {os.cpu_count()} cores")
     if has_fast_bf16(): return finding("processor", "ok", f"{os.cpu_count()} cores with fast bfloat16")
-    return finding("processor", "note", f"{os.cpu_count()} cores without fast bfloat16", "training takes about twice as long here")
+    return finding("processor", "note", f"{os.cpu_count()} cores without fast bfloat16", "training takes longer here")
 
 def check_model() -> dict:
     "Whether a trained model lies in the package."

@@ -182,6 +182,12 @@ def waveform_and_mel(
     fig.colorbar(_draw_mel(axes[1, 0], _spectrogram(mel), sr, hop, title), ax=axes[1, 0], label=unit)
     return fig
 
+# %% ../nbs/15_show.ipynb #df35acaa
+def _draw_difference(fig, ax, error, sr, hop, unit) -> None:
+    "An error around zero."
+    most = max(float(np.abs(error).max()), 1e-6)
+    fig.colorbar(_draw_mel(ax, error, sr, hop, "Reconstruction minus original", (-most, most), "PuOr"), ax=ax, label=unit)
+
 # %% ../nbs/15_show.ipynb #2b350ef3
 @in_style()
 def audio_reconstruction(
@@ -207,12 +213,6 @@ def audio_reconstruction(
     fig.colorbar(picture, ax=axes[:2], label=unit)
     if difference: _draw_difference(fig, axes[2], mel_rec - mel, sr, hop, unit)
     return fig
-
-# %% ../nbs/15_show.ipynb #df35acaa
-def _draw_difference(fig, ax, error, sr, hop, unit) -> None:
-    "An error around zero."
-    most = max(float(np.abs(error).max()), 1e-6)
-    fig.colorbar(_draw_mel(ax, error, sr, hop, "Reconstruction minus original", (-most, most), "PuOr"), ax=ax, label=unit)
 
 # %% ../nbs/15_show.ipynb #b2f0cafb
 def code_palette(
@@ -385,6 +385,15 @@ def bars(
     if chance or not flat: ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return fig
 
+# %% ../nbs/15_show.ipynb #88c1154a
+def _draw_counts(ax, counts, names) -> None:
+    "Counts with their numbers; shades are shares of a row."
+    ax.imshow(counts / np.maximum(counts.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    ax.set_xticks(range(counts.shape[1]), names, rotation=60, ha="right"); ax.set_yticks(range(len(counts)), names[: len(counts)])
+    for (r, c), n in np.ndenumerate(counts):
+        if n: ax.text(c, r, n, ha="center", va="center", fontsize=7, color="white" if n > 0.6 * counts[r].sum() else "black")
+    ax.set(xlabel="answer", ylabel="truth")
+
 # %% ../nbs/15_show.ipynb #8086f7ff
 @in_style()
 def confusion(
@@ -405,15 +414,6 @@ def confusion(
     _draw_counts(axes[0, 0], counts, [c.split(",")[0] for c in columns])
     axes[0, 0].set_title(f"{title}: {right} of {len(truth)} right")
     return fig
-
-# %% ../nbs/15_show.ipynb #88c1154a
-def _draw_counts(ax, counts, names) -> None:
-    "Counts with their numbers; shades are shares of a row."
-    ax.imshow(counts / np.maximum(counts.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    ax.set_xticks(range(counts.shape[1]), names, rotation=60, ha="right"); ax.set_yticks(range(len(counts)), names[: len(counts)])
-    for (r, c), n in np.ndenumerate(counts):
-        if n: ax.text(c, r, n, ha="center", va="center", fontsize=7, color="white" if n > 0.6 * counts[r].sum() else "black")
-    ax.set(xlabel="answer", ylabel="truth")
 
 # %% ../nbs/15_show.ipynb #70049172
 @in_style()

@@ -7,13 +7,13 @@ __all__ = ['WORLD_VERSION', 'SECONDS', 'FPS', 'SIZE', 'SR', 'FOUR_WAYS', 'TWO_WA
            'IN_TURN', 'REGULAR', 'CANVAS', 'RGB', 'SKIN', 'HAIR', 'DARK', 'GLASS', 'WHITE', 'WOOD', 'LAMP', 'TAIL',
            'ALONE', 'SHAPES', 'ENDWISE', 'FAR', 'GROWTH', 'N', 'CONTROL', 'WAVE', 'VOWELS', 'SOUNDS', 'CEILING',
            'Scene', 'sample_scene', 'street_seed', 'events', 'activity', 'Pen', 'draw_wheels', 'draw_bus', 'draw_sedan',
-           'draw_car', 'draw_face', 'draw_siren', 'draw_police', 'puffs', 'draw_engine', 'draw_horn', 'draw_motorcycle',
-           'draw_motorcycle_endwise', 'draw_skateboarder', 'draw_dog', 'draw_speaker', 'draw_woman', 'draw_man',
-           'people', 'draw_crowd', 'draw_worker', 'hammer_angle', 'draw_hammer', 'draw_chime', 'draw_eater',
-           'placement', 'foot', 'street_colours', 'draw_house', 'backdrop', 'draw_rain', 'draw_frame', 'render_frames',
-           'noises', 'noise', 'slow', 'slow_time', 'harmonics', 'phase_of', 'play', 'place_into', 'decay', 'resonances',
-           'voice', 'sound_woman', 'sound_man', 'babble', 'sound_crowd', 'sound_bus', 'sound_engine',
-           'sound_motorcycle', 'sound_police', 'sound_car', 'sound_dog', 'sound_horn', 'sound_hammer',
+           'draw_car', 'draw_face', 'draw_siren', 'draw_police', 'puffs', 'draw_engine', 'draw_horn',
+           'draw_motorcycle_endwise', 'draw_motorcycle', 'draw_skateboarder', 'draw_dog', 'draw_woman', 'draw_man',
+           'draw_speaker', 'people', 'draw_crowd', 'hammer_angle', 'draw_hammer', 'draw_worker', 'draw_chime',
+           'draw_eater', 'foot', 'placement', 'street_colours', 'draw_house', 'backdrop', 'draw_rain', 'draw_frame',
+           'render_frames', 'noises', 'noise', 'slow', 'slow_time', 'harmonics', 'phase_of', 'play', 'place_into',
+           'decay', 'resonances', 'voice', 'sound_woman', 'sound_man', 'babble', 'sound_crowd', 'sound_bus',
+           'sound_engine', 'sound_motorcycle', 'sound_police', 'sound_car', 'sound_dog', 'sound_horn', 'sound_hammer',
            'sound_skateboard', 'sound_chime', 'sound_eating', 'db', 'background', 'source_sound', 'render_sound',
            'street_clip', 'write_scene', 'StreetClips', 'street_clips', 'write_street_file', 'write_street',
            'attribute_targets', 'split_answers', 'picture_reader', 'sound_reader', 'picture_input', 'plain_spectrogram',
@@ -100,7 +100,7 @@ def street_seed(split: str, i: int, seed: int = 0) -> int:
     if seed < 0: raise BadInput(f"The seed {seed} is negative; use 0 or more.")
     return int(seed) * 100_000_000 + first + i
 
-# %% ../nbs/12_toystreet.ipynb #6589c411
+# %% ../nbs/12_toystreet.ipynb #ts000089
 # seconds from one event to the next, and length of one
 RHYTHMS = {DOG: (0.62, 0.2), HAMMER: (0.72, 0.12), HORN: (1.5, 0.8), WOMAN: (0.26, 0.2), MAN: (0.28, 0.22), EATING: (0.55, 0.3),
            ENGINE: (2.4, 1.8), SKATEBOARD: (0.45, 0.05), CHIME: (0.45, 1.0), CROWD: (0.3, 0.25)}
@@ -108,6 +108,7 @@ PAUSES = {DOG: 0.25, WOMAN: 0.09, MAN: 0.09, HORN: 0.2}      # how often a pause
 IN_TURN = {HAMMER, SKATEBOARD, CHIME, EATING}                # these take turns at every event
 REGULAR = {HAMMER, SKATEBOARD}                               # these keep time
 
+# %% ../nbs/12_toystreet.ipynb #6589c411
 @functools.lru_cache(64)
 def events(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Start (s), length (s) and which of the things makes it, for every bark, hit, honk, syllable, bite, rev or clack of a scene."
@@ -189,7 +190,6 @@ def draw_sedan(p, c, glass=GLASS):
     p.poly(((0.0, 0.28), (0.0, 0.39), (0.12, 0.39), (0.22, 0.28)), glass)
     draw_wheels(p, (-0.3, 0.3), 0.1)
 
-# %% ../nbs/12_toystreet.ipynb #eff5a25c
 def draw_car(p, scene, t, i, view): draw_sedan(p, RGB[scene.colour])
 
 # %% ../nbs/12_toystreet.ipynb #4bdd8ad6
@@ -242,7 +242,14 @@ def draw_horn(p, scene, t, i, view):
         if on: p.oval(x, 0.26, 0.2, 0.2, (255, 226, 120), True)
         p.oval(x, 0.26, 0.1, 0.1, (255, 255, 235) if on else (170, 170, 150), on)
 
-# %% ../nbs/12_toystreet.ipynb #6bf8612d
+# %% ../nbs/12_toystreet.ipynb #44c5f942
+def draw_motorcycle_endwise(p, c, front):
+    "A motorcycle and its rider from the front or from behind."
+    p.oval(0, 0.2, 0.07, 0.2, DARK); p.box(-0.12, 0.24, 0.12, 0.46, c); p.line(((-0.3, 0.52), (0.3, 0.52)), 0.06, (120, 120, 125))
+    p.poly(((-0.2, 0.4), (0.2, 0.4), (0.26, 0.74), (-0.26, 0.74)), c); p.oval(0, 0.88, 0.14, 0.14, DARK)
+    if front: p.oval(0, 0.42, 0.08, 0.08, LAMP, True); p.box(-0.1, 0.84, 0.1, 0.9, GLASS)
+    else: p.box(-0.07, 0.34, 0.07, 0.42, TAIL, True)
+
 def draw_motorcycle(p, scene, t, i, view):
     c = RGB[scene.colour]
     if view != "side": return draw_motorcycle_endwise(p, c, view == "front")
@@ -252,14 +259,6 @@ def draw_motorcycle(p, scene, t, i, view):
     p.line(((-0.12, 0.44), (0.1, 0.36), (0.02, 0.14)), 0.11, DARK)
     p.poly(((-0.24, 0.42), (-0.02, 0.42), (0.14, 0.72), (-0.06, 0.78)), c); p.line(((0.06, 0.7), (0.24, 0.5)), 0.08, c)
     p.oval(0.08, 0.86, 0.12, 0.12, DARK); p.box(0.1, 0.83, 0.2, 0.9, GLASS)
-
-# %% ../nbs/12_toystreet.ipynb #44c5f942
-def draw_motorcycle_endwise(p, c, front):
-    "A motorcycle and its rider from the front or from behind."
-    p.oval(0, 0.2, 0.07, 0.2, DARK); p.box(-0.12, 0.24, 0.12, 0.46, c); p.line(((-0.3, 0.52), (0.3, 0.52)), 0.06, (120, 120, 125))
-    p.poly(((-0.2, 0.4), (0.2, 0.4), (0.26, 0.74), (-0.26, 0.74)), c); p.oval(0, 0.88, 0.14, 0.14, DARK)
-    if front: p.oval(0, 0.42, 0.08, 0.08, LAMP, True); p.box(-0.1, 0.84, 0.1, 0.9, GLASS)
-    else: p.box(-0.07, 0.34, 0.07, 0.42, TAIL, True)
 
 # %% ../nbs/12_toystreet.ipynb #5167f0b0
 def draw_skateboarder(p, scene, t, i, view):
@@ -289,6 +288,20 @@ def draw_dog(p, scene, t, i, view):
     p.oval(0.61, y + 0.04 + 0.05 * bark, 0.03, 0.03, DARK)
     p.poly(((0.22, y + 0.12), (0.32, y + 0.1), (0.24, y - 0.1), (0.16, y - 0.04)), tuple(v // 2 for v in fur))
 
+# %% ../nbs/12_toystreet.ipynb #2edd52a2
+def draw_woman(p, c, hair, sway):
+    "Long hair, a dress that widens downwards."
+    p.oval(sway, 0.98, 0.27, 0.32, hair); p.box(-0.27 + sway, 0.6, 0.27 + sway, 0.98, hair)
+    p.poly(((-0.2, 0.66), (0.2, 0.66), (0.32, 0.52), (0.42, 0.0), (-0.42, 0.0), (-0.32, 0.52)), c)
+    p.box(-0.08 + sway, 0.6, 0.08 + sway, 0.8, SKIN); p.oval(sway, 0.98, 0.19, 0.24, SKIN)
+
+def draw_man(p, c, hair, sway):
+    "Broad shoulders, a beard, a hat."
+    p.poly(((-0.26, 0.68), (0.26, 0.68), (0.46, 0.56), (0.46, 0.0), (-0.46, 0.0), (-0.46, 0.56)), c); p.box(-0.05, 0.2, 0.05, 0.66, WHITE)
+    p.box(-0.08 + sway, 0.6, 0.08 + sway, 0.8, SKIN); p.oval(sway, 0.98, 0.19, 0.24, SKIN)
+    p.poly([(sway + 0.2 * math.cos(a), 0.93 + 0.23 * math.sin(a)) for a in np.linspace(math.pi, 2 * math.pi, 9)], hair)
+    p.box(-0.2 + sway, 1.1, 0.2 + sway, 1.28, DARK); p.box(-0.32 + sway, 1.07, 0.32 + sway, 1.13, DARK)
+
 # %% ../nbs/12_toystreet.ipynb #47b7a68c
 def draw_speaker(p, scene, t, i, view):
     "A person from head to coat, with a mouth and a hand that move with the voice."
@@ -300,25 +313,10 @@ def draw_speaker(p, scene, t, i, view):
     hand = 0.3 + 0.18 * open_
     p.line(((0.4, 0.12), (0.5, hand)), 0.12, c); p.oval(0.5, hand + 0.05, 0.07, 0.07, SKIN)
 
-# %% ../nbs/12_toystreet.ipynb #2edd52a2
-def draw_woman(p, c, hair, sway):
-    "Long hair, a dress that widens downwards."
-    p.oval(sway, 0.98, 0.27, 0.32, hair); p.box(-0.27 + sway, 0.6, 0.27 + sway, 0.98, hair)
-    p.poly(((-0.2, 0.66), (0.2, 0.66), (0.32, 0.52), (0.42, 0.0), (-0.42, 0.0), (-0.32, 0.52)), c)
-    p.box(-0.08 + sway, 0.6, 0.08 + sway, 0.8, SKIN); p.oval(sway, 0.98, 0.19, 0.24, SKIN)
-
-# %% ../nbs/12_toystreet.ipynb #a36c5f04
-def draw_man(p, c, hair, sway):
-    "Broad shoulders, a beard, a hat."
-    p.poly(((-0.26, 0.68), (0.26, 0.68), (0.46, 0.56), (0.46, 0.0), (-0.46, 0.0), (-0.46, 0.56)), c); p.box(-0.05, 0.2, 0.05, 0.66, WHITE)
-    p.box(-0.08 + sway, 0.6, 0.08 + sway, 0.8, SKIN); p.oval(sway, 0.98, 0.19, 0.24, SKIN)
-    p.poly([(sway + 0.2 * math.cos(a), 0.93 + 0.23 * math.sin(a)) for a in np.linspace(math.pi, 2 * math.pi, 9)], hair)
-    p.box(-0.2 + sway, 1.1, 0.2 + sway, 1.28, DARK); p.box(-0.32 + sway, 1.07, 0.32 + sway, 1.13, DARK)
-
 # %% ../nbs/12_toystreet.ipynb #64785743
 @functools.lru_cache(32)
 def people(scene: Scene) -> list:
-    "Place, height of the feet, coat and step of each of a crowd's sixteen people, who are the same in every frame."
+    "Place, height of the feet, coat and step of each of a crowd's seventeen people, who are the same in every frame."
     rng, out = scene.rng(6), []
     for row, k in [(a, b) for a in range(3) for b in range(6 - a % 2)]:
         x = -0.46 + 0.184 * k + 0.09 * (row % 2) + 0.04 * rng.random()
@@ -327,22 +325,12 @@ def people(scene: Scene) -> list:
     return out
 
 def draw_crowd(p, scene, t, i, view):
-    "Sixteen people in three rows, walking or standing."
+    "Seventeen people in three rows, walking or standing."
     pace = 9 if scene.motion in TWO_WAYS else 2
     for x, feet, coat, step in people(scene):
         y = feet + 0.02 * math.sin(pace * t + step)
         p.poly(((x - 0.07, y), (x + 0.07, y), (x + 0.06, y + 0.22), (x - 0.06, y + 0.22)), coat)
         p.oval(x, y + 0.28, 0.052, 0.065, SKIN); p.box(x - 0.05, y + 0.31, x + 0.05, y + 0.36, HAIR)
-
-# %% ../nbs/12_toystreet.ipynb #d9f22aa0
-def draw_worker(p, scene, t, i, view):
-    "A worker at a bench; the hammer is down when a hit is heard."
-    c = RGB[scene.colour]
-    for x in (-0.28, -0.12): p.box(x, 0.0, x + 0.1, 0.34, (52, 56, 84))
-    p.box(-0.32, 0.3, 0.02, 0.72, c); p.oval(-0.12, 0.86, 0.12, 0.13, SKIN); p.poly(((-0.26, 0.9), (0.06, 0.9), (0.0, 1.02), (-0.22, 1.02)), WHITE)
-    p.box(0.1, 0.26, 0.6, 0.36, WOOD); p.box(0.37, 0.36, 0.4, 0.44, (190, 190, 195))
-    for x in (0.16, 0.5): p.box(x, 0.0, x + 0.06, 0.28, WOOD)
-    draw_hammer(p, c, hammer_angle(scene, t, i))
 
 # %% ../nbs/12_toystreet.ipynb #de5d8432
 def hammer_angle(scene: Scene, t: float, who: int) -> float:
@@ -358,6 +346,15 @@ def draw_hammer(p, c, a):
     hand, head = ((elbow[0] + r * along[0], elbow[1] + r * along[1]) for r in (0.2, 0.4)); side = (-0.1 * along[1], 0.1 * along[0])
     p.line(((-0.08, 0.66), elbow, hand), 0.09, c); p.line((hand, head), 0.05, WOOD)
     p.line(((head[0] - side[0], head[1] - side[1]), (head[0] + side[0], head[1] + side[1])), 0.1, (70, 72, 80))
+
+def draw_worker(p, scene, t, i, view):
+    "A worker at a bench; the hammer is down when a hit is heard."
+    c = RGB[scene.colour]
+    for x in (-0.28, -0.12): p.box(x, 0.0, x + 0.1, 0.34, (52, 56, 84))
+    p.box(-0.32, 0.3, 0.02, 0.72, c); p.oval(-0.12, 0.86, 0.12, 0.13, SKIN); p.poly(((-0.26, 0.9), (0.06, 0.9), (0.0, 1.02), (-0.22, 1.02)), WHITE)
+    p.box(0.1, 0.26, 0.6, 0.36, WOOD); p.box(0.37, 0.36, 0.4, 0.44, (190, 190, 195))
+    for x in (0.16, 0.5): p.box(x, 0.0, x + 0.06, 0.28, WOOD)
+    draw_hammer(p, c, hammer_angle(scene, t, i))
 
 # %% ../nbs/12_toystreet.ipynb #e3fcc789
 def draw_chime(p, scene, t, i, view):
@@ -397,6 +394,12 @@ SHAPES = {
 ENDWISE = {BUS: 1.15, MOTORCYCLE: 1.2, POLICE: 0.95}     # how much larger it is drawn from the front or behind
 FAR, GROWTH = 0.66, 1.85             # size of what is far against what is near; growth in ten seconds of what comes closer
 
+# %% ../nbs/12_toystreet.ipynb #259006ae
+def foot(label: str, scale: float) -> float:
+    "How far down the frame a thing of this scale stands; a wind chime hangs, a speaker near by is cut off below."
+    if label == CHIME: return 0.22 - 0.14 * scale
+    return 0.66 + 0.42 * min(scale, 1.0) if label in (WOMAN, MAN) else 0.6 + 0.33 * min(scale, 1.15)
+
 # %% ../nbs/12_toystreet.ipynb #9e0ecac4
 def placement(scene: Scene, t: float, i: int) -> tuple[float, float, float, int, str]:
     "Where thing `i` is at time `t`: x, y of its foot and unit as parts of the frame, +1 or -1 for facing right or left, and the view."
@@ -409,12 +412,6 @@ def placement(scene: Scene, t: float, i: int) -> tuple[float, float, float, int,
     if scene.motion in TWO_WAYS: x += (0.62 + 0.25 * scene.speed) * u * (1 if scene.motion == "right" else -1)
     facing = -1 if scene.motion == "left" or (scene.motion not in TWO_WAYS and scene.seed % 2) else 1
     return x, foot(scene.label, scale), unit, facing, view
-
-# %% ../nbs/12_toystreet.ipynb #259006ae
-def foot(label: str, scale: float) -> float:
-    "How far down the frame a thing of this scale stands; a wind chime hangs, a speaker near by is cut off below."
-    if label == CHIME: return 0.22 - 0.14 * scale
-    return 0.66 + 0.42 * min(scale, 1.0) if label in (WOMAN, MAN) else 0.6 + 0.33 * min(scale, 1.15)
 
 # %% ../nbs/12_toystreet.ipynb #d55325ce
 def street_colours(night: bool, rain: bool) -> tuple:
@@ -493,7 +490,6 @@ def noises() -> dict[str, np.ndarray]:
         w = np.fft.irfft(spectrum * shape, n); out[name] = (w / w.std()).astype(np.float32)
     return out
 
-# %% ../nbs/12_toystreet.ipynb #89f3421e
 def noise(name: str, rng, n: int = N) -> np.ndarray:
     "A piece of the noise `name` from a random place."
     loop = noises()[name]; start = int(rng.integers(len(loop) - n))
@@ -517,13 +513,11 @@ def harmonics(amplitudes, phases=None) -> np.ndarray:
     spec[1:k + 1] = np.asarray(amplitudes) * np.exp(1j * (np.arange(k) ** 2 * 0.7 if phases is None else phases))
     w = np.fft.irfft(spec, WAVE); return (w / w.std()).astype(np.float32)
 
-# %% ../nbs/12_toystreet.ipynb #712e5379
 def phase_of(frequency) -> np.ndarray:
     "Running phase in periods for a frequency curve given every `CONTROL` samples."
     step = np.asarray(frequency, np.float64) * (CONTROL / SR); start = np.concatenate(([0.0], np.cumsum(step)[:-1]))
     return (start[:, None] + step[:, None] * (np.arange(CONTROL) / CONTROL)).ravel()
 
-# %% ../nbs/12_toystreet.ipynb #7b24e037
 def play(table: np.ndarray, phase: np.ndarray) -> np.ndarray:
     "The sound whose one period is `table`, at a running phase."
     return table[(phase * WAVE).astype(np.int64) & (WAVE - 1)]
@@ -538,7 +532,6 @@ def decay(seconds: float, length: float) -> np.ndarray:
     "An exponential decay with time constant `seconds`, `length` seconds long."
     return np.exp(-np.arange(int(length * SR)) / (SR * seconds)).astype(np.float32)
 
-# %% ../nbs/12_toystreet.ipynb #0f913f13
 def resonances(f0: float, peaks, top: float = 5000.0, tilt: float = 1.0) -> np.ndarray:
     "One period of a voice of pitch `f0` with formants at (frequency, width, gain)."
     k = np.arange(1, max(2, int(min(top, 7500) / f0)) + 1); f = k * f0
@@ -550,7 +543,6 @@ VOWELS = (((730, 90, 1), (1090, 110, .5), (2440, 160, .25)), ((270, 60, 1), (229
           ((300, 60, 1), (870, 100, .4), (2240, 160, .1)),
           ((530, 80, 1), (1840, 130, .4), (2480, 170, .25)), ((570, 80, 1), (840, 100, .5), (2410, 160, .1)))
 
-# %% ../nbs/12_toystreet.ipynb #0d521ebd
 def voice(scene, rng, f0: float, stretch: float) -> np.ndarray:
     "Syllables: every one has a vowel and a falling pitch; some begin with a hiss."
     out, tables = np.zeros(N, np.float32), {}; start, length, who = events(scene)
@@ -562,7 +554,6 @@ def voice(scene, rng, f0: float, stretch: float) -> np.ndarray:
         if rng.random() < 0.4: place_into(out, s - 0.05 if s > 0.05 else s, 0.5 * noise("high", rng, 900) * np.hanning(900).astype(np.float32))
     return out
 
-# %% ../nbs/12_toystreet.ipynb #3e57802f
 def sound_woman(scene, rng): return voice(scene, rng, 205 * 2 ** (0.25 * scene.pitch), 1.15)
 
 def sound_man(scene, rng): return voice(scene, rng, 108 * 2 ** (0.25 * scene.pitch), 0.95)
@@ -578,7 +569,6 @@ def babble() -> np.ndarray:
         place_into(out, rng.uniform(0, 16), play(table, np.cumsum(f0 * (1.05 - 0.15 * x)) / SR) * np.sin(np.pi * x).astype(np.float32))
     out = out[:n]; return out / out.std()
 
-# %% ../nbs/12_toystreet.ipynb #53d406c2
 def sound_crowd(scene, rng):
     at = (rng.uniform(0, 5 * SR) + np.arange(N) * 2 ** (0.12 * scene.pitch)).astype(np.int64) % (16 * SR)
     swell = slow(1 + 0.25 * np.sin(2 * np.pi * 0.2 * slow_time() + 6 * rng.random()))
@@ -684,7 +674,6 @@ SOUNDS = {BUS: sound_bus, ENGINE: sound_engine, MOTORCYCLE: sound_motorcycle, CR
           MAN: sound_man, SKATEBOARD: sound_skateboard, DOG: sound_dog, CAR: sound_car, HAMMER: sound_hammer, CHIME: sound_chime,
           EATING: sound_eating, HORN: sound_horn}
 
-# %% ../nbs/12_toystreet.ipynb #b55ad52e
 def db(x) -> float:
     "The factor of so many decibels."
     return 10.0 ** (x / 20)
@@ -810,7 +799,6 @@ def attribute_targets(scenes) -> dict[str, np.ndarray]:
     def index(values, v): return -1 if v is None else values.index(v)
     return {name: np.array([index(values, getattr(s.attributes, name)) for s in scenes]) for name, values in ATTRIBUTE_VALUES.items()}
 
-# %% ../nbs/12_toystreet.ipynb #9faaa7eb
 def split_answers(logits) -> dict:
     "The logits of each attribute."
     return dict(zip(ATTRIBUTE_VALUES, logits.split([len(v) for v in ATTRIBUTE_VALUES.values()], 1)))
@@ -844,7 +832,6 @@ def picture_input(frames: np.ndarray):
     b, _, *shape = x.shape; axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in shape), indexing="ij")
     return torch.cat([x, torch.stack(axes).expand(b, 3, *shape)], 1)
 
-# %% ../nbs/12_toystreet.ipynb #9e1acf88
 def plain_spectrogram(wave: np.ndarray) -> np.ndarray:
     "Float16 (1, 64, 157): mean power in 64 bands of 125 Hz and steps of 64 ms, in units of 20 dB around -20 dB."
     cut = wave[:len(wave) // 512 * 512].reshape(-1, 512); cut = np.concatenate([cut[:-1], cut[1:]], 1) * np.hanning(1024).astype(np.float32)
@@ -857,7 +844,6 @@ def sense_of(job: tuple) -> np.ndarray:
     scene, sense = job
     return render_frames(scene, np.arange(16) / 1.6, 32) if sense == "picture" else plain_spectrogram(render_sound(scene))
 
-# %% ../nbs/12_toystreet.ipynb #16034b06
 def examples(split: str, n: int, seed: int, sense: str, workers: int = 2) -> tuple:
     "(arrays, scenes) of `n` clips of a split, for the sense `picture` or `sound`."
     scenes = [sample_scene(street_seed(split, i, seed)) for i in range(n)]; jobs = [(s, sense) for s in scenes]
