@@ -54,7 +54,7 @@ chromium:
 
 # --- what people come for
 
-run: setup  ## the whole fall on the toy street: some five minutes on two cores, ends in a report
+run: setup  ## the whole fall on the toy street: some six minutes on two cores, ends in a report
 	@echo "→ scene4m run $(ARGS)"
 	@$(BIN)/python -m scene4m run $(ARGS)
 
@@ -66,7 +66,7 @@ test: dev chromium  ## ruff, spelling, every notebook and every quick test
 	@echo "→ pytest: notebooks and tests (the slow ones run in make test-all)"
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-slow: dev chromium
+test-slow: dev chromium  ## what takes longer: kills, Ray, every problem set, fresh environments, slow cells
 	@echo "→ pytest: the slow tests"
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
