@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 import zlib
+from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
+from multiprocessing import get_context
 from pathlib import Path
 
 import av
@@ -88,11 +90,14 @@ EXPECTED = [int(np.floor(k * 18.75 + 1e-6)) for k in range(16)]      # the frame
     ("mjpeg", "yuvj420p", "a.mov", {})])
 def test_the_frame_shown_at_k_over_fps(tmp_path, codec, pix, name, options):
     if codec not in av.codecs_available: pytest.skip(f"this build of av cannot write {codec}")
-    encode(tmp_path / name, codec=codec, pix=pix, options=options)
+    if codec == "libsvtav1":      # run by root, this encoder gives its process real-time priority for good: let it be another process
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool: pool.submit(encode, tmp_path / name, codec=codec, pix=pix, options=options).result()
+    else: encode(tmp_path / name, codec=codec, pix=pix, options=options)
     clip = read_clip(tmp_path / name, specs=[FrameSpec(16, 1.6, (32, 100)), FrameSpec(17, 1.6, 64)])
     assert [number(f) for f in clip.frames] == EXPECTED, clip.path_kind
     assert clip.views[1].shape == (17, 64, 64, 3) and clip.frames.shape == (16, 32, 100, 3)
     assert clip.path_kind == ("exact-skip" if codec in ("libx264", "mpeg4", "mpeg2video") else "every frame")
+    if hasattr(os, "sched_getscheduler"): assert os.sched_getscheduler(0) == os.SCHED_OTHER, "the other tests would run at real-time priority"
 
 
 def test_exact_skip_is_bit_identical_and_skips(tmp_path, monkeypatch):
