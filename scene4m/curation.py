@@ -1109,7 +1109,8 @@ class ClipDataset:
         self.folder = Path(folder)
         if not (self.folder / "manifest.parquet").exists():
             half = (self.folder / "ledger").exists()
-            raise BadInput(f"{self.folder}: {'not finished; run the same command again' if half else 'no data set is here'}.")
+            do = "not finished; run the same command again" if half else "no data set is here; `scene4m curate` makes one of a folder of clips"
+            raise BadInput(f"{self.folder}: {do}.")
         self.settings, self.about = read_json(self.folder / "settings.json")["settings"], read_json(self.folder / "dataset.json")
         try: self.all_rows = pd.read_parquet(self.folder / "manifest.parquet")       # also the refused clips
         except (OSError, ValueError) as e: raise BadInput(f"{self.folder}: the manifest is damaged ({e}); run the same command again.") from e

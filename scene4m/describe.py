@@ -14,7 +14,7 @@ __all__ = ['SENSES', 'SHIPPED', 'SENSE_WORDS', 'TEMPERATURES', 'SHORTEST', 'SURE
            'describe_long', 'vtt_time', 'to_vtt', 'speech_command', 'speak', 'imagine', 'decode_senses', 'write_senses']
 
 # %% ../nbs/34_describe.ipynb #b24a2a0d
-import copy, functools, math, re, shutil, subprocess, sys, time
+import copy, functools, itertools, math, re, shutil, subprocess, sys, time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -76,7 +76,8 @@ def load_checkpoint(
     "The checkpoint in `folder`, ready to describe. Raises `BadInput` if a part is missing, `ConfigMismatch` if parts do not fit."
     folder = Path(folder) if folder is not None else SHIPPED
     if not folder.is_dir(): raise BadInput(f"{folder}: there is no model folder here; train one with `scene4m run` or name one with --model.")
-    for part in ("config.json", "model.safetensors", "audio_tokenizer", "video_tokenizer", "text_tokenizer.json"):
+    inside = [f"{sense}_tokenizer/{name}" for sense in SENSES for name in ("config.json", "model.safetensors")]
+    for part in ("config.json", "model.safetensors", *(f"{sense}_tokenizer" for sense in SENSES), *inside, "text_tokenizer.json"):
         if not (folder / part).exists(): raise BadInput(f"{folder}: the model folder has no {part}; copy the whole folder that training wrote.")
     device = pick_device(device)
     audio, video = (load_tokenizer(folder / f"{sense}_tokenizer").to(device).eval() for sense in SENSES)
@@ -472,9 +473,10 @@ class Describer:
         senses=SENSES,               # the senses that may be used
         start: float = 0.0,          # where to begin, in seconds
     ) -> Description:
-        "The description of one clip (its first ten seconds). Raises `BadInput` for a file that is not a clip."
+        "The description of one clip (its first ten seconds). Raises `BadInput` for a file that is not a clip, or that ends at `start`."
         t0 = time.perf_counter(); ck = self.checkpoint
         arrays = load_arrays(path, ck.clip, ck.front, start)
+        if start and arrays.seconds < SHORTEST: raise BadInput(f"{path}: it ends within {SHORTEST} seconds of {start:g} seconds; begin earlier.")
         for s in SENSES:
             if not (s in senses and s in self.checkpoint.model.encoder_embeddings) and arrays.senses[s] == "used": arrays = hide_sense(arrays, s)
         result = self.describe_arrays([arrays], [str(path)])[0]
@@ -550,11 +552,12 @@ def score_directions(
                 right_of_given=right / len(given) if given else None, wrong_side=mirrored, unneeded=sum(not w for _, w in given))
 
 # %% ../nbs/34_describe.ipynb #388204bc
-def windows(length: float, seconds: float, step: float) -> list:
-    "Pairs (from when a description holds, from where its window is read), in seconds; the last window ends where the recording does."
+def windows(length: float, seconds: float, step: float):
+    "Yields (from when a description holds, from where its window is read), in seconds; the last window ends where the recording does."
     if step <= 0: raise BadInput(f"A step of {step:g} seconds leads nowhere; use more than 0.")
-    last = max(length - seconds, 0.0); n = 1 + max(0, math.ceil((last - 0.05 * seconds) / step))
-    return [(i * step, min(i * step, last)) for i in range(n)]
+    last = max(length - seconds, 0.0); endless = math.isinf(length)       # of some recordings nobody knows how long they are
+    places = itertools.count() if endless else range(1 + max(0, math.ceil((last - 0.05 * seconds) / step)))
+    return ((i * step, min(i * step, last)) for i in places)
 
 # %% ../nbs/34_describe.ipynb #388204s1
 def same_news(a: Description, b: Description) -> bool:
@@ -568,10 +571,17 @@ def describe_long(
     path,                    # any video or sound file
     step: float | None = None,   # seconds between windows; None: one window after the other
 ):
-    "Descriptions of the windows of a recording, one at a time in constant memory; each holds until the next, equal neighbours are merged."
-    seconds = describer.checkpoint.clip.seconds; length = probe(path).duration or seconds; last = None
-    for holds, start in windows(length, seconds, seconds if step is None else step):
-        d = replace(describer(path, start=start), start=holds, end=length)
+    """Descriptions of the windows of a recording, one at a time in constant memory; each holds until the next, equal neighbours are merged.
+
+    Raises `BadInput` where the recording breaks off before the end that its header promises, after all that comes before was given."""
+    seconds = describer.checkpoint.clip.seconds; length = probe(path).duration; last = None
+    for holds, start in windows(length or math.inf, seconds, seconds if step is None else step):
+        try: d = describer(path, start=start); d = replace(d, start=holds, end=length or d.end)
+        except BadInput as e:
+            if last is None: raise
+            yield replace(last, end=holds)
+            if not length: return
+            raise BadInput(f"{path}: nothing can be read from {vtt_time(holds)} on; what comes before is described.") from e
         if last is None: last = d
         elif same_news(last, d): last = replace(last, seconds=last.seconds + d.seconds)
         else:

@@ -318,7 +318,9 @@ class TokenTable:
 class TokenDataset(TokenTable, torch.utils.data.Dataset):
     "The tokens of a folder, in memory: 0.4 kB of ids per clip and about 1 kB of what is known about it, so 200,000 clips take 300 MB."
     def __init__(self, root, **tokenizers):
-        self.root = Path(root); about = read_json(self.root/"tokens.json")
+        self.root = Path(root); path = self.root/"tokens.json"
+        if not path.is_file(): raise BadInput(f"{root}: there are no tokens here; name the folder that `scene4m tokenize` wrote.")
+        about = read_json(path)
         if about.get("format") != FORMAT: raise ConfigMismatch(f"{root}: its format is {about.get('format')}; this version reads {FORMAT}.")
         if not about["complete"]: raise BadInput(f"{root}: tokenizing did not finish; run the same command again.")
         self.about, self.modalities = about, about["modalities"]

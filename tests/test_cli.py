@@ -135,7 +135,15 @@ def test_an_output_folder_below_a_file(things, args):
     (["finetune", "MISSING"], "missing"),
     (["download", "MISSING"], "missing"),
     (["app", "--model", "MISSING"], "missing"),
+    (["app", "--model", "empty"], "config.json"),
+    (["tokenize", "file", "--out", "tokens"], "scene4m curate"),
+    (["train-video", "empty"], "scene4m curate"),
+    (["finetune", "file"], "scene4m tokenize"),
+    (["finetune", "empty"], "scene4m tokenize"),
     (["describe", "a.mp4", "b.mp4", "--vtt", "a.vtt"], "one clip"),
+    (["describe", "text.mp4", "--vtt", "file/a.vtt"], "file/a.vtt"),
+    (["describe", "text.mp4", "--vtt", "empty"], "this is a folder"),
+    (["describe", "text.mp4", "--vtt", "text.mp4"], "the clip itself"),
 ], ids=lambda a: " ".join(a) if isinstance(a, list) else a)
 def test_other_bad_input(things, args, word, monkeypatch):
     monkeypatch.chdir(things)
@@ -283,7 +291,16 @@ def test_subtitles(model, street, tmp_path):
     text = (tmp_path / "a" / "clip.vtt").read_text(encoding="utf-8")
     assert done.exit_code == 0 and text.startswith("WEBVTT\n") and "00:00:00.000 --> 00:00:10.000" in text
     (tmp_path / "file").touch()
-    refuses(inside("describe", "--model", model, "--vtt", tmp_path / "file" / "clip.vtt", next(street.glob("*.mp4"))), "file")
+    done = inside("describe", "--model", model, "--vtt", tmp_path / "file" / "clip.vtt", next(street.glob("*.mp4")))
+    refuses(done, "file")
+    assert done.stdout == "", "the clip was described before anybody looked whether there is a place for the subtitles"
+
+
+def test_subtitles_that_stand_there_stay_until_there_are_new_ones(model, things):
+    (things / "old.vtt").write_text("WEBVTT\n")
+    done = inside("describe", "--model", model, "--vtt", things / "old.vtt", things / "zero.mp4")
+    assert done.exit_code == 1 and (things / "old.vtt").read_text() == "WEBVTT\n"
+    assert not list(things.glob(".*"))
 
 
 def test_a_sound_without_a_picture_is_said_to_be_one(model, tmp_path):

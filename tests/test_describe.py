@@ -129,19 +129,19 @@ def test_a_checkpoint_with_another_tokenizer(tmp_path):
         load_checkpoint(copy)
 
 
-@pytest.mark.parametrize("folder", ["audio_tokenizer", "video_tokenizer"])
-def test_a_checkpoint_without_one_of_its_tokenizers(tmp_path, folder):
+@pytest.mark.parametrize("part", ["audio_tokenizer", "video_tokenizer", "audio_tokenizer/config.json", "video_tokenizer/model.safetensors"])
+def test_a_checkpoint_without_one_of_its_tokenizers(tmp_path, part):
     copy = shutil.copytree(SHIPPED, tmp_path / "model")
-    shutil.rmtree(copy / folder)
+    shutil.rmtree(copy / part) if (copy / part).is_dir() else (copy / part).unlink()
     with pytest.raises(BadInput) as e:
         load_checkpoint(copy)
-    assert folder in str(e.value) and "\n" not in str(e.value)
+    assert f"{copy}: the model folder has no {part}; copy the whole folder" in str(e.value) and "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("seconds, step, expected", [
     (35.5, 10, [(0, 0), (10, 10), (20, 20), (30, 25.5)]), (20, 5, [(0, 0), (5, 5), (10, 10)]), (4, 10, [(0, 0)]), (10.2, 10, [(0, 0)])])
 def test_where_windows_begin(seconds, step, expected):
-    assert windows(seconds, 10, step) == expected
+    assert list(windows(seconds, 10, step)) == expected
 
 
 def test_a_step_that_leads_nowhere(describer, clip):
@@ -155,6 +155,32 @@ def test_windows_of_a_long_recording_hold_until_the_next(describer, tmp_path):
     got = list(describe_long(describer, film, step=5.0))
     assert got[0].start == 0 and all(a.end == b.start for a, b in zip(got, got[1:])) and abs(got[-1].end - 20) < 1
     assert not any(same_news(a, b) for a, b in zip(got, got[1:]))
+
+
+@pytest.mark.parametrize("claimed, ends_well", [(1e12, False), (0.0, True)], ids=["more than there is", "nothing"])
+def test_a_recording_whose_header_says_nothing_or_too_much(describer, tmp_path, monkeypatch, claimed, ends_well):
+    "What is there is described, to its end and no further; only who promised more is told that it breaks off."
+    from dataclasses import replace
+
+    import scene4m.describe as module
+    scenes = [street_clip(sample_scene(street_seed("test", i))) for i in (1, 2)]
+    film = write_clip(tmp_path / "film.mp4", np.concatenate([f for f, _ in scenes]), np.concatenate([w for _, w in scenes]), 1.6)
+    honest = list(describe_long(describer, film))
+    monkeypatch.setattr(module, "probe", lambda path: replace(read_clip(path).info, duration=claimed))
+    got = []
+    try:
+        for d in describe_long(describer, film):
+            got.append(d)
+    except BadInput as e:
+        assert not ends_well and "film.mp4: nothing can be read from 00:00:2" in str(e)
+    else:
+        assert ends_well
+    assert [d.guess for d in got] == [d.guess for d in honest] and got[0].end == honest[0].end and 20 <= got[-1].end <= 30
+
+
+def test_a_window_after_the_end(describer, clip):
+    with pytest.raises(BadInput, match="0.5 seconds of 60 seconds; begin earlier"):
+        describer(clip, start=60.0)
 
 
 def test_windows_that_say_the_same_in_other_words_are_merged():

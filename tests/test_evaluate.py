@@ -36,10 +36,20 @@ def test_lists_say_what_they_know(tmp_path):
     assert [c.file.name for c in ev.read_truth(tmp_path)] == ["z.mp4"], "truth.csv comes before manifest.csv"
 
 
-@pytest.mark.parametrize("text,match", [("", "columns"), ("name,kind\na,b\n", "columns"), ("file,label\na.mp4,opera\n", "none of its labels")])
+@pytest.mark.parametrize("text,match", [
+    ("", "columns"), ("name,kind\na,b\n", "columns"), ("file,label\na.mp4,opera\n", "none of its labels"), ("\xff\xfe\x80", "UTF-8"),
+    ('file,label,attributes\na.mp4,dog barking,"{night"\n', "a.mp4: its row"), ('file,label,captions\na.mp4,dog barking,"[oops"\n', "a.mp4: its row"),
+    ('file,label,attributes\na.mp4,dog barking,"{""mood"": 3}"\n', "a.mp4: its row.*mood"),
+], ids=["empty", "other columns", "unknown label", "not a text", "attributes", "captions", "unknown attribute"])
 def test_lists_that_are_of_no_use(tmp_path, text, match):
-    (tmp_path / "truth.csv").write_text(text)
-    with pytest.raises(BadInput, match=match): ev.read_truth(tmp_path)
+    (tmp_path / "truth.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(BadInput, match=match) as e: ev.read_truth(tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_a_place_for_the_report_is_looked_for_first(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match="file/report: this folder cannot be made"): ev.evaluate_folder(tmp_path, out=tmp_path / "file" / "report")
 
 
 @pytest.mark.parametrize("counts", [(1, 1), (5, 3, 2), (4, 4), (3, 1, 1, 1), (10,) * 14])
@@ -128,7 +138,8 @@ def evaluated(tmp_path_factory):
     folder = write_street(tmp_path_factory.mktemp("street") / "clips", 8, seed=77, workers=1)
     (folder / "broken.mp4").write_bytes(b"\0" * 2000)
     rows = (folder / "truth.csv").read_text().splitlines(); first = rows[1].split(",", 1)[1]
-    (folder / "truth.csv").write_text("\n".join([*rows, "broken.mp4," + first]) + "\n")
+    strange = ",".join("opera" if c == "label" else "" for c in rows[0].split(","))
+    (folder / "truth.csv").write_text("\n".join([*rows, "broken.mp4," + first, strange]) + "\n")
     out = folder.parent / "report"
     return ev.evaluate_folder(folder, workers=0, out=out), out, folder
 
@@ -136,7 +147,8 @@ def evaluated(tmp_path_factory):
 @shipped
 def test_the_report_counts_what_it_could_not_read(evaluated):
     report, out, folder = evaluated
-    assert report["n"] == 8 and report["refused"] == 1 and report["world_version"] == json.loads((folder / "street.json").read_text())["world_version"]
+    assert report["n"] == 8 and report["refused"] == 1 and report["unknown_labels"] == ["opera"]
+    assert report["world_version"] == json.loads((folder / "street.json").read_text())["world_version"]
     assert "8 clips" in (page := (out / "report.html").read_text()) and "1 more that could not be read" in page
     for sense, d in report["by_sense_details"].items(): assert report["category_accuracy_by_sense"][sense] == d["accuracy"] and d["n"] <= 8
     assert set(report["nats_gained"]) == {"audio", "video", "both", "swapped", "synergy", "intervals"}

@@ -138,7 +138,7 @@ def test_nothing_readable_is_an_error(tmp_path):
     _, out = tokens(tmp_path); shutil.rmtree(out / "ledger")
     with pytest.raises(BadInput, match="no shard can be read"), warnings.catch_warnings():
         warnings.simplefilter("ignore"); TokenDataset(out)
-    with pytest.raises(BadInput, match="no such file"): TokenDataset(tmp_path / "nowhere")
+    with pytest.raises(BadInput, match="scene4m tokenize"): TokenDataset(tmp_path / "nowhere")
 
 def test_other_tokenizers_are_noticed(tmp_path):
     _, out = tokens(tmp_path)

@@ -98,6 +98,19 @@ def test_a_t5_without_its_weights_is_not_filled_with_random_ones(folders, tmp_pa
     one_sentence(e, "decoder.block", "missing")
 
 
+def test_a_t5_with_damaged_weights_or_without_words(folders, tmp_path):
+    copy = shutil.copytree(folders / "t5", tmp_path / "t5")
+    (copy / "model.safetensors").write_bytes(b"12345678 no weights")
+    with pytest.raises(BadInput) as e:
+        Summariser.from_pretrained(copy)
+    one_sentence(e, str(copy), "not a T5", "--t5")
+    copy = shutil.copytree(folders / "t5", tmp_path / "mute")
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(BadInput) as e:
+        Summariser.from_pretrained(copy)
+    one_sentence(e, str(copy), "tokenizer.json", "--t5")
+
+
 def test_nothing_is_fetched_unasked(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for load, name in ((load_captioner, BASE), (Summariser.from_pretrained, SUMMARISER), (load_captioner, tmp_path / "nowhere")):
