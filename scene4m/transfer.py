@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BASE', 'SUMMARISER', 'MEAN', 'DEVIATION', 'TEXT_FILES', 'T5_WORDS', 'read_frames', 'see_pixels', 'with_masks',
-           'Captioner', 'find_text', 'load_captioner', 'in_cache', 'missing', 'small_captioner', 'save_captioner',
+           'Captioner', 'find_text', 'in_cache', 'missing', 'load_captioner', 'small_captioner', 'save_captioner',
            'runs', 'plain_summary', 'condense', 'load_t5', 'first_line', 'Summariser', 'small_summariser',
            'Transferred', 'Transfer', 'fit_steps', 'train_captioner', 'train_summariser', 'what_survives']
 
@@ -88,17 +88,6 @@ def find_text(where, tokenizer=None, download: bool = False) -> TextTokenizer:
     if download: return fetch_fourm_tokenizer(Path.home() / ".cache" / "scene4m")
     raise BadInput(f"{where}: there is no text tokenizer ({TEXT_FILES[1]}) beside the weights; put it there, name it, or allow the download.")
 
-# %% ../nbs/40_transfer.ipynb #34ea7as1
-def load_captioner(
-    where=BASE,              # a folder, or a name on the Hub
-    tokenizer=None,          # file of the text tokenizer, if it does not lie in the folder
-    download: bool = False,  # whether what is missing may be fetched
-) -> Captioner:
-    "A base 4M with its words. Raises `BadInput` for a folder that is something else, and where weights are missing that may not be fetched."
-    if not Path(where).is_dir() and not download and not in_cache(where): raise missing(where, "1.8 GB for 4M-7 B, non-commercial use only")
-    model = FourM.from_pretrained(where, **({} if Path(where).is_dir() else dict(local_files_only=not download)))
-    return Captioner(model, find_text(where, tokenizer, download))
-
 # %% ../nbs/40_transfer.ipynb #34ea7as2
 def in_cache(name) -> bool:
     "Whether the Hub's cache on this machine holds the weights `name`."
@@ -109,6 +98,17 @@ def in_cache(name) -> bool:
 def missing(where, about: str) -> BadInput:
     "The sentence for weights that are not here."
     return BadInput(f"{where}: there is no such folder, and the Hub's cache does not hold it; name a folder, or allow the download ({about}).")
+
+# %% ../nbs/40_transfer.ipynb #34ea7as1
+def load_captioner(
+    where=BASE,              # a folder, or a name on the Hub
+    tokenizer=None,          # file of the text tokenizer, if it does not lie in the folder
+    download: bool = False,  # whether what is missing may be fetched
+) -> Captioner:
+    "A base 4M with its words. Raises `BadInput` for a folder that is something else, and where weights are missing that may not be fetched."
+    if not Path(where).is_dir() and not download and not in_cache(where): raise missing(where, "1.8 GB for 4M-7 B, non-commercial use only")
+    model = FourM.from_pretrained(where, **({} if Path(where).is_dir() else dict(local_files_only=not download)))
+    return Captioner(model, find_text(where, tokenizer, download))
 
 # %% ../nbs/40_transfer.ipynb #e1ee854c
 def small_captioner(
