@@ -279,6 +279,14 @@ def _say_aloud(text: str):
     if text: speak(text)
     else: speech_command("")
 
+def _check_place(path: Path, clip: Path):
+    "Raises `BadInput` where the subtitles could not be written, before any are made; what stands at `path` is not touched."
+    from scene4m.core import BadInput, atomic_write
+    if path.is_dir(): raise BadInput(f"{path}: this is a folder; name the file for the subtitles.")
+    if path.exists() and clip.exists() and path.samefile(clip): raise BadInput(f"{path}: this is the clip itself; name another file.")
+    try: atomic_write(path.with_name(f".try-{path.name}"), "").unlink()
+    except BadInput as e: raise BadInput(f"{path}: cannot be written ({e.__cause__.strerror}); choose another place.") from e
+
 def _write_vtt(path: Path, descriptions: list):
     from scene4m.core import atomic_write
     from scene4m.describe import to_vtt
@@ -294,6 +302,7 @@ def describe(
     "Describe clips in words, with how sure the model is."
     from scene4m.core import BadInput
     if vtt and len(clips) != 1: raise BadInput("--vtt writes the subtitles of one clip; name one clip.")
+    if vtt: _check_place(vtt, clips[0])
     from scene4m.media import probe
     said = []
     def say(d, description):
@@ -303,7 +312,7 @@ def describe(
         if speak: _say_aloud(f"{description.direction} {description.description}".strip())
     if speak: _say_aloud("")
     failed = describe_clips(clips, _loader(model, vtt is not None), say, probe)
-    if vtt and not failed: _write_vtt(vtt, said)
+    if vtt and said: _write_vtt(vtt, said)
     if failed: raise typer.Exit(1)
 
 # %% ../nbs/60_cli.ipynb #8074b4ad
@@ -335,6 +344,8 @@ def evaluate(
     "Measure a model on clips whose answers are known."
     from scene4m.evaluate import evaluate_folder
     report = evaluate_folder(folder, model, workers=workers, limit=limit, out=out)
+    strange = report["unknown_labels"]
+    if strange: typer.echo(f"{folder}: clips of labels that the model does not know were left out: {', '.join(strange[:5])}.", err=True)
     typer.echo(json.dumps(report, ensure_ascii=False, default=str) if as_json else score_table(report))
 
 # %% ../nbs/60_cli.ipynb #57f5b4s1
@@ -383,7 +394,8 @@ def serve_app(
     "Describe clips in the browser (extra: lab)."
     from scene4m.core import BadInput, atomic_write
     if importlib.util.find_spec("voila") is None: raise BadInput('The app needs Voila: pip install "scene4m[lab]".')
-    if model is not None and not model.is_dir(): raise BadInput(f"{model}: there is no such model folder.")
+    from scene4m.describe import load_checkpoint
+    load_checkpoint(model)      # what the page could not open is refused here
     import tempfile
     with tempfile.TemporaryDirectory() as folder:
         notebook = atomic_write(Path(folder) / "scene4m.ipynb", app_notebook(model))
