@@ -7,7 +7,8 @@ __all__ = ['KINDS', 'REGISTRY', 'VOCABULARIES', 'PAD', 'EOS', 'SENTINELS', 'FOUR
            'sincos_2d', 'Side', 'Modality', 'check_mask', 'check_ids', 'TokenGrid', 'Pixels', 'count_before', 'Text',
            'modality_from_config', 'register', 'get_modality', 'dirichlet', 'share_budget', 'mask_grid', 'sentinel',
            'span_mask', 'cut_target', 'chunked', 'draw_keep', 'text_entry', 'mask_text', 'blank_entry', 'mask_modality',
-           'Alphas', 'sample_budgets', 'drawn_size', 'UnifiedMasking', 'collate', 'seen_entry', 'transfer_mask']
+           'Alphas', 'sample_budgets', 'drawn_size', 'check_questions', 'UnifiedMasking', 'collate', 'seen_entry',
+           'transfer_mask']
 
 # %% ../nbs/30_masking.ipynb #55547c79
 import hashlib, math
@@ -67,6 +68,10 @@ class Modality:
         "The encoder's side of a batch entry."
         return Side(entry["input_mask"], self.flatten(entry["tensor"]))
 
+    def flatten(self, ids: torch.Tensor) -> torch.Tensor:
+        "One row per sample, in reading order, `(B, L)`."
+        return ids.flatten(1)
+
     def to_config(self) -> dict:
         "The modality as plain JSON values, for `modality_from_config`."
         return {"type": type(self).__name__, **asdict(self)}
@@ -112,10 +117,6 @@ class TokenGrid(Modality):
         "`(num_tokens, dim)`: the spatial table, repeated for every point in time where the grid has three axes."
         *t, h, w = self.grid
         return sincos_2d(h, w, dim, divide_by=h if self.position == "4m" else w).repeat(math.prod(t), 1)
-
-    def flatten(self, ids: torch.Tensor) -> torch.Tensor:
-        "Ids in reading order, `(B, L)`."
-        return ids.flatten(1)
 
     def as_target(self, entry: dict) -> Side:
         "The decoder's side: ids are never fed, all targets are asked for at once."
@@ -193,8 +194,6 @@ class Text(Modality):
     def position_table(self, dim: int) -> torch.Tensor:
         "`(table_rows, dim)`."
         return sincos_1d(self.table_rows, dim)
-
-    def flatten(self, ids: torch.Tensor) -> torch.Tensor: return ids
 
     def as_input(self, entry: dict) -> Side:
         "The encoder's side: a token's position is the number of visible ones before it."
@@ -398,7 +397,6 @@ class Alphas:
     weight: float = 1.0         # how often this component is drawn
     keep: str = "random"        # of words in texts: `random`, `all`, `binary`
 
-# %% ../nbs/30_masking.ipynb #becf4ecc
 FOURM_TOKENS = [m for m in REGISTRY if m != "rgb@224"]
 FOURM_MIXTURE = (Alphas({"rgb@224": 1000.0}, {m: 0.5 for m in FOURM_TOKENS}),                              # an image to everything
                  Alphas({m: 0.5 for m in REGISTRY}, {m: 0.5 for m in FOURM_TOKENS}))                       # everything to everything
@@ -425,6 +423,18 @@ def drawn_size(budget, generator) -> int:
     if isinstance(budget, int): return budget
     return int(torch.randint(budget[0], budget[1] + 1, (), generator=generator))
 
+# %% ../nbs/30_masking.ipynb #eb56c364
+def check_questions(modalities: dict, mixture: list, budgets: tuple):
+    "Raises `BadInput` for a budget without tokens, a modality that is not among `modalities`, or a component that asks for nothing."
+    for b in budgets:
+        least, most = (b, b) if isinstance(b, int) else b
+        if least < 1 or most < least: raise BadInput(f"A budget of {b} tokens leaves nothing to learn from; give at least 1, or (least, most).")
+    for c in mixture:
+        for name in (*c.inputs, *c.targets):
+            if name not in modalities: raise BadInput(f"The mixture names {name!r}, which is not among {', '.join(modalities)}.")
+        if not any(a > 0 and modalities[m].in_decoder for m, a in c.targets.items()):
+            raise BadInput("A component of the mixture gives no target any share; set at least one of its target alphas above 0.")
+
 # %% ../nbs/30_masking.ipynb #6a3e91d4
 class UnifiedMasking:
     "4M's masking: a sample's tokens in, one question and its answer out. Every draw comes from the generator that is passed."
@@ -438,16 +448,7 @@ class UnifiedMasking:
         self.modalities = {m.name: m for m in modalities}; self.by = by
         self.input_budget, self.target_budget = input_budget, target_budget
         names = dict.fromkeys(self.modalities, 0.5); self.mixture = list(mixture or [Alphas(names, names)])
-        for b in (input_budget, target_budget):
-            least, most = (b, b) if isinstance(b, int) else b
-            if least < 1 or most < least: raise BadInput(f"A budget of {b} tokens leaves nothing to learn from; give at least 1, or (least, most).")
-        for c in self.mixture: self.check_component(c)
-
-    def check_component(self, c: Alphas):
-        for name in (*c.inputs, *c.targets):
-            if name not in self.modalities: raise BadInput(f"The mixture names {name!r}, which is not among {', '.join(self.modalities)}.")
-        if not any(a > 0 and self.modalities[m].in_decoder for m, a in c.targets.items()):
-            raise BadInput("A component of the mixture gives no target any share; set at least one of its target alphas above 0.")
+        check_questions(self.modalities, self.mixture, (input_budget, target_budget))
 
     def __call__(self, sample: dict, generator: torch.Generator) -> dict:
         "Entries without a batch axis, one per modality. `sample`: grids as ids, texts as lists of ids; a missing modality may be left out or None."
