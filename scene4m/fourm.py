@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['DEFAULTS', 'CARD', 'hidden_bias', 'hide_padding', 'attend', 'split_heads', 'LayerNorm', 'AttentionBase',
            'SelfAttention', 'CrossAttention', 'Mlp', 'BlockCache', 'block_options', 'EncoderBlock', 'DecoderBlock',
-           'TokenEmbedding', 'TargetEmbedding', 'Selection', 'select', 'config_modalities', 'FourMWeights',
-           'FourMEmbedder', 'FourMReader', 'FourMWriter', 'FourMOutput', 'total_loss', 'FourMInput', 'FourMForward',
-           'FourMViews', 'file_config', 'file_tensors', 'write_weights', 'weights_file', 'read_weights',
-           'config_from_metadata', 'is_tied', 'absent_tensor', 'load_model', 'model_card', 'FourMFiles', 'FourM']
+           'TokenEmbedding', 'TargetEmbedding', 'Selection', 'select', 'config_modalities', 'init_weights',
+           'FourMWeights', 'FourMEmbedder', 'FourMReader', 'FourMWriter', 'cross_entropies', 'total_loss', 'FourMInput',
+           'FourMOutput', 'FourMForward', 'FourMViews', 'file_config', 'file_tensors', 'write_weights', 'weights_file',
+           'read_weights', 'config_from_metadata', 'is_tied', 'absent_tensor', 'load_model', 'model_card', 'FourMFiles',
+           'FourMSenses', 'FourM']
 
 # %% ../nbs/31_fourm.ipynb #67f00f4a
 import ast, contextlib, json, math, os
@@ -66,7 +67,6 @@ class AttentionBase(nn.Module):
 
     def mix(self, q, k, v, bias): return self.proj(attend(q, k, v, bias, self.kind, self.watch).transpose(1, 2).flatten(2))
 
-# %% ../nbs/31_fourm.ipynb #19d5e7c2
 class SelfAttention(AttentionBase):
     "Every token asks every other one."
     def __init__(self, dim, heads, qkv_bias=False, **kw):
@@ -125,13 +125,18 @@ class BlockCache:
         self.length = n
         return self.keys[:, :, :n], self.values[:, :, :n]
 
+# %% ../nbs/31_fourm.ipynb #71cf0ca8
+DEFAULTS = dict(image_size=224, patch_size=16, norm_bias=False, act_layer="SiLU", dim=768, encoder_depth=12, decoder_depth=12, num_heads=12,
+                mlp_ratio=4, qkv_bias=False, proj_bias=False, mlp_bias=False, gated_mlp=True, qk_norm=False, norm_eps=1e-6,
+                decoder_causal_mask=False, decoder_sep_mask=True, num_register_tokens=0, share_modality_embeddings=True,
+                share_embedding=False, embedding_std=0.02)      # those of 4M-7 B
+
 # %% ../nbs/31_fourm.ipynb #3f6b375d
 def block_options(c: dict) -> tuple:
     "The keyword arguments of a block's norms, attentions and feed-forward part, from the model's config."
     return (dict(bias=c["norm_bias"], eps=c["norm_eps"]), dict(qkv_bias=c["qkv_bias"], proj_bias=c["proj_bias"], qk_norm=c["qk_norm"]),
             dict(ratio=c["mlp_ratio"], bias=c["mlp_bias"], gated=c["gated_mlp"], act=c["act_layer"]))
 
-# %% ../nbs/31_fourm.ipynb #b2a6d4e8
 class EncoderBlock(nn.Module):
     "Attention and a feed-forward part, each added to what came in."
     def __init__(self, c: dict):
@@ -163,12 +168,6 @@ class DecoderBlock(nn.Module):
         y = y + self.self_attn.mix(q, k, v, self_bias)
         y = y + self.cross_attn(self.query_norm(y), memory, cross_bias)
         return y + self.mlp(self.norm2(y))
-
-# %% ../nbs/31_fourm.ipynb #71cf0ca8
-DEFAULTS = dict(image_size=224, patch_size=16, norm_bias=False, act_layer="SiLU", dim=768, encoder_depth=12, decoder_depth=12, num_heads=12,
-                mlp_ratio=4, qkv_bias=False, proj_bias=False, mlp_bias=False, gated_mlp=True, qk_norm=False, norm_eps=1e-6,
-                decoder_causal_mask=False, decoder_sep_mask=True, num_register_tokens=0, share_modality_embeddings=True,
-                share_embedding=False, embedding_std=0.02)      # those of 4M-7 B
 
 # %% ../nbs/31_fourm.ipynb #f441d2aa
 class TokenEmbedding(nn.Module):
@@ -237,6 +236,18 @@ def config_modalities(config: dict) -> dict:
     names = dict.fromkeys([*config["domains_in"], *config["domains_out"]])
     return {n: modality_from_config(own[n]) if n in own else get_modality(n) for n in names}
 
+# %% ../nbs/31_fourm.ipynb #54b96285
+def init_weights(module: nn.Module, part: str = "", std: float = 0.02, tied: bool = False):
+    "4M's start values for weights whose name holds `part`: normal for what is looked up, Xavier for matrices; q, k, v one by one."
+    for name, p in module.named_parameters():
+        if part not in name: continue
+        if p.ndim == 1: nn.init.constant_(p, float(name.endswith("weight")))
+        elif ("token_emb" in name or "pos_emb" in name) and not (tied and "decoder" in name): nn.init.normal_(p, std=std)
+        elif p.ndim == 3: nn.init.normal_(p, std=0.0 if "time_emb" in name else 0.02)
+        else:
+            rows = p.shape[0] // (3 if "qkv" in name else 2 if "kv" in name else 1); bound = math.sqrt(6 / (rows + p.shape[1]))
+            nn.init.uniform_(p, -bound, bound)
+
 # %% ../nbs/31_fourm.ipynb #9f2b7c55
 class FourMWeights(nn.Module):
     "Every weight of the model under 4M's names."
@@ -250,25 +261,13 @@ class FourMWeights(nn.Module):
         self.decoder_proj_context = nn.Linear(d, d)
         self.decoder = nn.ModuleList([DecoderBlock(c) for _ in range(c["decoder_depth"])]); self.decoder_norm = LayerNorm(*norm)
         if c["num_register_tokens"]: self.register_tokens = nn.Parameter(torch.zeros(1, c["num_register_tokens"], d))
-        self.share_weights(); self.init_weights()
+        self.share_weights(); init_weights(self, "", c["embedding_std"], c["share_embedding"])
 
     def share_weights(self):
         "One `mod_emb` for both sides; and, if the config says so, one matrix that reads and writes ids."
         for m, e in self.decoder_embeddings.items():
             if self.config["share_embedding"]: e.to_logits.weight = e.token_emb.weight
             if self.config["share_modality_embeddings"] and m in self.encoder_embeddings: e.mod_emb = self.encoder_embeddings[m].mod_emb
-
-    def init_weights(self, part: str = ""):
-        "4M's start values for weights whose name holds `part`: normal for what is looked up, Xavier for matrices; q, k, v one by one."
-        tied = self.config["share_embedding"]
-        for name, p in self.named_parameters():
-            if part not in name: continue
-            if p.ndim == 1: nn.init.constant_(p, float(name.endswith("weight")))
-            elif ("token_emb" in name or "pos_emb" in name) and not (tied and "decoder" in name): nn.init.normal_(p, std=self.config["embedding_std"])
-            elif p.ndim == 3: nn.init.normal_(p, std=0.0 if "time_emb" in name else 0.02)
-            else:
-                rows = p.shape[0] // (3 if "qkv" in name else 2 if "kv" in name else 1); bound = math.sqrt(6 / (rows + p.shape[1]))
-                nn.init.uniform_(p, -bound, bound)
 
 # %% ../nbs/31_fourm.ipynb #d93a2c06
 class FourMEmbedder(FourMWeights):
@@ -335,36 +334,18 @@ class FourMWriter(FourMReader):
         for block in self.decoder: y = block(y, block.memory(context), own, cross)
         return self.decoder_norm(y)
 
-    def cross_entropies(self, y, sides: dict, s: Selection):
-        "Mean cross entropy and number of predictions of every modality; logits are made only where something is asked for."
-        picked = y.flatten(0, 1)[torch.cat(s.rows)].split([len(r) for r in s.rows]); losses = {}
-        for name, y in zip(s.names, picked):
-            logits, ids = self.decoder_embeddings[name].to_logits(y).float(), s.pick(name, sides[name].target).long()
-            losses[name] = F.cross_entropy(logits, ids) if len(y) else y.new_zeros(())
-        return losses, {m: len(r) for m, r in zip(s.names, s.rows)}
-
-# %% ../nbs/31_fourm.ipynb #5f1117b0
-@dataclass
-class FourMOutput:
-    "What a forward pass returns."
-    loss: torch.Tensor        # ()
-    losses: dict              # modality → mean cross entropy, ()
-    n_tokens: dict            # modality → number of predictions in it
-    context: torch.Tensor     # (B, N, D) what the encoder made of the input
-    hidden: torch.Tensor      # (B, M, D) output of the decoder
-    encoder: Selection        # which tokens were seen
-    decoder: Selection        # which were predicted
+# %% ../nbs/31_fourm.ipynb #fc50d9d0
+def cross_entropies(embeddings, y: torch.Tensor, sides: dict, s: Selection) -> tuple:
+    "Mean cross entropy and number of predictions of every modality, from the decoder's output `y (B, M, D)`."
+    picked = y.flatten(0, 1)[torch.cat(s.rows)].split([len(r) for r in s.rows]); losses = {}
+    for name, y in zip(s.names, picked):
+        logits, ids = embeddings[name].to_logits(y).float(), s.pick(name, sides[name].target).long()
+        losses[name] = F.cross_entropy(logits, ids) if len(y) else y.new_zeros(())
+    return losses, {m: len(r) for m, r in zip(s.names, s.rows)}
 
 # %% ../nbs/31_fourm.ipynb #b35e7790
-def total_loss(
-    losses: dict,             # modality → loss
-    n: dict,                  # modality → number of predictions
-    vocab: dict,              # modality → size of its vocabulary
-    kind: str = "mod",        # `mod` or `token`
-    weights: dict | None = None,    # modality → weight, default 1
-    count_absent: bool = True,      # modalities without targets count as a loss of 0
-) -> torch.Tensor:
-    "The weighted mean of losses, 4M's two ways."
+def total_loss(losses: dict, n: dict, vocab: dict, kind: str = "mod", weights: dict | None = None, count_absent: bool = True) -> torch.Tensor:
+    "4M's two ways to add up `losses`; all by modality: `n` predictions, size of the vocabulary, weight (see `FourM.forward`)."
     w = {m: float((weights or {}).get(m, 1.0)) for m in losses}
     if kind == "token": w = {m: w[m] * n[m] * vocab[m] for m in losses}
     elif not count_absent: w = {m: w[m] * (n[m] > 0) for m in losses}
@@ -398,6 +379,18 @@ class FourMInput(FourMWriter):
         context, pad = self.read(sides, select(sides, num_encoder_tokens))
         return context, (torch.zeros(context.shape[:2], dtype=torch.bool, device=context.device) if pad is None else pad)
 
+# %% ../nbs/31_fourm.ipynb #5f1117b0
+@dataclass
+class FourMOutput:
+    "What a forward pass returns."
+    loss: torch.Tensor        # ()
+    losses: dict              # modality → mean cross entropy, ()
+    n_tokens: dict            # modality → number of predictions in it
+    context: torch.Tensor     # (B, N, D) what the encoder made of the input
+    hidden: torch.Tensor      # (B, M, D) output of the decoder
+    encoder: Selection        # which tokens were seen
+    decoder: Selection        # which were predicted
+
 # %% ../nbs/31_fourm.ipynb #c7f8a2e6
 class FourMForward(FourMInput):
     "From a batch to a loss."
@@ -421,7 +414,7 @@ class FourMForward(FourMInput):
         context, pad = self.read(sides, seen)
         y = sum(self.embed(self.decoder_embeddings, wanted, said))
         y = self.run_decoder(y, context, self.hidden_targets(wanted, said), pad)
-        losses, n = self.cross_entropies(y, wanted, said); vocab = {m: self.modalities[m].vocab_size for m in n}
+        losses, n = cross_entropies(self.decoder_embeddings, y, wanted, said); vocab = {m: self.modalities[m].vocab_size for m in n}
         return FourMOutput(total_loss(losses, n, vocab, loss_type, weights, count_absent), losses, n, context, y, seen, said)
 
 # %% ../nbs/31_fourm.ipynb #a77e5100
@@ -511,21 +504,19 @@ def is_tied(tensors: dict) -> bool:
 # %% ../nbs/31_fourm.ipynb #5e91c0d3
 def absent_tensor(model, key: str, tensors: dict):
     "What stands for a key that the file leaves out: a shared one, a table, or zeros; None if there is nothing to stand for it."
-    side, _, rest = key.partition("_embeddings."); name, _, part = rest.partition(".")
+    side, _, rest = key.partition("_embeddings."); name, _, part = rest.partition("."); buffer = dict(model.named_buffers()).get(key)
     if part == "mod_emb": return tensors.get(f"{'decoder' if side == 'encoder' else 'encoder'}_embeddings.{rest}")
-    if part == "pos_emb" and key in dict(model.named_buffers()): return model.modalities[name].position_table(model.config["dim"])[None]
     if part == "to_logits.weight": return tensors.get(key.replace("to_logits", "token_emb"))
-    return torch.zeros(model.get_buffer(key).shape) if key in dict(model.named_buffers()) else None
+    if buffer is None: return None
+    return model.modalities[name].position_table(model.config["dim"])[None] if part == "pos_emb" else torch.zeros(buffer.shape)
 
 # %% ../nbs/31_fourm.ipynb #7de3a901
 def load_model(cls, config: dict, tensors: dict, where: str = "the file"):
     "A model built around `tensors`. Raises `ConfigMismatch` at the first key that does not fit."
     with torch.device("meta"): model = cls({**config, "share_embedding": is_tied(tensors)})
-    full = {}
-    for side in ("encoder", "decoder"):
-        more = f"{side}.{config.get(f'{side}_depth', DEFAULTS[f'{side}_depth'])}."
-        for key in tensors:
-            if key.startswith(more): raise ConfigMismatch(f"{where}: it holds {key}, and the config asks for no such block.")
+    full, beyond = {}, tuple(f"{side}.{len(getattr(model, side))}." for side in ("encoder", "decoder"))
+    for key in tensors:
+        if key.startswith(beyond): raise ConfigMismatch(f"{where}: it holds {key}, and the config asks for no such block.")
     for key, want in model.state_dict().items():
         got = tensors[key] if key in tensors else absent_tensor(model, key, tensors)
         if got is None: raise ConfigMismatch(f"{where}: the config asks for {key}, and the file has no such weights.")
@@ -601,15 +592,8 @@ class FourMFiles(FourMViews, PyTorchModelHubMixin):
         return load_model(cls, config, tensors, str(path)).to(map_location).eval()
 
 # %% ../nbs/31_fourm.ipynb #f6b22415
-class FourM(FourMFiles):
-    "The 4M encoder-decoder over any set of modalities."
-    @classmethod
-    def toy(cls, modalities: list, dim=192, encoder_depth=4, decoder_depth=3, num_heads=6, **config):
-        "A small model from nothing over the given modalities."
-        return cls(dict(domains_in=[m.name for m in modalities if m.in_encoder], domains_out=[m.name for m in modalities if m.in_decoder],
-                        modalities={m.name: m.to_config() for m in modalities}, dim=dim, encoder_depth=encoder_depth, decoder_depth=decoder_depth,
-                        num_heads=num_heads, **{"share_embedding": True, "embedding_std": 1.0, **config}))
-
+class FourMSenses(FourMFiles):
+    "New kinds of tokens for a model that is there."
     def add_modality(self, modality: Modality, like: str | None = None):
         "Adds a kind of token with fresh embeddings; no old weight changes. `like` names a modality whose `mod_emb` it starts from."
         name, c, dim = modality.name, self.config, self.config["dim"]
@@ -619,7 +603,8 @@ class FourM(FourMFiles):
         c["modalities"] = {**(c.get("modalities") or {}), name: modality.to_config()}; self.modalities[name] = modality
         if modality.in_encoder: self.encoder_embeddings[name] = TokenEmbedding(modality, dim); c["domains_in"] = [*c["domains_in"], name]
         if modality.in_decoder: self.decoder_embeddings[name] = TargetEmbedding(modality, dim); c["domains_out"] = [*c["domains_out"], name]
-        self.share_weights(); self.init_weights(f"_embeddings.{name}."); self.to(self.mask_token.device, self.mask_token.dtype)
+        self.share_weights(); init_weights(self, f"_embeddings.{name}.", c["embedding_std"], c["share_embedding"])
+        self.to(self.mask_token.device, self.mask_token.dtype)
         if like is not None:
             with torch.no_grad(): self.encoder_embeddings[name].mod_emb.copy_(self.encoder_embeddings[like].mod_emb)
         return self
@@ -632,3 +617,13 @@ class FourM(FourMFiles):
         x = (x - x.mean(0)) @ torch.randn(x.shape[1], w.shape[1], generator=generator)
         w.copy_(x / x.std().clamp(min=1e-6) * self.config["embedding_std"])
         return self
+
+# %% ../nbs/31_fourm.ipynb #9dc9b600
+class FourM(FourMSenses):
+    "The 4M encoder-decoder over any set of modalities."
+    @classmethod
+    def toy(cls, modalities: list, dim=192, encoder_depth=4, decoder_depth=3, num_heads=6, **config):
+        "A small model from nothing over the given modalities."
+        return cls(dict(domains_in=[m.name for m in modalities if m.in_encoder], domains_out=[m.name for m in modalities if m.in_decoder],
+                        modalities={m.name: m.to_config() for m in modalities}, dim=dim, encoder_depth=encoder_depth, decoder_depth=decoder_depth,
+                        num_heads=num_heads, **{"share_embedding": True, "embedding_std": 1.0, **config}))

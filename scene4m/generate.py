@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EOS', 'OPEN', 'CLOSE', 'seen_tokens', 'given_text', 'text_gap', 'encode_once', 'CrossMemory', 'embed_text',
            'WordPlaces', 'WordCache', 'filter_logits', 'sample_ids', 'hide', 'guided', 'mix', 'Writer', 'only_words',
-           'generate_text', 'beam_search', 'rounded_twice', 'EightBitLinear', 'eight_bit', 'check_draft',
+           'write_words', 'beam_search', 'generate_text', 'rounded_twice', 'EightBitLinear', 'eight_bit', 'check_draft',
            'generate_drafted', 'decode_rows', 'candidate_rows', 'caption_logp', 'score_text', 'grid_logits',
            'token_schedule', 'temperature_schedule', 'Canvas', 'fill_grid', 'maskgit', 'roar', 'any_to_any']
 
@@ -184,42 +184,21 @@ def only_words(ids: list) -> list:
     "Generated ids up to [EOS] or the closing sentinel."
     return ids[:next((i for i, t in enumerate(ids) if t in (EOS, CLOSE)), len(ids))]
 
-# %% ../nbs/32_generate.ipynb #75b7c01d
+# %% ../nbs/32_generate.ipynb #367f750b
 @torch.inference_mode()
-def generate_text(
-    model: FourM,
-    batch: dict,                 # {modality: {tensor, input_mask, …}}, what is seen; nothing in it is changed
-    target: str = "caption",
-    *,
-    max_tokens: int = 32,        # at most this many new tokens, specials included
-    temperature: float = 0.0,    # 0: greedy
-    top_k: int | float = 0, top_p: float = 0.0,
-    guidance=1.0,                # see `guided`
-    beams: int = 1,              # above 1: `beam_search`, which draws nothing
-    generator: torch.Generator | None = None,   # on the CPU; the same state gives the same text
-    keep_specials: bool = False,                # leave [EOS] and [S_2] in
-    rows: int | None = None,                    # samples, where the batch is empty
-    memory: CrossMemory | None = None,          # of the same batch, where it has been encoded before; for one pass without guidance
-) -> list:                       # B lists of ids
-    "One text per sample, word by word. A sample that has written [S_2] leaves the batch."
-    if max_tokens < 1: raise BadInput(f"A text of {max_tokens} tokens cannot be written; ask for at least one.")
-    batch = text_gap(model, batch, target, rows); places = min(max_tokens, model.modalities[target].max_tokens)
-    if beams > 1:
-        if temperature or top_k or top_p: raise BadInput("Beam search draws nothing: leave out temperature, top_k and top_p, or take beams=1.")
-        texts = beam_search(model, batch, target, beams, places, guidance)
-        return texts if keep_specials else [only_words(t) for t in texts]
-    write = Writer(model, batch, target, places, guidance, memory)
-    ids = torch.full((write.rows,), OPEN, device=model.mask_token.device)
+def write_words(write: Writer, places: int, pick) -> list:
+    "One list of ids per sample, specials included, word by word; `pick` makes ids of logits. A sample that has written [S_2] leaves the batch."
+    ids = torch.full((write.rows,), OPEN, device=write.cache.model.mask_token.device)
     texts, here = [[] for _ in range(write.rows)], list(range(write.rows))      # `here`: which sample stands in which row
     for _ in range(places):
-        ids = sample_ids(write(ids), temperature, top_k, top_p, generator)
+        ids = pick(write(ids))
         for row, t in zip(here, ids.tolist()):
             if texts[row][-1:] != [CLOSE]: texts[row].append(t)
         open_rows = [i for i, row in enumerate(here) if texts[row][-1] != CLOSE]
         if not open_rows: break
         if len(open_rows) <= 0.75 * len(here):
             keep = torch.tensor(open_rows, device=ids.device); write.keep(keep); ids, here = ids[keep], [here[i] for i in open_rows]
-    return texts if keep_specials else [only_words(t) for t in texts]
+    return texts
 
 # %% ../nbs/32_generate.ipynb #a21f13d2
 @torch.inference_mode()
@@ -244,6 +223,34 @@ def beam_search(
     length = (texts != 0).sum(-1).clamp(min=1)
     best = (score / length ** length_penalty).argmax(1)
     return [[t for t in texts[i, b].tolist() if t] for i, b in enumerate(best.tolist())]
+
+# %% ../nbs/32_generate.ipynb #75b7c01d
+@torch.inference_mode()
+def generate_text(
+    model: FourM,
+    batch: dict,                 # {modality: {tensor, input_mask, …}}, what is seen; nothing in it is changed
+    target: str = "caption",
+    *,
+    max_tokens: int = 32,        # at most this many new tokens, specials included
+    temperature: float = 0.0,    # 0: greedy
+    top_k: int | float = 0, top_p: float = 0.0,
+    guidance=1.0,                # see `guided`
+    beams: int = 1,              # above 1: `beam_search`, which draws nothing
+    generator: torch.Generator | None = None,   # on the CPU; the same state gives the same text
+    keep_specials: bool = False,                # leave [EOS] and [S_2] in
+    rows: int | None = None,                    # samples, where the batch is empty
+    memory: CrossMemory | None = None,          # of the same batch, where it has been encoded before; for one pass without guidance
+) -> list:                       # B lists of ids
+    "One text per sample, word by word. A sample that has written [S_2] leaves the batch."
+    if max_tokens < 1: raise BadInput(f"A text of {max_tokens} tokens cannot be written; ask for at least one.")
+    batch = text_gap(model, batch, target, rows); places = min(max_tokens, model.modalities[target].max_tokens)
+    if beams > 1:
+        if temperature or top_k or top_p: raise BadInput("Beam search draws nothing: leave out temperature, top_k and top_p, or take beams=1.")
+        texts = beam_search(model, batch, target, beams, places, guidance)
+    else:
+        write = Writer(model, batch, target, places, guidance, memory)
+        texts = write_words(write, places, lambda logits: sample_ids(logits, temperature, top_k, top_p, generator))
+    return texts if keep_specials else [only_words(t) for t in texts]
 
 # %% ../nbs/32_generate.ipynb #4a739bbe
 def rounded_twice(x: torch.Tensor, product, most: int = 63) -> torch.Tensor:
@@ -472,6 +479,7 @@ def fill_grid(
         if watch: watch(canvas)
     return canvas.ids
 
+# %% ../nbs/32_generate.ipynb #9b35fa80
 def maskgit(model: FourM, batch: dict, target: str, **kw) -> torch.Tensor:
     "`fill_grid` that keeps, in each step, the answers the model is surest of (Chang et al. 2022)."
     return fill_grid(model, batch, target, "maskgit", **kw)
