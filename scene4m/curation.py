@@ -114,8 +114,9 @@ def _row(clip: RawClip, **more) -> dict:
     row = dict(dict.fromkeys(COLUMNS), key=clip.key, label=clip.label or "", split=clip.split, group=group, source=clip.source,
                captions=json.dumps(list(clip.captions), ensure_ascii=False), other_labels="[]", versions=versions(), content="")
     if known is not None: row["attributes"] = json.dumps(known, sort_keys=True)
-    row.update(start=0.0, duration=0.0, fps=0.0, size="", crop="0,0,0,0", rms=0.0, decode="arrays", has_audio=clip.wave is not None,
-               has_video=clip.frames is not None, silent=True, still=True, status="kept", reason="", message="")
+    row.update(start=0.0, duration=0.0, fps=0.0, size="", crop="0,0,0,0", rms=0.0, has_audio=clip.wave is not None,
+               has_video=clip.frames is not None, silent=True, still=True, status="kept", reason="", message="",
+               decode="" if clip.frames is None and clip.wave is None else "arrays")
     return {**row, **clip.facts, **more}
 
 def _refused(clip: RawClip, reason: str, message: str) -> dict:
@@ -528,8 +529,12 @@ def download(
 ) -> dict:                   # how many clips ended in which way
     "Fetches listed clips that are not there yet, with a ledger by id and start. Raises `BadInput` when the server keeps refusing."
     folder = Path(folder)
-    with _disk(folder): folder.mkdir(parents=True, exist_ok=True)
-    files, failed, refusals, ledger = clip_files(folder), read_downloads(folder / "downloads.jsonl"), 0, folder / "downloads.jsonl"
+    ledger, refusals = folder / "downloads.jsonl", 0
+    with _disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        torn = ledger.exists() and ledger.read_bytes()[-1:] not in (b"", b"\n")         # a killed run left half a line: the next begins a new one
+        if torn: ledger.write_bytes(ledger.read_bytes() + b"\n")
+    files, failed = clip_files(folder), read_downloads(ledger)
     todo = [r for r in vggsound_list(csv_file, labels, limit) if (r[0], r[1]) not in files and (r[0], None) not in files]
     todo = [r for r in todo if failed.get(f"{r[0]}_{r[1]:06d}", ("failed",))[0] in retry]
     counts = Counter()

@@ -152,13 +152,11 @@ def _start_of(stream) -> float | None:
     return None if stream is None or stream.start_time is None else float(stream.start_time * stream.time_base)
 
 # %% ../nbs/10_media.ipynb #191e3a88
-def _packets(container, streams, start: float, stop: float, clock) -> dict:
-    "The packets of each stream from the last seek point before `start` up to `stop` seconds, by stream index."
+def _demux(container, streams, stop: float, clock) -> dict:
+    "The packets of each stream from where the file stands up to `stop` seconds, by stream index."
     import av
     kept, size, late, over = {s.index: [] for s in streams}, 0, 0, set()
     ends = {s.index: (stop + 1) / float(s.time_base) if s.time_base else math.inf for s in streams}      # in each stream's own ticks
-    if start > 0:
-        with contextlib.suppress(av.error.FFmpegError, ValueError): container.seek(int(start * 1e6), backward=True)
     try:
         for packet in container.demux(streams):
             clock.check()
@@ -172,6 +170,27 @@ def _packets(container, streams, start: float, stop: float, clock) -> dict:
                 raise ClipRefused("too large", f"{clock.path!r}: more than {MAX_BYTES >> 20} MB or {MAX_PACKETS} packets in one clip.")
     except av.error.FFmpegError: pass   # a file that breaks off: what came before is used
     return kept
+
+# %% ../nbs/10_media.ipynb #10a00061
+def _packets(container, streams, start: float, stop: float, clock) -> dict:
+    "The packets of each stream from a key frame at or before `start` up to `stop` seconds, by stream index."
+    import av
+    if start <= 0: return _demux(container, streams, stop, clock)
+    first, kept = min((s for s in map(_start_of, streams) if s is not None), default=0.0), None
+    there = [s for s in streams if (_start_of(s) or 0.0) <= start]          # without a stream that begins later: there is nothing to seek in it
+    by = there[0] if there and len(there) < len(streams) else None
+    for second in (start - 0.25, start - 10, first, first - 10):
+        try: container.seek(int(second / (by.time_base if by else 1e-6)), backward=True, stream=by)
+        except (av.error.FFmpegError, ValueError):
+            if kept: continue
+        kept = _demux(container, streams, stop, clock)
+        if all(_can_begin(s, kept[s.index], start) for s in there): break
+    return kept
+
+def _can_begin(stream, packets, start: float) -> bool:
+    "Whether the packets of a film hold a key frame at `start` or before it."
+    times = [p.pts if p.pts is not None else p.dts for p in packets if p.is_keyframe]
+    return stream.type != "video" or any(t is not None and float(t * stream.time_base) <= start + 1e-3 for t in times)
 
 # %% ../nbs/10_media.ipynb #274f2238
 def _shrink(frame, limit: int = 2_100_000):

@@ -467,6 +467,10 @@ def test_download_keeps_a_ledger(tmp_path):
     with open(tmp_path / "clips" / "downloads.jsonl", "a") as f: f.write('{"key": "half')
     table = curate(file, tmp_path / "out", clips=tmp_path / "clips", clip=SMALL)
     assert dict(Counter(table.reason)) == {"": 2, "gone": 2, "throttled": 1}
+    assert dict(zip(table.reason, table.decode))["gone"] == "" and set(table.decode[table.reason == ""]) == {"exact-skip"}
+    errors["eeeeeeeeee1"] = "This video has been removed"
+    assert download(file, tmp_path / "clips", fetch=fetch, pause=0) == dict(gone=1)             # and its line is not glued to the half one
+    assert curation.read_downloads(tmp_path / "clips" / "downloads.jsonl")["eeeeeeeeee1_000007"][0] == "gone"
 
 
 def test_download_that_leaves_nothing_has_failed(tmp_path):

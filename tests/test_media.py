@@ -136,6 +136,34 @@ def test_a_piece_from_the_middle(tmp_path, start):
     assert np.allclose(onsets(clip.wave), expected, atol=0.003) and clip.wave.shape == (2 * SR,)
 
 
+@pytest.mark.parametrize("gop", [60, 250])
+def test_a_piece_of_a_transport_stream(tmp_path, gop):
+    "There is no table of key frames: a seek may land too late, and then reading begins earlier."
+    encode(tmp_path / "a.ts", options=dict(BFRAMES, g=str(gop)))
+    for start in (1.3, 2.3, 4.0, 7.5):
+        clip = read_clip(tmp_path / "a.ts", start=start, seconds=2.0, specs=[FrameSpec(4, 2.0, (32, 100))])
+        assert [number(f) for f in clip.frames] == [int(np.floor(30 * (start + k / 2) + 0.03)) for k in range(4)], start
+
+
+def test_a_film_that_begins_late_in_the_window(tmp_path):
+    "No key frame before the window, and none to be found: what is there is used."
+    encode(tmp_path / "a.mkv", count=200, pts=[3000 + 33 * k for k in range(200)], wave=clicks(8))
+    clip = read_clip(tmp_path / "a.mkv", start=2.0, seconds=2.0, specs=[FrameSpec(4, 2.0, (32, 100))])
+    assert [number(f) for f in clip.frames] == [0, 0, 0, 15] and np.allclose(onsets(clip.wave), [0, 1], atol=0.005)
+
+
+@pytest.mark.parametrize("name, codec, form", [("x.m4a", "aac", "fltp"), ("x.mp3", "libmp3lame", "fltp"), ("x.wav", "pcm_s16le", "s16")])
+def test_a_piece_of_sound_has_its_very_beginning(tmp_path, name, codec, form):
+    "The first packet after a seek is half decoded; a click there must not be lost."
+    wave = av.AudioFrame.from_ndarray(clicks(8, channels=1), format="fltp", layout="mono"); wave.sample_rate, wave.pts, wave.time_base = 44_100, 0, Fraction(1, 44_100)
+    with av.open(str(tmp_path / name), "w") as out:
+        stream = out.add_stream(codec, rate=44_100, layout="mono"); whole = av.AudioResampler(form, "mono", 44_100, frame_size=1152 if codec == "libmp3lame" else 1024)
+        for frame in (*whole.resample(wave), *whole.resample(None)): out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    assert np.allclose(onsets(read_clip(tmp_path / name, start=3.0, seconds=3.0).wave), [0, 1, 2], atol=0.005)
+    assert np.allclose(onsets(read_clip(tmp_path / name, start=4.01, seconds=3.0).wave), [0.99, 1.99, 2.99], atol=0.005)
+
+
 def test_an_edit_list_is_followed(tmp_path):
     "A cut without re-encoding begins at a key frame and hides what is before the cut by an edit list: it must stay hidden."
     imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
