@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SENSES', 'SHIPPED', 'SENSE_WORDS', 'TEMPERATURES', 'SHORTEST', 'SURE', 'VEHICLES', 'IN_THE_WAY', 'CORRECTIONS',
-           'Familiar', 'Checkpoint', 'load_checkpoint', 'load_familiar', 'save_checkpoint', 'save_familiar',
+           'Familiar', 'Checkpoint', 'load_checkpoint', 'load_familiar', 'save_familiar', 'save_checkpoint',
            'Description', 'senses_sentence', 'ways_to_say', 'ways_to_name', 'phrase_tree', 'lay_out', 'score_ways',
            'category_probabilities', 'fit_temperature', 'scales', 'look_of_sound', 'look_of_picture', 'fit_familiar',
            'sense_batch', 'ClipArrays', 'load_arrays', 'look', 'acquaint', 'ClipTokens', 'tokenize_arrays', 'by_senses',
@@ -98,6 +98,14 @@ def load_familiar(folder: Path) -> dict:
     def part(sense, name): return kept[f"{sense}.{name}"].float() if name != "points" else kept[f"{sense}.{name}"]
     return {s: Familiar(*(part(s, n) for n in ("mean", "axes", "points")), *part(s, "scale").tolist()) for s in SENSES if f"{s}.mean" in kept}
 
+# %% ../nbs/34_describe.ipynb #125119s1
+def save_familiar(folder: Path, familiar: dict) -> None:
+    "Keeps what is familiar beside the weights, the directions in 16 bits."
+    from safetensors.torch import save
+    kept = {f"{s}.{n}": t.contiguous() for s, f in familiar.items()
+            for n, t in dict(mean=f.mean, axes=f.axes.half(), points=f.points, scale=torch.tensor([f.step, f.limit])).items()}
+    atomic_write(folder / "familiar.safetensors", save(kept))
+
 # %% ../nbs/34_describe.ipynb #1251199f
 def save_checkpoint(folder, model, audio_tokenizer, video_tokenizer, text, settings=None, clip=None, familiar=None) -> Path:
     "Writes a checkpoint folder that `load_checkpoint` reads; `describe.json` goes last, so that a half-written folder is noticed."
@@ -109,14 +117,6 @@ def save_checkpoint(folder, model, audio_tokenizer, video_tokenizer, text, setti
     settings["clip"], settings["mel"] = vars(clip or ClipSpec()), settings.get("mel") or MelFrontEnd().config
     write_json(folder / "describe.json", settings)
     return folder
-
-# %% ../nbs/34_describe.ipynb #125119s1
-def save_familiar(folder: Path, familiar: dict) -> None:
-    "Keeps what is familiar beside the weights, the directions in 16 bits."
-    from safetensors.torch import save
-    kept = {f"{s}.{n}": t.contiguous() for s, f in familiar.items()
-            for n, t in dict(mean=f.mean, axes=f.axes.half(), points=f.points, scale=torch.tensor([f.step, f.limit])).items()}
-    atomic_write(folder / "familiar.safetensors", save(kept))
 
 # %% ../nbs/34_describe.ipynb #e43e38f2
 @dataclass
