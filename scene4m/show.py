@@ -7,9 +7,9 @@ __all__ = ['PALETTE', 'DASHES', 'MARKERS', 'HATCHES', 'STYLE', 'PLAYER_STYLE', '
            'in_style', 'Picture', 'blank_figure', 'figure_png', 'contact_sheet', 'frame_difference',
            'video_reconstruction', 'waveform_and_mel', 'audio_reconstruction', 'code_palette', 'ink_on',
            'token_picture', 'token_table', 'usage_histogram', 'loss_curves', 'bars', 'confusion', 'reliability',
-           'rate_distortion', 'code_sheet', 'dim_by', 'mel_image', 'attention_picture', 'veil', 'masked_clip',
-           'category_bars', 'data_uri', 'frame_png', 'side_by_side', 'wav_bytes', 'mp3_bytes', 'sound_uri',
-           'audio_html', 'clip_player', 'flip_book', 'table_html', 'attribute_table', 'figure_html', 'html_page']
+           'rate_distortion', 'code_sheet', 'dim_by', 'mel_image', 'attention_picture', 'category_bars', 'veil',
+           'masked_clip', 'data_uri', 'frame_png', 'side_by_side', 'wav_bytes', 'mp3_bytes', 'sound_uri', 'audio_html',
+           'clip_player', 'flip_book', 'table_html', 'attribute_table', 'figure_html', 'html_page']
 
 # %% ../nbs/15_show.ipynb #504512bc
 import base64, contextlib, hashlib, html, io, json, math, threading, wave as wave_file
@@ -518,6 +518,23 @@ def attention_picture(
     fig.suptitle(title)
     return fig
 
+# %% ../nbs/15_show.ipynb #a7618a0c
+@in_style()
+def category_bars(
+    categories: list,   # [{"label": …, "p": …}], the likeliest first
+    n: int = 5,         # how many are shown
+    title: str = "How likely each category is",
+) -> Figure:
+    "The likeliest categories with their probabilities."
+    top = list(categories)[:n]
+    if not top: raise BadInput("There is no category to show.")
+    fig, axes = blank_figure(width=6, height=0.5 + 0.32 * len(top), alt=f"{title}: " + ", ".join(f"{c['label']} {c['p']:.0%}" for c in top) + ".")
+    ax = axes[0, 0]; drawn = ax.barh(range(len(top)), [100 * c["p"] for c in top], color=PALETTE[0])
+    ax.bar_label(drawn, [f"{c['p']:.0%}" for c in top], padding=3, fontsize=8)
+    ax.set_yticks(range(len(top)), [c["label"] for c in top]); ax.invert_yaxis()
+    ax.set(title=title, xlabel="probability (%)", xlim=(0, 112))
+    return fig
+
 # %% ../nbs/15_show.ipynb #e2fa6824
 def veil(
     picture,          # (H, W, 3) uint8
@@ -547,23 +564,6 @@ def masked_clip(
         for ax, mask in zip(pair, masks): _picture(ax, veil(picture, mask), f"{name}: {np.sum(mask)} of {np.size(mask)}"); ax.set_aspect(aspect)
     for ax, name in zip(axes[:, 0], ("the encoder sees", "the decoder must say")): ax.set_ylabel(name)
     fig.suptitle(title)
-    return fig
-
-# %% ../nbs/15_show.ipynb #a7618a0c
-@in_style()
-def category_bars(
-    categories: list,   # [{"label": …, "p": …}], the likeliest first
-    n: int = 5,         # how many are shown
-    title: str = "How likely each category is",
-) -> Figure:
-    "The likeliest categories with their probabilities."
-    top = list(categories)[:n]
-    if not top: raise BadInput("There is no category to show.")
-    fig, axes = blank_figure(width=6, height=0.5 + 0.32 * len(top), alt=f"{title}: " + ", ".join(f"{c['label']} {c['p']:.0%}" for c in top) + ".")
-    ax = axes[0, 0]; drawn = ax.barh(range(len(top)), [100 * c["p"] for c in top], color=PALETTE[0])
-    ax.bar_label(drawn, [f"{c['p']:.0%}" for c in top], padding=3, fontsize=8)
-    ax.set_yticks(range(len(top)), [c["label"] for c in top]); ax.invert_yaxis()
-    ax.set(title=title, xlabel="probability (%)", xlim=(0, 112))
     return fig
 
 # %% ../nbs/15_show.ipynb #dfc70f4c
