@@ -63,8 +63,8 @@ test: dev chromium  ## ruff, spelling, every notebook and every quick test
 	@$(BIN)/python -m ruff check --quiet scene4m scripts
 	@echo "→ codespell: notebooks and pages"
 	@$(BIN)/codespell
-	@echo "→ pytest: notebooks and tests (the slow ones run in make test-all)"
-	@$(BIN)/python -m pytest $(ARGS)
+	@echo "→ pytest: notebooks and tests, two files at a time (the slow ones run in make test-all)"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: dev chromium  ## what takes longer: kills, Ray, every problem set, fresh environments, slow cells
 	@echo "→ pytest: the slow tests"
