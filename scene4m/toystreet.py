@@ -816,7 +816,7 @@ def picture_reader(width: int = 12):
 
 # %% ../nbs/12_toystreet.ipynb #06e37912
 def sound_reader(width: int = 12):
-    "A convolutional network from a spectrogram (B, 1, 64, 157) to the logits of all attributes."
+    "A convolutional network from a spectrogram (B, 1, 64, 155) to the logits of all attributes."
     from torch import nn
     w = width
     def block(a, b, stride): return [nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
@@ -833,7 +833,7 @@ def picture_input(frames: np.ndarray):
     return torch.cat([x, torch.stack(axes).expand(b, 3, *shape)], 1)
 
 def plain_spectrogram(wave: np.ndarray) -> np.ndarray:
-    "Float16 (1, 64, 157): mean power in 64 bands of 125 Hz and steps of 64 ms, in units of 20 dB around -20 dB."
+    "Float16 (1, 64, 155): mean power in 64 bands of 125 Hz and steps of 64 ms, in units of 20 dB around -20 dB."
     cut = wave[:len(wave) // 512 * 512].reshape(-1, 512); cut = np.concatenate([cut[:-1], cut[1:]], 1) * np.hanning(1024).astype(np.float32)
     power = np.square(np.abs(np.fft.rfft(cut)))[:, :512].reshape(len(cut), 64, 8).mean(2)[:len(cut) // 2 * 2].reshape(-1, 2, 64).mean(1)
     return (np.log10(power + 1e-6) / 2 + 1).T[None].astype(np.float16)
