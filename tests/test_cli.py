@@ -50,13 +50,18 @@ def refuses(result, *words):
 # --- help and usage
 
 
-def test_help_is_quick_and_names_every_command():
-    start = time.perf_counter()
+def test_help_names_every_command():
     done = scene4m("--help")
-    seconds = time.perf_counter() - start
     assert done.returncode == 0 and all(f"  {c} " in done.stdout for c in COMMANDS)
     assert not [x for x in done.stdout.splitlines() if x.startswith("  ") and x.endswith("...")], "a summary is too long for one line"
-    assert seconds < 1.5, f"{seconds:.1f} s"
+
+
+def test_help_waits_for_no_heavy_package():
+    heavy = "{'torch', 'torchaudio', 'transformers', 'av', 'matplotlib', 'pandas', 'ipywidgets', 'moviepy'}"
+    script = ("import sys; sys.argv = ['scene4m', '--help']\nfrom scene4m.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+              f"print('heavy:', sorted({heavy} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "heavy: []", done.stdout[-300:] + done.stderr[-300:]
 
 
 def test_the_list_of_commands_is_complete():
