@@ -76,7 +76,8 @@ def load_checkpoint(
     "The checkpoint in `folder`, ready to describe. Raises `BadInput` if a part is missing, `ConfigMismatch` if parts do not fit."
     folder = Path(folder) if folder is not None else SHIPPED
     if not folder.is_dir(): raise BadInput(f"{folder}: there is no model folder here; train one with `scene4m run` or name one with --model.")
-    weights = {s: "encoder.jit" if (folder / f"{s}_tokenizer/encoder.jit").exists() else "model.safetensors" for s in SENSES}      # COSMOS is TorchScript
+    # COSMOS is TorchScript, all others have their weights in safetensors
+    weights = {s: "encoder.jit" if (folder / f"{s}_tokenizer/encoder.jit").exists() else "model.safetensors" for s in SENSES}
     inside = [f"{s}_tokenizer/{name}" for s in SENSES for name in ("config.json", weights[s])]
     for part in ("config.json", "model.safetensors", *(f"{sense}_tokenizer" for sense in SENSES), *inside, "text_tokenizer.json"):
         if not (folder / part).exists(): raise BadInput(f"{folder}: the model folder has no {part}; copy the whole folder that training wrote.")
