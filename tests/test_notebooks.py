@@ -19,8 +19,8 @@ SHORTER = {
     "33_finetune": {"Street(1500)": "Street(150)", 'plateau(large, "large", 500': 'plateau(large, "large", 20', 'work / "large-cured", 500': 'work / "large-cured", 20'},
     "40_transfer": {"photographs(2000, 3)": "photographs(200, 3)", "steps=300, batch_size=24": "steps=60, batch_size=24",
                     'films("train", 120, 4)': 'films("train", 24, 4)', "steps=200, batch_size=8": "steps=40, batch_size=8",
-                    'films("test", 80, 4)': 'films("test", 16, 4)', 'films("train", 400, 5)': 'films("train", 64, 5)',
-                    "TrainConfig(seconds=25": "TrainConfig(steps=30", "clips, many, 150": "clips, many, 20"},
+                    'films("test", 80, 4)': 'films("test", 16, 4)', 'films("train", 1500, 5)': 'films("train", 64, 5)',
+                    "TrainConfig(seconds=25": "TrainConfig(steps=30", "clips, many, 400": "clips, many, 20"},
 }
 
 RUN = """
