@@ -23,7 +23,7 @@ from .core import BadInput, ClipSpec, Preset, Timer, atomic_write, fingerprint, 
 from .cosmos import CosmosTokenizer
 from .curation import ClipDataset, curate, vggsound_rows
 from .describe import SHIPPED, Checkpoint, ClipArrays, acquaint, calibrate, save_checkpoint, tokenize_arrays
-from .evaluate import evaluate_folder, save_judge, train_judge
+from .evaluate import evaluate_folder, read_truth, save_judge, train_judge
 from .finetune import FinetuneConfig, arithmetic, finetune
 from .fourm import FourM
 from .mel import MelFrontEnd
@@ -213,11 +213,12 @@ def run_pipeline(
         if preset.data.get("ceiling"): stage("ceiling", preset.data["ceiling"], lambda: measure_ceiling(out, preset.data["ceiling"], seed, workers))
     else: stage("clips", [asdict(preset.clip), str(Path(data).resolve()), folder_state(Path(clips or data))],
                 lambda: curate_folder(Path(data), out, preset, workers, clips))
+    test = out / "test" if data is None else write_held_out(Path(data), out, clips)
+    read_truth(test)      # where there is nothing to judge, that is said before the training
     stage("tokenizers", [preset.audio, preset.video, seed], lambda: train_both(out, preset, seed))
     stage("tokens", [], lambda: make_tokens(out))
     stage("4M", [preset.model, preset.train, seed], lambda: train_model(out, preset, seed, say))
     stage("calibration", [MET], lambda: put_together(out, preset, seed, world))
-    test = out / "test" if data is None else write_held_out(Path(data), out, clips)
     facts = lambda: dict(seconds=seconds_of(stage, out), **run_facts(out, world))
     stage("evaluation", [], lambda: evaluate_folder(test, out / "model", workers, out=out, extra=facts()))
     return read_json(out / "report.json")

@@ -69,6 +69,14 @@ def test_a_folder_of_sounds_alone(tmp_path):
     assert said.senses == dict(audio="used", video="missing")
 
 
+def test_a_folder_that_cannot_be_judged_is_refused_before_the_training(tmp_path):
+    scene = next(s for s in map(sample_scene, range(400)) if s.heard)
+    (tmp_path / "sounds" / "opera").mkdir(parents=True); write_wav(tmp_path / "sounds" / "opera" / "a.wav", render_sound(scene), 16_000)
+    with pytest.raises(BadInput, match="none of its labels"):
+        run_pipeline(tmp_path / "run", data=tmp_path / "sounds", preset=get_preset("toy", **SMALL), workers=1, say=lambda line: None)
+    assert not (tmp_path / "run" / "audio_tokenizer").exists() and not (tmp_path / "run" / "training").exists()
+
+
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_figures(tmp_path):
     first = run_pipeline(tmp_path / "a", preset=get_preset("toy", **SMALL), say=lambda line: None)
