@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TOY', 'PRESETS', 'DURATIONS', 'Scene4MError', 'BadInput', 'ConfigMismatch', 'TrainingFailed', 'ClipSpec', 'Preset',
-           'get_preset', 'fingerprint', 'derive_seed', 'make_generator', 'make_rng', 'seed_everything', 'pick_device',
-           'has_fast_bf16', 'autocast', 'machine', 'import_torchaudio', 'atomic_write', 'write_json', 'read_json',
-           'progress', 'Timer', 'steps_for', 'StopSoon']
+           'did_you_mean', 'get_preset', 'fingerprint', 'derive_seed', 'make_generator', 'make_rng', 'seed_everything',
+           'pick_device', 'has_fast_bf16', 'autocast', 'machine', 'import_torchaudio', 'atomic_write', 'write_json',
+           'read_json', 'progress', 'Timer', 'steps_for', 'StopSoon']
 
 # %% ../nbs/00_core.ipynb #8dc7c9c0
-import contextlib, hashlib, importlib, json, os, platform, signal, sys, threading, time, types
+import contextlib, difflib, hashlib, importlib, json, os, platform, signal, sys, threading, time, types
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -78,17 +78,25 @@ PRESETS = {
 }
 
 # %% ../nbs/00_core.ipynb #953d7fa2
-DURATIONS = {"seconds", "steps", "epochs"}      # three ways to say how long; the last one said counts
+DURATIONS = {"seconds", "steps", "epochs"}      # three ways to say how long; one of them at a time
+
+def did_you_mean(name: str, known) -> str:
+    "A question that names the nearest of the `known` names, with a space before it; empty where none is near."
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 def get_preset(
     name: str = "toy",  # `toy`, `shipped` or `paper`
     **overrides,        # mappings merged into the preset's own, for example `train=dict(seconds=10)`
 ) -> Preset:            # a new preset; the named one is left as it is
-    "The preset `name` with some settings replaced. Raises `BadInput` for an unknown name or part."
+    "The preset `name` with some settings replaced. Raises `BadInput` for an unknown name or part, and for two durations at once."
     if name not in PRESETS: raise BadInput(f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
-    base = PRESETS[name]
+    base, parts = PRESETS[name], ("data", "audio", "video", "model", "train")
     for part, values in overrides.items():
-        if part not in ("data", "audio", "video", "model", "train"): raise BadInput(f"A preset has no part {part!r}.")
+        if part not in parts:
+            raise BadInput(f"A preset has no part {part!r}; its parts are {', '.join(parts)}.{did_you_mean(part, parts)}")
+        said = [f"{part}.{k}" for k in sorted(DURATIONS & set(values)) if values[k] is not None]
+        if len(said) > 1: raise BadInput(f"Say how long to train in one way, not by {' and '.join(said)}.")
         kept = {k: v for k, v in getattr(base, part).items() if not (k in DURATIONS and DURATIONS & set(values))}
         base = replace(base, **{part: {**kept, **values}})
     return base
@@ -127,16 +135,21 @@ def seed_everything(seed: int) -> None:
 
 # %% ../nbs/00_core.ipynb #b998d825
 def pick_device(name: str | None = None) -> torch.device:
-    "The device to compute on: `name` if given, else CUDA, else the CPU. Raises `BadInput` where `name` is not there."
-    if name is None: name = "cuda" if torch.cuda.is_available() else "cpu"
-    try: device = torch.device(name); torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as e: raise BadInput(f"The device {name!r} cannot be used here; try 'cpu'.") from e
+    "The device to compute on: `name` if given, else CUDA, else MPS, else the CPU. Raises `BadInput` where `name` is not there."
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        raise BadInput(f"The device {name!r} cannot be used here; try 'cpu'.") from e
     return device
 
 def has_fast_bf16(device: torch.device | str = "cpu") -> bool:
-    "Whether bfloat16 matrix products are done in hardware: CUDA 8.0 and later, or a CPU with avx512_bf16 or AMX."
+    "Whether bfloat16 matrix products are done in hardware: compute capability 8.0 and later, or a CPU with avx512_bf16 or AMX."
     device = torch.device(device)
-    if device.type == "cuda": return torch.cuda.is_bf16_supported()
+    if device.type == "cuda":     # `is_bf16_supported` also says yes to GPUs that only emulate it
+        return bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu": return False
     caps = getattr(torch.cpu, "get_capabilities", dict)() if hasattr(torch, "cpu") else {}
     if caps.get("avx512_bf16") or caps.get("amx_bf16"): return True
