@@ -152,7 +152,8 @@ def code(cell, highlight) -> str:
     shown = [] if told.get("echo") == "false" or not source.strip() else [f'<div class="input">{highlight(source)}</div>']
     if shown and told.get("code-fold") == "true":
         shown = [f"<details><summary>Code</summary>{shown[0]}</details>"]
-    outputs = "" if told.get("output") == "false" else "".join(output(o, told.get("fig-alt", "").strip("\"'")) for o in cell.outputs)
+    alt = str(yaml.safe_load(told.get("fig-alt", "")) or "")
+    outputs = "" if told.get("output") == "false" else "".join(output(o, alt) for o in cell.outputs)
     return f'<div class="cell">{"".join(shown)}' + (f'<div class="cell-output">{outputs}</div>' if outputs else "") + "</div>"
 
 
