@@ -9,12 +9,13 @@ __all__ = ['KINDS', 'nearest', 'usage', 'kmeans', 'Quantizer', 'first_codes', 'V
            'decode_ids', 'save_tokenizer', 'find_folder', 'download_tokenizer', 'read_weights', 'read_settings',
            'read_tokenizer', 'load_tokenizer', 'push_tokenizer', 'TrainConfig', 'training_config', 'batch_indices',
            'rate_at', 'beta_at', 'TokenizerTrainer', 'start_from_data', 'train_step', 'principal_axes', 'start_on_axes',
-           'start_network', 'count_steps', 'TrainingLog', 'training_key', 'save_checkpoint', 'load_checkpoint',
-           'run_steps', 'finished_training', 'train_tokenizer', 'evaluate_tokenizer']
+           'start_network', 'count_steps', 'TrainingLog', 'training_key', 'save_checkpoint', 'check_weights',
+           'load_checkpoint', 'run_steps', 'finished_training', 'begun_training', 'how_to_go_on', 'train_tokenizer',
+           'evaluate_tokenizer']
 
 # %% ../nbs/21_vq.ipynb #24105178
 import contextlib, copy, hashlib, importlib, math, time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -442,8 +443,10 @@ def beta_at(step: int, per_epoch: int, c: TrainConfig) -> float:
 # %% ../nbs/21_vq.ipynb #a180467d
 class TokenizerTrainer:
     "A tokenizer, its optimiser and its clips, and one training step. `train_tokenizer` drives it."
-    def __init__(self, tok: Tokenizer, data, config: TrainConfig, lengths=None):
+    def __init__(self, tok: Tokenizer, data, config: TrainConfig, lengths=None, names=None):
         self.c, self.data, self.lengths, self.device = config, data, lengths, pick_device(config.device)
+        self.names = range(len(data)) if names is None else names
+        self.rates = [[0, config.lr]]      # from which step on which learning rate held
         self.tok = tok.to(self.device)
         codebook = list(tok.quantizer.parameters()); own = {id(p) for p in codebook}
         groups = [dict(params=[p for p in tok.parameters() if id(p) not in own], lr=config.lr),
@@ -456,8 +459,16 @@ class TokenizerTrainer:
         "(batch, lengths) of a step, on the device."
         at = batch_indices(step, self.n, min(self.c.batch_size, self.n), self.c.seed)
         x = self.tok.to_model(torch.from_numpy(np.ascontiguousarray(self.data[at])))
+        if not torch.isfinite(x.sum()): self.refuse_broken(x, at, step)
         lengths = None if self.lengths is None else torch.as_tensor(np.asarray(self.lengths)[at])
         return x.to(self.device), lengths
+
+    def refuse_broken(self, x, at, step: int):
+        "Raises `BadInput` with the names of the clips in a batch that hold NaN or infinity."
+        broken = [str(self.names[i]) for i, clip in zip(at, x) if not clip.isfinite().all()]
+        if not broken: return
+        raise BadInput(f"{type(self.tok).__name__}, step {step}: not every number is finite in the clip "
+                             f"{', '.join(broken[:4])}{', …' if broken[4:] else ''}; leave it out or curate it again.")
 
 # %% ../nbs/21_vq.ipynb #f9a07317
 @torch.no_grad()
@@ -487,7 +498,10 @@ def train_step(self: TokenizerTrainer, step: int, steps: int) -> dict:
     batch, lengths = self.batch(step)
     with autocast(self.device, self.c.precision): loss, logs = self.tok.loss(batch, lengths)
     self.optimizer.zero_grad(set_to_none=True); loss.backward()
-    if self.c.clip_grad: nn.utils.clip_grad_norm_(self.tok.parameters(), self.c.clip_grad)
+    norm = nn.utils.clip_grad_norm_(self.tok.parameters(), self.c.clip_grad or math.inf)
+    if not torch.isfinite(loss.detach() + norm):
+        what = f"the loss is {float(loss.detach())}" if not torch.isfinite(loss.detach()) else "the gradient is not finite"
+        raise TrainingFailed(f"{type(self.tok).__name__}, step {step}: {what}.")
     self.optimizer.step()
     return dict(logs, loss=loss.detach(), bypass=q.bypass)
 
@@ -502,7 +516,8 @@ def principal_axes(
     "Mean, principal axes and variances of vectors that come in pieces. Raises `BadInput` without vectors."
     n, total, products = 0, 0.0, 0.0
     for p in patches:
-        p = p.double(); n, total, products = n + len(p), total + p.sum(0), products + p.t() @ p
+        p = p.to("cpu" if p.device.type == "mps" else p.device).double()       # MPS has no float64
+        n, total, products = n + len(p), total + p.sum(0), products + p.t() @ p
     if not n: raise BadInput("Principal axes need at least one vector.")
     mean = total / n; variances, axes = torch.linalg.eigh((products / n - torch.outer(mean, mean)).cpu())
     return mean.float(), axes.flip(1)[:, :k].float().to(mean.device), variances.flip(0)[:k].clamp(min=0).float().to(mean.device)
@@ -556,16 +571,24 @@ def training_key(tok: Tokenizer, data, c: TrainConfig) -> str:
 # %% ../nbs/21_vq.ipynb #82a05856
 def save_checkpoint(path, trainer: TokenizerTrainer, log: TrainingLog, step: int, steps: int, seconds: float, key: str):
     "Writes everything that training needs to go on: weights, optimiser, step, history. The file is the old one or the new one, never half."
+    check_weights(trainer.tok, step)
     state = dict(key=key, step=step, steps=steps, seconds=seconds, rows=log.rows, pending=log.pending,
                  model=trainer.tok.state_dict(), optimizer=trainer.optimizer.state_dict())
     atomic_write(path, lambda f: torch.save(state, f))
+
+def check_weights(tok: Tokenizer, step: int):
+    "Raises `TrainingFailed` where a weight is not finite; asked before anything is written."
+    broken = [k for k, t in tok.state_dict().items() if not t.isfinite().all()]
+    if broken: raise TrainingFailed(f"{type(tok).__name__}, step {step}: not every weight in {broken[0]} is finite.")
 
 def load_checkpoint(path, trainer: TokenizerTrainer, key: str) -> dict:
     "Reads what `save_checkpoint` wrote into the trainer. Raises `ConfigMismatch` if it is of another training, `BadInput` if damaged."
     try: state = torch.load(path, map_location=trainer.device, weights_only=True); found = state["key"]
     except Exception as e: raise BadInput(f"{path}: this checkpoint is damaged; delete it to begin again.") from e
     if found != key: raise ConfigMismatch(f"{path}: another training was begun here; use another folder or resume=False.")
+    full = [g["full"] for g in trainer.optimizer.param_groups]       # the rates asked for now, not those of the checkpoint
     trainer.tok.load_state_dict(state["model"]); trainer.optimizer.load_state_dict(state["optimizer"])
+    for g, rate in zip(trainer.optimizer.param_groups, full): g["full"] = rate
     return state
 
 # %% ../nbs/21_vq.ipynb #e84daadd
@@ -575,10 +598,7 @@ def run_steps(trainer: TokenizerTrainer, log: TrainingLog, todo: range, steps: i
     bar = progress(todo, desc=name, total=steps, initial=todo.start, disable=None if show is None else not show)
     with StopSoon() as stop:
         for step in bar:
-            logs = trainer.step(step, steps)
-            if not torch.isfinite(logs["loss"]):
-                raise TrainingFailed(f"{name}: the loss became {float(logs['loss'])} at step {step}; lower the learning rate.")
-            log.add(logs); step += 1
+            log.add(trainer.step(step, steps)); step += 1
             if step % trainer.c.log_every == 0 or step == steps:
                 row = log.close(step, spent()); bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "perplexity") if row[k] is not None})
             if stop.asked or time.perf_counter() - last > trainer.c.save_every: save(step); last = time.perf_counter()
@@ -596,17 +616,37 @@ def finished_training(tok: Tokenizer, out: Path, key: str, resume: bool) -> tupl
     return note["history"], note["steps"]
 
 # %% ../nbs/21_vq.ipynb #4e6f75aa
+def begun_training(trainer: TokenizerTrainer, out: Path, key: str) -> str:
+    "The key of the unfinished training in `out`, where this one is the same but for a lower learning rate; else `key`."
+    note = read_json(out/"training.json") if (out/"training.json").exists() else {}
+    if note.get("done", True) or not note.get("rates"): return key
+    (_, first), (_, last) = note["rates"][0], note["rates"][-1]
+    if trainer.c.lr > last or training_key(trainer.tok, trainer.data, replace(trainer.c, lr=first)) != note["key"]: return key
+    trainer.rates = note["rates"]
+    return note["key"]
+
+def how_to_go_on(trainer: TokenizerTrainer, path) -> str:
+    "What to do after a step that failed."
+    if path is None: return " Lower the learning rate."
+    saved = torch.load(path, weights_only=True)["step"] if path.exists() else 0
+    return (f" What was trained up to step {saved} is kept: the same call with a lower learning rate than {trainer.c.lr:g} goes on from there "
+            f"(lr; on the command line, --set with .lr={trainer.c.lr / 2:g}).")
+
 def _train(trainer: TokenizerTrainer, key: str, steps: int, out, resume, show) -> list:
     "The steps that are still to do, and what is written before, between and after them."
-    note = dict(key=key, steps=steps, config=asdict(trainer.c), done=False)
-    if out: write_json(out/"training.json", note)
     state = dict(step=0, seconds=0.0, rows=(), pending=()); path = out and out/"checkpoint.pt"
     if out and resume and path.exists(): state = load_checkpoint(path, trainer, key)
     else: start_network(trainer)
+    if trainer.c.lr != trainer.rates[-1][1]: trainer.rates.append([state["step"], trainer.c.lr])
+    note = dict(key=key, steps=steps, config=asdict(trainer.c), rates=trainer.rates, done=False)
+    if out: write_json(out/"training.json", note)
     start, log = time.perf_counter(), TrainingLog(trainer.tok.vocab_size, state["rows"], state["pending"])
     spent = lambda: state["seconds"] + time.perf_counter() - start
     save = lambda step: out and save_checkpoint(path, trainer, log, step, steps, spent(), key)
-    run_steps(trainer, log, range(state["step"], steps), steps, spent, save, show)
+    try:
+        run_steps(trainer, log, range(state["step"], steps), steps, spent, save, show)
+        check_weights(trainer.tok, steps)
+    except TrainingFailed as e: raise TrainingFailed(f"{e}{how_to_go_on(trainer, path)}") from e
     trainer.tok.quantizer.bypass = False; trainer.tok.eval()
     if out:
         trainer.tok.save_pretrained(out); write_json(out/"training.json", {**note, "done": True, "seconds": spent(), "history": log.rows})
@@ -622,12 +662,15 @@ def train_tokenizer(
     resume: bool = True,        # go on with what is in `out`
     lengths=None,               # (N,) valid columns or frames of each clip, where clips are padded
     show: bool | None = None,   # progress bar; None = where there is a terminal
+    names=None,                 # (N,) what the clips are called where one is at fault; None: their numbers
 ) -> list:                      # rows: step, loss, error, perplexity, used, seconds
     """Trains a tokenizer and returns its history. Stopped at any moment, the same call goes on and ends with the same weights.
 
-    Raises `BadInput` without clips, `ConfigMismatch` if `out` holds another training, `TrainingFailed` if the loss becomes NaN."""
+    Raises `BadInput` without clips or with one that is not finite, `ConfigMismatch` if `out` holds another training, `TrainingFailed` before a step that is not finite;
+    after that the call may be repeated with a lower `config.lr`."""
     if len(data) == 0: raise BadInput("There are no clips to train on.")
-    trainer = TokenizerTrainer(tok, data, config, lengths); key = training_key(tok, data, config); out = None if out is None else Path(out)
+    trainer = TokenizerTrainer(tok, data, config, lengths, names); key = training_key(tok, data, config); out = None if out is None else Path(out)
+    if out and resume: key = begun_training(trainer, out, key)
     history, steps = finished_training(tok, out, key, resume) if out else (None, None)
     if history is not None: return history
     return _train(trainer, key, steps or count_steps(trainer), out, resume, show)
