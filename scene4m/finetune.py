@@ -9,20 +9,21 @@ __all__ = ['SCHEMES', 'RECIPES', 'TRACKERS', 'LORA_TARGETS', 'Stage', 'FinetuneC
            'SenseDropout', 'RandomBudgets', 'attention_kind', 'uses_bf16', 'arithmetic', 'start_text',
            'start_from_codebooks', 'start_encoder_silent', 'start_model', 'renew_embeddings', 'weight_groups',
            'learning_rate', 'Optimiser', 'to_device', 'total_counts', 'step_losses', 'sum_gradients', 'CsvLog',
-           'TensorboardLog', 'ServiceLog', 'open_trackers', 'Saver', 'seconds_per_step', 'plan_steps', 'Run', 'record',
-           'finetune', 'is_new', 'open_stage', 'add_lora', 'merge_lora', 'Progress', 'Reporter', 'Loop', 'Window',
-           'raise_diverged', 'draw_log', 'finish']
+           'TensorboardLog', 'ServiceLog', 'open_trackers', 'Saver', 'seconds_per_step', 'plan_steps', 'check_names',
+           'Run', 'learning_rates', 'only_slower', 'record', 'finetune', 'is_new', 'open_stage', 'add_lora',
+           'merge_lora', 'Progress', 'Reporter', 'Loop', 'Window', 'raise_diverged', 'check_weights', 'how_to_go_on',
+           'draw_log', 'finish']
 
 # %% ../nbs/33_finetune.ipynb #52172a69
-import csv, io, json, math, os, shutil, time
-from dataclasses import asdict, dataclass, field
+import csv, io, json, math, os, shutil, time, uuid
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .captions import Attributes, TextTokenizer, grammar_texts, write_caption
-from .core import (BadInput, ConfigMismatch, StopSoon, TrainingFailed, atomic_write, autocast, fingerprint, has_fast_bf16, import_torchaudio,
+from .captions import FOURM_TOKENIZER, Attributes, TextTokenizer, grammar_texts, write_caption
+from .core import (BadInput, ConfigMismatch, StopSoon, TrainingFailed, atomic_write, autocast, did_you_mean, fingerprint, has_fast_bf16, import_torchaudio,
                           machine, make_generator, make_rng, pick_device, progress, read_json, seed_everything, write_json)
 from .fourm import FourM
 from .masking import Text, TokenGrid, UnifiedMasking, collate, seen_entry
@@ -76,10 +77,17 @@ class FinetuneConfig:
     spread: float = 1.0                 # standard deviation of such a model's token embeddings; 4M's 0.02 drowns them in the positions
     device: str | None = None
 
+    def __post_init__(self):
+        said = [k for k in ("steps", "epochs", "seconds") if getattr(self, k) is not None]
+        if len(said) > 1: raise BadInput(f"Say how long to train in one way, not by {' and '.join(said)}.")
+
 # %% ../nbs/33_finetune.ipynb #3ccf5210
 def stages_of(config: FinetuneConfig) -> tuple:
     "The stages of a run. Raises `BadInput` for a stage that cannot be."
-    usual = dict(toy=(Stage(),), paper=(Stage("new", 0.5), Stage("all", 0.5)))
+    usual, known = dict(toy=(Stage(),), paper=(Stage("new", 0.5), Stage("all", 0.5))), [f.name for f in fields(Stage)]
+    for name in (k for s in config.stages if isinstance(s, dict) for k in s):
+        if name not in known:
+            raise BadInput(f"A stage has no setting {name!r}; its settings are {', '.join(known)}.{did_you_mean(name, known)}")
     stages = tuple(s if isinstance(s, Stage) else Stage(**s) for s in config.stages) or usual.get(config.preset, ())
     if not stages: raise BadInput(f"There is no preset {config.preset!r} of training; choose toy or paper.")
     for s in stages:
@@ -317,8 +325,11 @@ def start_text(text, model, ds: TokenDataset) -> TextTokenizer:
     if isinstance(text, TextTokenizer): return text
     if text is not None: return TextTokenizer.from_pretrained(text)
     if model is None: return text_tokenizer_for(ds)
-    if not isinstance(model, torch.nn.Module) and (Path(model) / "text_tokenizer.json").exists(): return TextTokenizer.from_pretrained(model)
-    raise BadInput("The model comes without its text tokenizer; name the file (for 4M: text_tokenizer_4m_wordpiece_30k.json).")
+    beside = [] if isinstance(model, torch.nn.Module) else [Path(model) / n for n in ("text_tokenizer.json", FOURM_TOKENIZER["name"])]
+    for path in beside:
+        if path.is_file(): return TextTokenizer.from_file(path)
+    raise BadInput(f"The model comes without its text tokenizer; name the file: `text`, --text FILE, or --set model.text=FILE "
+                   f"(for 4M: {FOURM_TOKENIZER['name']}).")
 
 # %% ../nbs/33_finetune.ipynb #39c56f01
 @torch.no_grad()
@@ -478,12 +489,15 @@ class TensorboardLog:
     def close(self): self.writer.close()
 
 class ServiceLog:
-    "Numbers per step for Weights & Biases (offline unless WANDB_MODE says otherwise) or trackio."
+    "Numbers per step for Weights & Biases (offline unless WANDB_MODE says otherwise) or trackio; a resumed run goes on as the same one."
     def __init__(self, name: str, folder, settings: dict):
         import importlib
         module = importlib.import_module(name); os.environ.setdefault("WANDB_MODE", "offline")
-        extra = dict(dir=str(folder)) if name == "wandb" else {}
-        self.run, self.module = module.init(project="scene4m", name=Path(folder).name, config=settings, **extra), module
+        path = Path(folder) / f"{name}.id"
+        if not path.exists(): atomic_write(path, uuid.uuid4().hex[:8])
+        run = dict(id=path.read_text(), name=Path(folder).name, dir=str(folder), allow_val_change=True)
+        if name == "trackio": run = dict(name=f"{run['name']}-{run['id']}")       # it knows a run by its name
+        self.run, self.module = module.init(project="scene4m", config=settings, resume="allow", **run), module
     def log(self, row: dict):
         numbers = {k: float(v) for k, v in row.items() if k != "step" and v != ""}
         self.module.log(numbers, step=row["step"])
@@ -551,6 +565,13 @@ def plan_steps(run) -> int:
     return max(1, int(c.seconds / seconds_per_step(run)))
 
 # %% ../nbs/33_finetune.ipynb #bb5d3903
+def check_names(config: FinetuneConfig, ds: TokenDataset):
+    "Raises `BadInput` for a modality in the schemes or weights that nobody knows; audio and video are known where the data lack them."
+    known = ["caption", "audio", "video", *ds.modalities]
+    schemes = {m: f"the scheme {s!r}" for s in config.schemes if s not in ("both", "none") for m in s.split("+")}
+    for name, where in (schemes | dict.fromkeys(config.weights, "the weights")).items():
+        if name not in known: raise BadInput(f"There is no modality {name!r}, as in {where}.{did_you_mean(name, known)}")
+
 class Run:
     "One training run in one folder."
     def __init__(self, tokens, out, config: FinetuneConfig, model=None, text=None):
@@ -559,9 +580,9 @@ class Run:
         self.ds = tokens if isinstance(tokens, TokenDataset) else TokenDataset(tokens)
         self.places = self.ds.split("train")
         if not len(self.places): raise BadInput(f"{self.ds.root}: no clip belongs to the split 'train'; nothing can be learnt.")
-        self.text = start_text(text, model, self.ds); stages_of(config)
+        self.text = start_text(text, model, self.ds); stages_of(config); check_names(config, self.ds)
         self.accelerator = Accelerator(cpu=self.device.type == "cpu")
-        if self.device.type != "cpu": self.device = self.accelerator.device
+        if self.accelerator.num_processes > 1 and self.device.type != "cpu": self.device = self.accelerator.device
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         self.batch_size = min(config.batch_size, len(self.places)) // world * world
         if not self.batch_size: raise BadInput(f"{len(self.places)} clips cannot be shared out over {world} processes.")
@@ -579,13 +600,33 @@ class Run:
         return dict(c, stages=[asdict(s) for s in stages_of(self.config)], tokens=tokens, clips=clips, words=self.text.vocab_size, size=size)
 
 # %% ../nbs/33_finetune.ipynb #bfd70cb9
-def record(run: Run) -> dict:
-    "The run's `run.json`: read if it is there and fits, else written with the number of steps. Raises `ConfigMismatch` if it does not fit."
+def learning_rates(settings: dict) -> list:
+    "The highest learning rate of every stage."
+    return [s["lr"] or settings["lr"] for s in settings["stages"]]
+
+def only_slower(new: dict, old: dict) -> bool:
+    "Whether two runs' settings differ in learning rates alone, and the new ones are nowhere higher."
+    def others(s): return {**s, "lr": None, "stages": [{**stage, "lr": None} for stage in s["stages"]]}
+    return others(new) == others(old) and all(a <= b for a, b in zip(learning_rates(new), learning_rates(old)))
+
+def record(
+    run: Run,
+    step: int = 0,      # where the run stands
+) -> dict:
+    """The run's `run.json`: read if it is there and fits, else written with the number of steps.
+
+    An unfinished run may go on with a lower learning rate, which is noted. Raises `ConfigMismatch` for any other change."""
     path, settings = run.out / "run.json", run.settings()
     if path.exists():
         old = read_json(path)
         if old["fingerprint"] == fingerprint(settings): return old
-        other = [k for k, v in settings.items() if json.loads(json.dumps(v, default=str)) != old["settings"].get(k)]
+        settings = json.loads(json.dumps(settings, default=str))
+        if not old.get("done") and only_slower(settings, old["settings"]):
+            rates = old.get("rates", [dict(step=0, lr=learning_rates(old["settings"]))])
+            note = dict(old, settings=settings, fingerprint=fingerprint(settings), rates=[*rates, dict(step=step, lr=learning_rates(settings))])
+            if run.main: write_json(path, note)
+            return note
+        other = [k for k, v in settings.items() if v != old["settings"].get(k)]
         raise ConfigMismatch(f"{run.out}: this folder holds a run with other settings ({', '.join(other)}); choose another folder.")
     note = [dict(steps=plan_steps(run), settings=settings, fingerprint=fingerprint(settings), machine=machine(),
                  processes=run.accelerator.num_processes, skipped=run.ds.skipped)] if run.main else [None]
@@ -604,10 +645,10 @@ def finetune(
     text=None,                       # a `TextTokenizer` or its file; None: the model's, or made from the captions
 ) -> Path:                           # `out`, now a checkpoint folder
     "Trains a scene model on tokens."
-    run = Run(tokens, out, config, model, text)
-    if (run.out / "model.safetensors").exists() and (run.out / "run.json").exists() and record(run).get("done"): return run.out
-    note = record(run); loop = Loop(run, note["steps"], run.saver.load(run.device))
-    loop.all()
+    run = Run(tokens, out, config, model, text); note = run.out / "run.json"
+    if (run.out / "model.safetensors").exists() and note.exists() and read_json(note).get("done"): return record(run) and run.out
+    state = run.saver.load(run.device); note = record(run, 0 if state is None else state["step"])
+    loop = Loop(run, note["steps"], state); loop.all()
     if run.main: finish(run, loop, note)
     run.accelerator.wait_for_everyone()
     return run.out
@@ -663,6 +704,7 @@ class Progress:
 
     def leave(self):
         "The averaged weights take over; LoRA becomes part of the matrices."
+        check_weights(self)
         if self.average is not None: torch._foreach_copy_([p.detach() for p in self.params], self.average)
         if self.stages[self.stage].train == "lora": merge_lora(self.run.model)
 
@@ -672,6 +714,7 @@ class Progress:
 
     def save(self):
         if not self.run.main: return
+        check_weights(self)
         self.run.saver.save(model=self.run.model.state_dict(), optimiser=self.optimiser.state_dict(), average=self.average,
                             step=self.step, stage=self.stage, seconds=self.seconds)
 
@@ -719,7 +762,7 @@ class Loop(Reporter):
         shares = step_losses(run.model, parts, counts, c.weights, run.device, c.precision)
         sum_gradients(self.params, run.accelerator)
         norm = torch.nn.utils.clip_grad_norm_(self.params, c.clip, foreach=True)
-        if not math.isfinite(float(norm)): raise_diverged(self, places, shares)
+        if not math.isfinite(float(norm + sum(shares.values()))): raise_diverged(self, places, shares)
         self.optimiser.step(); self.step += 1
         if self.average is not None: torch._foreach_lerp_(self.average, [p.detach() for p in self.params], 1 - c.ema)
         self.window.add(shares, norm, len(places) * run.accelerator.num_processes, time.perf_counter() - start)
@@ -748,11 +791,20 @@ class Window:
 def raise_diverged(loop: "Loop", places, shares: dict):
     "Raises `TrainingFailed` and says which batch it was and which weights are kept."
     keys = ", ".join(str(loop.run.ds.keys[i]) for i in places[:4]); bad = [m for m, s in shares.items() if not math.isfinite(float(s))]
-    saved = loop.run.saver.load()
-    kept = f"the weights of step {saved['step']} are kept in {loop.run.saver.path}" if saved else "nothing had been saved yet"
     what = f"the loss of {', '.join(bad)} is not a number" if bad else "the gradient is not finite"
-    raise TrainingFailed(f"Step {loop.step}: {what} in the batch of clips {keys}, …; {kept}. "
-                         "Lower the learning rate or look at these clips.")
+    raise TrainingFailed(f"Step {loop.step}: {what} in the batch of clips {keys}{', …' if len(places) > 4 else ''}; {how_to_go_on(loop)}")
+
+def check_weights(loop: "Loop"):
+    "Raises `TrainingFailed` where a weight is not finite; asked before anything is written."
+    broken = [n for n, p in loop.run.model.named_parameters() if not p.isfinite().all()]
+    if broken: raise TrainingFailed(f"Step {loop.step}: not every weight in {broken[0]} is finite; {how_to_go_on(loop)}")
+
+def how_to_go_on(loop: "Loop") -> str:
+    "What is kept after a step that failed, and what to type."
+    saved, stage, lr = loop.run.saver.load(), loop.stages[loop.stage], loop.run.config.lr
+    kept = f"the weights of step {saved['step']} are kept in {loop.run.saver.path}" if saved else "nothing had been saved yet"
+    how = f"a lower learning rate, for example --set train.lr={lr / 2:g}" if stage.lr is None else "a lower lr of this stage in train.stages"
+    return f"{kept}. The same command goes on {'from there' if saved else 'from the start'} with {how}."
 
 # %% ../nbs/33_finetune.ipynb #1356755f
 def draw_log(rows: list) -> bytes:

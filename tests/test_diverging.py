@@ -1,4 +1,5 @@
 "A training that leaves the finite numbers: it stops before the step, writes nothing, and goes on with a lower rate."
+import csv
 import json
 from dataclasses import replace
 
@@ -6,8 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from scene4m import finetune as finetuning
 from scene4m.core import BadInput, ConfigMismatch, TrainingFailed
+from scene4m.finetune import FinetuneConfig, finetune
+from scene4m.tokenize import tokenize_dataset
 from scene4m.vq import TokenizerTrainer, principal_axes, train_tokenizer
+from test_finetune import TEST
 from test_vq import CONFIG, DATA, SmallTokenizer
 
 
@@ -123,3 +128,82 @@ def test_principal_axes_need_no_float64_on_mps():
     z = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
     for found, wanted in zip(principal_axes([z[:9].as_subclass(OnMps), z[9:].as_subclass(OnMps)], 3), principal_axes([z], 3)):
         assert torch.allclose(found.abs(), wanted.abs(), atol=1e-4)
+
+
+# --- 4M
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    from test_finetune import Clips, StandIn
+    return tokenize_dataset(Clips(), tmp_path_factory.mktemp("tokens") / "t", StandIn("a", (3, 2)), StandIn("v", (2, 2, 2)))
+
+
+SETTINGS = dict(TEST, steps=20, save_every=0.0)
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    "A function that makes a later step's loss, gradient or weights infinite; called without arguments, nothing is any more."
+    real = finetuning.step_losses
+    monkeypatch.setattr(finetuning.Saver, "due", lambda self: self.every < 99.0)      # every step, however long it took
+
+    def spoil(at=None, what=None):
+        calls = []
+
+        def step_losses(model, *args, **kw):
+            shares = real(model, *args, **kw)
+            calls.append(1)
+            if len(calls) == at and what == "loss":
+                shares["caption"] = shares["caption"] + float("inf")      # the gradient is finite
+            if len(calls) == at and what == "gradient":
+                model.mask_token.grad.fill_(float("nan"))
+            if len(calls) == at and what == "weight":
+                model.mask_token.data[0, 0, 0] = float("inf")
+            return shares
+        monkeypatch.setattr(finetuning, "step_losses", step_losses)
+    return spoil
+
+
+@pytest.mark.parametrize("what, words", [
+    ("loss", r"Step 6: the loss of caption is not a number in the batch of clips clip\d+.*the weights of step 6 are kept"),
+    ("gradient", r"Step 6: the gradient is not finite in the batch of clips clip\d+.*the weights of step 6 are kept"),
+    ("weight", r"Step 7: not every weight in mask_token is finite; the weights of step 6 are kept")])
+def test_4m_stops_before_the_step_and_goes_on_with_a_lower_rate(tokens, tmp_path, poison, what, words):
+    poison(7, what)
+    with pytest.raises(TrainingFailed, match=words + r".*with a lower learning rate, for example --set train.lr=0.00075\."):
+        finetune(tokens, tmp_path, FinetuneConfig(**SETTINGS))
+    kept = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert kept["step"] == 6 and all(t.isfinite().all() for t in kept["model"].values())
+    assert not (tmp_path / "model.safetensors").exists()
+    poison()
+    for wrong in (dict(lr=0.01), dict(lr=0.00075, targets=2), dict(lr=0.00075, steps=30)):
+        with pytest.raises(ConfigMismatch, match="other settings"):
+            finetune(tokens, tmp_path, FinetuneConfig(**{**SETTINGS, **wrong}))
+    finetune(tokens, tmp_path, FinetuneConfig(**SETTINGS, lr=0.00075))
+    note = json.loads((tmp_path / "run.json").read_text())
+    assert note["done"] and note["settings"]["lr"] == 0.00075
+    assert note["rates"] == [dict(step=0, lr=[0.0015]), dict(step=6, lr=[0.00075])]
+    with open(tmp_path / "log.csv") as f:
+        rates = [float(row["lr"]) for row in csv.DictReader(f)]
+    assert len(rates) == 20 and max(rates[:6]) == pytest.approx(0.0015) and 0.0005 < max(rates[6:]) < 0.00075
+    with pytest.raises(ConfigMismatch, match="other settings .*lr"):      # what is done stays as it is
+        finetune(tokens, tmp_path, FinetuneConfig(**SETTINGS, lr=0.0005))
+
+
+def test_the_rate_of_a_stage_may_be_lowered(tokens, tmp_path, poison):
+    poison(12, "gradient")
+    stages = [dict(share=1), dict(share=1, lr=0.001)]
+    with pytest.raises(TrainingFailed, match="Step 11: .*a lower lr of this stage in train.stages"):
+        finetune(tokens, tmp_path, FinetuneConfig(**SETTINGS, stages=stages))
+    poison()
+    stages[1]["lr"] = 0.0005
+    finetune(tokens, tmp_path, FinetuneConfig(**SETTINGS, stages=stages))
+    assert json.loads((tmp_path / "run.json").read_text())["rates"] == [dict(step=0, lr=[0.0015, 0.001]), dict(step=11, lr=[0.0015, 0.0005])]
+
+
+def test_weights_of_the_last_step_are_looked_at(tokens, tmp_path, poison):
+    poison(20, "weight")
+    with pytest.raises(TrainingFailed, match="Step 20: not every weight in mask_token is finite; nothing had been saved yet"):
+        finetune(tokens, tmp_path, FinetuneConfig(**{**SETTINGS, "save_every": 99.0}))
+    assert not (tmp_path / "model.safetensors").exists()

@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_named(tokens, tmp_path):
     with pytest.raises(ConfigMismatch, match="other settings .*lr"): finetune(tokens, tmp_path / "r", FinetuneConfig(**{**TEST, "lr": 1e-9}, steps=2))
     with pytest.raises(BadInput, match="steps, epochs or seconds"): finetune(tokens, tmp_path / "y", FinetuneConfig(**TEST))
     with pytest.raises(BadInput, match="no preset"): finetune(tokens, tmp_path / "y", FinetuneConfig(preset="grand", steps=1, **TEST))
-    with pytest.raises(BadInput, match="No scheme"): finetune(tokens, tmp_path / "y", FinetuneConfig(steps=1, schemes=dict(smell=1.0), **TEST))
+    with pytest.raises(BadInput, match="No scheme"): finetune(tokens, tmp_path / "y", FinetuneConfig(steps=1, schemes=dict(audio=0.0), **TEST))
     with pytest.raises(BadInput, match="no tracker 'paper'"): finetune(tokens, tmp_path / "z", FinetuneConfig(steps=1, trackers=("paper",), **TEST))
 
 def test_nothing_to_learn_from(tmp_path):
