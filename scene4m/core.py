@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TOY', 'PRESETS', 'DURATIONS', 'Scene4MError', 'BadInput', 'ConfigMismatch', 'TrainingFailed', 'ClipSpec', 'Preset',
            'did_you_mean', 'get_preset', 'fingerprint', 'derive_seed', 'make_generator', 'make_rng', 'seed_everything',
-           'pick_device', 'has_fast_bf16', 'autocast', 'machine', 'import_torchaudio', 'atomic_write', 'write_json',
-           'read_json', 'progress', 'Timer', 'steps_for', 'StopSoon']
+           'pick_device', 'has_fast_bf16', 'autocast', 'machine', 'import_torchaudio', 'atomic_write', 'file_hash',
+           'write_json', 'read_json', 'progress', 'Timer', 'steps_for', 'StopSoon']
 
 # %% ../nbs/00_core.ipynb #8dc7c9c0
 import contextlib, difflib, hashlib, importlib, json, os, platform, signal, sys, threading, time, types
@@ -214,6 +214,11 @@ def atomic_write(
     return path
 
 # %% ../nbs/00_core.ipynb #74f016b4
+def file_hash(path) -> str:
+    "SHA-256 of a file's bytes, in hexadecimal digits."
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
 def write_json(path, obj) -> Path:
     "Writes `obj` as indented JSON, atomically."
     return atomic_write(path, json.dumps(obj, indent=2, ensure_ascii=False, default=str) + "\n")

@@ -11,7 +11,7 @@ __all__ = ['REASONS', 'COLUMNS', 'MEDIA', 'LISTS', 'PAPER_COUNTS', 'FAILURES', '
            'ClipDataset', 'ClipLoader']
 
 # %% ../nbs/13_curation.ipynb #d08a3e76
-import contextlib, csv, functools, hashlib, io, itertools, json, lzma, multiprocessing, os, re, sys, tarfile, threading, time, zlib
+import codecs, contextlib, csv, functools, hashlib, io, itertools, json, lzma, multiprocessing, os, re, sys, tarfile, threading, time, zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from .captions import LABELS
-from .core import BadInput, ClipSpec, ConfigMismatch, atomic_write, fingerprint, make_rng, progress, read_json, write_json
+from .core import BadInput, ClipSpec, ConfigMismatch, atomic_write, file_hash, fingerprint, make_rng, progress, read_json, write_json
 from .media import REASONS as READ_REASONS, ClipRefused, FrameSpec, IsolatedReader, read_clip, to_int16
 
 # %% ../nbs/13_curation.ipynb #e20dfa59
@@ -218,6 +218,7 @@ class FileRow:
     offset: float = 0.0      # seconds into the file; the file may be a piece of the recording
     size: int = 0            # bytes; a file that changes is read again
     other_labels: str = "[]" # JSON
+    heard: bool | None = None    # whether the thing itself makes a sound, where the list says so
     reason: str = ""         # known before reading: a key of REASONS
     message: str = ""
 
@@ -248,7 +249,7 @@ def read_row(
 # %% ../nbs/13_curation.ipynb #73347542
 MEDIA = {f".{e}" for e in ("mp4 m4v mov webm mkv avi 3gp mpg mpeg ts flv gif wmv ogv wav flac mp3 m4a aac ogg opus wma amr aiff aif "
                            "png jpg jpeg bmp webp").split()}
-LISTS = ("labels.csv", "manifest.csv", "truth.csv")
+LISTS = ("labels.csv", "truth.csv", "manifest.csv")     # the first that lies in the folder is read
 
 def _is_media(name: str) -> bool: return name.lower().endswith(tuple(MEDIA))
 
@@ -267,12 +268,38 @@ def safe_key(
         if unlike.lower() not in taken: return unlike
 
 # %% ../nbs/13_curation.ipynb #98836aff
+def _encoding(path) -> str:
+    "How a list is written: by its mark, by the zero bytes of UTF-16, as UTF-8 where that fits, else Latin-1 with the signs that Windows adds."
+    with open(path, "rb") as f:
+        head = f.read(3)
+        if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            return "utf-16"
+        if b"\0" in head[:2]:
+            return "utf-16-le" if head[:1] != b"\0" else "utf-16-be"
+        if head == codecs.BOM_UTF8:
+            return "utf-8-sig"
+        f.seek(0)
+        decode = codecs.getincrementaldecoder("utf-8")().decode
+        try:
+            while block := f.read(1 << 20):
+                decode(block)
+            decode(b"", True)
+        except UnicodeDecodeError:
+            return "cp1252"
+    return "utf-8"
+
+def _delimiter(first: str) -> str:
+    "What stands between the cells of a list, told by its first line."
+    return max(",;\t", key=lambda d: len(next(csv.reader([first], delimiter=d), [])))
+
 def read_lines(path):
-    "Yields the lines of a csv file, UTF-8 or UTF-16 with its mark, as lists. Raises `BadInput` for text of another kind."
+    "Yields the lines of a csv file as lists, however it is written. Raises `BadInput` for what is no such file."
     try:
-        with open(path, "rb") as f: wide = f.read(2) in (b"\xff\xfe", b"\xfe\xff")
-        with open(path, encoding="utf-16" if wide else "utf-8-sig", newline="") as f: yield from csv.reader(f)
-    except UnicodeError as e: raise BadInput(f"{path}: the text is not UTF-8 ({e}); save the file as UTF-8.") from e
+        encoding = _encoding(path)
+        with open(path, encoding=encoding, errors="replace" if encoding == "cp1252" else "strict", newline="") as f:
+            first = f.readline()
+            yield from csv.reader(itertools.chain([first], f), delimiter=_delimiter(first))
+    except UnicodeError as e: raise BadInput(f"{path}: the text is broken ({e}); save the file as UTF-8.") from e
     except csv.Error as e: raise BadInput(f"{path}: not a readable csv file ({e}).") from e
     except OSError as e: raise BadInput(f"{path}: cannot be read ({e.strerror or e}).") from e
 
@@ -281,22 +308,24 @@ def read_table(
     path,                    # a csv file whose first line names the columns
     columns=("file",),       # names that must be there
 ):
-    "Yields the rows of a csv file as dicts, one at a time. Raises `BadInput` for a missing column or text that is not UTF-8."
+    "Yields the rows of a csv file as dicts, one at a time. Raises `BadInput` for a missing column or what is no such file."
     lines = read_lines(path)
-    names = [n.strip() for n in next(lines, [])]
-    missing = [c for c in columns if c not in names]
-    if missing: raise BadInput(f"{path}: the first line has no column {', '.join(missing)}; between its commas it has {names[:20]}.")
+    names = [n.strip().lower() for n in next(lines, [])]
+    if not set(columns) <= set(names): raise BadInput(f"{path}: its first line must name the columns {', '.join(columns)}; it has {names[:20]}.")
     for line in lines:
         if line: yield dict(zip(names, line))
 
 # %% ../nbs/13_curation.ipynb #a89c9f62
-def _json_or(text, default):
-    "What a cell of a csv says: JSON, or for a list plain text as its only item."
-    if not text: return default
-    try: value = json.loads(text)
-    except (ValueError, RecursionError): value = text
-    if isinstance(default, list): return value if isinstance(value, list) else [value]
-    return value
+def _captions(cell: str) -> tuple:
+    "The captions in a cell: a JSON list of texts, or else the text itself, even if it begins with a bracket."
+    try: value = json.loads(cell)
+    except (ValueError, RecursionError): value = None
+    several = isinstance(value, list) and all(isinstance(v, str) for v in value)
+    return tuple(t for t in (value if several else [cell]) if t.strip())
+
+def _attributes(cell: str) -> str | None:
+    "The attributes in a cell as JSON; None where it holds none. Raises `ValueError` for a JSON object that is broken."
+    return json.dumps(json.loads(cell), sort_keys=True) if cell.lstrip().startswith("{") else None
 
 # %% ../nbs/13_curation.ipynb #a717519c
 def _media_names(folder: Path) -> list[str]:
@@ -305,23 +334,30 @@ def _media_names(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in found)
 
 # %% ../nbs/13_curation.ipynb #1b42c37e
+def _find(folder: Path, name: str) -> tuple[str, bool]:
+    "What the folder calls a listed file, and whether it lies outside. A list from Windows has backslashes, one made by hand has blanks."
+    ways = dict.fromkeys((name, name.strip(), name.strip().replace("\\", "/")))
+    def leaves(way): return os.path.isabs(way) or ".." in Path(way).parts or bool(re.match(r"[A-Za-z]:[\\/]", way))
+    there = next((w for w in ways if not leaves(w) and os.path.exists(folder / w)), None)
+    return (there, False) if there is not None else ([*ways][-1], any(map(leaves, ways)))
+
 def _file_row(folder: Path, line: dict, label: str, taken) -> FileRow:
-    name = line.get("file") or ""
-    parts, size, reason, message = Path(name).parts, 0, "", ""
+    (name, outside), size, reason, message, known = _find(folder, line.get("file") or ""), 0, "", "", None
     if not name: reason, message = "bad row", "a line of the list names no file."
-    elif os.path.isabs(name) or ".." in parts or "\\.." in name: reason, message = "outside", f"{name!r}: lies outside the folder of clips."
+    elif outside: reason, message = "outside", f"{name!r}: lies outside the folder of clips."
     else:
         with contextlib.suppress(OSError, ValueError): size = os.stat(folder / name).st_size
-    known, text = _json_or(line.get("attributes"), None), name.encode("utf-8", "backslashreplace").decode()
-    captions = tuple(map(str, _json_or(line.get("captions"), [])))
-    known = json.dumps(known, sort_keys=True) if isinstance(known, dict) else None
-    return FileRow(safe_key(name, taken), str(folder / name), text, label, line.get("group") or None, line.get("split") or None,
-                   captions, known, size=size, reason=reason, message=message)
+    try: known = _attributes(line.get("attributes") or "")
+    except (ValueError, RecursionError) as e: reason, message = "bad row", f"{name}: its row in the list cannot be understood ({e})."
+    heard = {"true": True, "false": False}.get((line.get("heard") or "").strip().lower())
+    text, group, split = name.encode("utf-8", "backslashreplace").decode(), line.get("group") or None, line.get("split") or None
+    return FileRow(safe_key(name, taken), str(folder / name), text, label, group, split, _captions(line.get("captions") or ""), known,
+                   size=size, heard=heard, reason=reason, message=message)
 
 # %% ../nbs/13_curation.ipynb #f4aa6118
 def folder_rows(
     folder,                  # a folder of clips
-    labels_file=None,        # csv with columns file, label and, where known, group, split, captions, attributes; else one beside the clips
+    labels_file=None,        # csv with columns file, label and, where known, group, split, captions, attributes, heard; else one of `LISTS` beside the clips
     labels=None,             # labels to keep; None keeps all
     limit: int | None = None,   # stop after so many clips
 ) -> list[FileRow]:
@@ -332,12 +368,13 @@ def folder_rows(
     told = read_table(lists[0]) if lists else ({"file": n} for n in _media_names(folder))
     for line in told:
         parts = Path(line.get("file") or "").parts
-        label = line.get("label") or (parts[0] if len(parts) > 1 and not lists else "")
+        label = (line.get("label") or "").strip() or (parts[0] if len(parts) > 1 and not lists else "")
         if labels is not None and label not in labels: continue
         rows.append(_file_row(folder, line, label, taken)); taken.add(rows[-1].key.lower())
         if len(rows) == limit: break
     if not rows and labels is not None: raise BadInput(f"{lists[0] if lists else folder}: no clip has the label {' or '.join(labels)}.")
-    if not rows: raise BadInput(f"{lists[0]}: it names no clip." if lists else f"{folder}: no clip was found; there is no video or sound file in it.")
+    if not rows: raise BadInput(f"{lists[0]}: it names no clip." if lists else
+                                f"{folder}: no clip was found; there is neither a video or sound file in it nor a list ({', '.join(LISTS)}).")
     return rows
 
 # %% ../nbs/13_curation.ipynb #e028754b
@@ -347,13 +384,10 @@ def _mark_duplicates(rows: list[FileRow]) -> list[FileRow]:
     for r in rows:
         if r.size and not r.reason and sizes[r.size, r.offset] > 1:
             with contextlib.suppress(OSError):
-                first = seen.setdefault((_file_hash(r.path), r.offset), r.key)
+                first = seen.setdefault((file_hash(r.path), r.offset), r.key)
                 if first != r.key: r = replace(r, reason="duplicate", message=f"{r.source!r}: the same bytes as {first!r}.")
         out.append(r)
     return out
-
-def _file_hash(path) -> str:
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
 # %% ../nbs/13_curation.ipynb #9fa8340c
 PAPER_COUNTS = dict(zip(LABELS, (794, 788, 772, 757, 753, 699, 698, 606, 510, 455, 401, 270, 140)))   # table I; the 14th is not named there
@@ -1064,7 +1098,7 @@ def verify_dataset(folder) -> list[str]:
     folder, wrong = Path(folder), []
     for ledger in sorted((folder / "ledger").glob("shard-?????.json")):
         for path, (_, digest) in read_json(ledger)["files"].items():
-            if not (folder / path).exists() or _file_hash(folder / path) != digest: wrong.append(path)
+            if not (folder / path).exists() or file_hash(folder / path) != digest: wrong.append(path)
     return wrong
 
 # %% ../nbs/13_curation.ipynb #8c9c980e

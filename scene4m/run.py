@@ -9,7 +9,7 @@ __all__ = ['STORED', 'MET', 'Stages', 'MelFeature', 'StreetSplits', 'make_street
            'folder_state', 'write_held_out']
 
 # %% ../nbs/42_run.ipynb #fdb9aafc
-import csv, io
+import csv, io, os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, fields
 from multiprocessing import get_context
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from .captions import LABELS, TextTokenizer
-from .core import BadInput, ClipSpec, Preset, Timer, atomic_write, fingerprint, get_preset, read_json, write_json
+from .core import BadInput, ClipSpec, Preset, Timer, atomic_write, file_hash, fingerprint, get_preset, read_json, write_json
 from .cosmos import CosmosTokenizer
 from .curation import ClipDataset, curate, vggsound_rows
 from .describe import SHIPPED, Checkpoint, ClipArrays, acquaint, calibrate, save_checkpoint, tokenize_arrays
@@ -81,9 +81,9 @@ def make_street(out: Path, preset: Preset, seed: int, workers: int) -> None:
     write_street(out / "test", d["n_test"], seed=seed, split="test", workers=workers)
 
 # %% ../nbs/42_run.ipynb #a4e02f68
-def curate_folder(data: Path, out: Path, preset: Preset, workers: int, clips=None) -> None:
+def curate_folder(data: Path, out: Path, preset: Preset, workers: int, clips=None, labels_file=None) -> None:
     "Curates a folder of labelled clips, or VGG-Sound's list with the folder `clips`, into `out/data`."
-    manifest = curate(data, out / "data", clips=clips, clip=preset.clip, store=("frames",), features=dict(mel=MelFeature()), workers=workers)
+    manifest = curate(data, out / "data", clips=clips, labels_file=labels_file, clip=preset.clip, store=("frames",), features=dict(mel=MelFeature()), workers=workers)
     if not (manifest.status == "kept").any():
         reasons = ", ".join(f"{k} {v}" for k, v in manifest.reason.value_counts().items())
         raise BadInput(f"{data}: no clip in it could be used ({reasons or 'it is empty'}).")
@@ -199,7 +199,8 @@ def run_pipeline(
     seed: int = 0,
     workers: int = 2,           # processes that draw and read clips
     say=print,
-    clips=None,                 # the folder of the clips that a list names
+    clips=None,                 # the folder of the clips that VGG-Sound's list names
+    labels_file=None,           # the list of the folder's clips and labels, if it does not lie in it
 ) -> dict:                      # the figures of report.json
     """Everything from clips to the report, stage by stage; finished stages are skipped.
 
@@ -211,16 +212,16 @@ def run_pipeline(
     if data is None:
         stage("clips", [asdict(preset.clip), preset.data, seed, world], lambda: make_street(out, preset, seed, workers))
         if preset.data.get("ceiling"): stage("ceiling", preset.data["ceiling"], lambda: measure_ceiling(out, preset.data["ceiling"], seed, workers))
-    else: stage("clips", [asdict(preset.clip), str(Path(data).resolve()), folder_state(Path(clips or data))],
-                lambda: curate_folder(Path(data), out, preset, workers, clips))
-    test = out / "test" if data is None else write_held_out(Path(data), out, clips)
-    read_truth(test)      # where there is nothing to judge, that is said before the training
+    else: stage("clips", [asdict(preset.clip), str(Path(data).resolve()), folder_state(Path(clips or data)), labels_file and file_hash(labels_file)],
+                lambda: curate_folder(Path(data), out, preset, workers, clips, labels_file))
+    test, held_out = (out / "test", None) if data is None else (Path(clips or data), write_held_out(Path(data), out, clips))
+    read_truth(test, labels_file=held_out)      # where there is nothing to judge, that is said before the training
     stage("tokenizers", [preset.audio, preset.video, seed], lambda: train_both(out, preset, seed))
     stage("tokens", [], lambda: make_tokens(out))
     stage("4M", [preset.model, preset.train, seed], lambda: train_model(out, preset, seed, say))
     stage("calibration", [MET], lambda: put_together(out, preset, seed, world))
     facts = lambda: dict(seconds=seconds_of(stage, out), **run_facts(out, world))
-    stage("evaluation", [], lambda: evaluate_folder(test, out / "model", workers, out=out, extra=facts()))
+    stage("evaluation", [], lambda: evaluate_folder(test, out / "model", workers, out=out, extra=facts(), labels_file=held_out))
     return read_json(out / "report.json")
 
 # %% ../nbs/42_run.ipynb #1df3f32d
@@ -249,14 +250,12 @@ def folder_state(data: Path) -> str:
 
 # %% ../nbs/42_run.ipynb #80dc70e2
 def write_held_out(data: Path, out: Path, clips=None) -> Path:
-    "Lists the held-out clips of a folder of one's own, or of a list with its folder `clips`, in `out/test/truth.csv`."
-    listed = {r.key: r.path for r in vggsound_rows(data, clips)} if clips else {}
+    "Lists the held-out clips of a folder of one's own, or of a list with its folder `clips`, in `out/test/truth.csv`: the evaluation's list."
+    listed = {r.key: os.path.relpath(r.path, clips) for r in vggsound_rows(data, clips)} if clips else {}
     dataset = ClipDataset(out / "data"); keys = dataset.keys("test") or dataset.keys("val") or dataset.keys()
     rows = [dataset.row(k) for k in keys]; text = io.StringIO()
     w = csv.DictWriter(text, ["file", "label", "group", "captions", "attributes"], lineterminator="\n"); w.writeheader()
     for r in rows:
-        file = Path(listed.get(r["key"]) or Path(data, r["source"])).resolve()
-        w.writerow(dict(file=str(file), label=r["label"], group=r["group"], captions=r["captions"],
+        w.writerow(dict(file=listed.get(r["key"]) or r["source"], label=r["label"], group=r["group"], captions=r["captions"],
                         attributes=r["attributes"] or ""))
-    atomic_write(out / "test" / "truth.csv", text.getvalue())
-    return out / "test"
+    return atomic_write(out / "test" / "truth.csv", text.getvalue())
