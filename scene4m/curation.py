@@ -20,7 +20,7 @@ import numpy as np
 
 from .captions import LABELS
 from .core import BadInput, ClipSpec, ConfigMismatch, atomic_write, file_hash, fingerprint, make_rng, progress, read_json, write_json
-from .media import REASONS as READ_REASONS, ClipRefused, FrameSpec, IsolatedReader, read_clip, to_int16
+from .media import REASONS as READ_REASONS, ClipRefused, FrameSpec, IsolatedReader, modality_states, read_clip, to_int16
 
 # %% ../nbs/13_curation.ipynb #e20dfa59
 @dataclass
@@ -242,7 +242,7 @@ def read_row(
     try: clip = read(row.path, **options)
     except ClipRefused as e: return _refused(raw, e.reason, str(e).replace(repr(row.path), repr(row.source)))
     facts = dict(raw.facts, duration=round(clip.duration, 3), fps=round(clip.info.fps, 4), size=f"{clip.info.width}x{clip.info.height}",
-                 crop=",".join(map(str, clip.crop)), decode=clip.path_kind)
+                 crop=",".join(map(str, clip.crop)), decode=clip.path_kind, silent=clip.silent)
     views = {name: v for (name, _), v in zip(settings.views, clip.views[1:])}
     return replace(raw, frames=clip.frames, wave=clip.wave, views=views, facts=facts)
 
@@ -1157,10 +1157,13 @@ class ClipDataset:
         self._place, self._tars = {k: i for i, k in enumerate(self.manifest.key)}, {}
 
     def __len__(self): return len(self.manifest)
-    def keys(self, split: str | None = None) -> list[str]:
-        "The keys of the kept clips, of one split or of all."
+    def keys(self, split: str | None = None, modality: str | None = None) -> list[str]:
+        "The keys of the kept clips, of one split or of all; with a modality only of those that can be heard (`audio`) or seen (`video`)."
         m = self.manifest
-        return list(m.key if split is None else m.key[m.split == split])
+        if split is not None: m = m[m.split == split]
+        if modality is None: return list(m.key)
+        states = map(modality_states, m.has_audio, m.silent, m.has_video)
+        return [key for key, state in zip(m.key, states) if state[modality] == "used"]
     def row(self, key: str) -> dict:
         "The manifest's row of one clip. Raises `BadInput` for an unknown key."
         if key not in self._place: raise BadInput(f"{self.folder}: the data set has no clip {key!r}.")

@@ -28,7 +28,7 @@ from .core import BadInput, ClipSpec, ConfigMismatch, atomic_write, make_generat
 from .fourm import FourM, hidden_bias
 from .generate import OPEN, CrossMemory, any_to_any, encode_once, generate_text, given_text, text_gap
 from .masking import seen_entry
-from .media import FrameSpec, probe, read_clip, write_clip, write_wav
+from .media import FrameSpec, modality_states, probe, read_clip, write_clip, write_wav
 from .mel import MelFrontEnd
 from .vq import load_tokenizer
 
@@ -294,10 +294,9 @@ def load_arrays(
 ) -> ClipArrays:
     "Reads one window of a clip. Raises `BadInput` where there is neither a picture nor a sound to work with."
     got = read_clip(path, specs=(FrameSpec(clip.frames, clip.fps, clip.size),), start=start, seconds=clip.seconds, sr=clip.sr)
-    audio = "missing" if not got.has_audio or got.wave is None else "silent" if got.silent else "used"
-    video = "used" if got.has_video and got.frames is not None else "missing"
-    mel = front(torch.from_numpy(got.wave)).numpy() if audio == "used" else None
-    return ClipArrays(got.frames if video == "used" else None, mel, dict(audio=audio, video=video), got.duration)
+    states = modality_states(got.has_audio, got.silent, got.has_video)
+    mel = front(torch.from_numpy(got.wave)).numpy() if states["audio"] == "used" else None
+    return ClipArrays(got.frames if states["video"] == "used" else None, mel, states, got.duration)
 
 # %% ../nbs/34_describe.ipynb #fa00000b
 def look(clip: ClipArrays, sense: str, seconds: float) -> np.ndarray | None:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REASONS', 'MAX_PIXELS', 'FORMATS', 'MAX_PACKETS', 'MAX_BYTES', 'MAX_LATE', 'SKIPPABLE', 'ClipRefused', 'frame_times',
-           'FrameSpec', 'ClipInfo', 'probe', 'find_bars', 'resample', 'Clip', 'read_clip', 'IsolatedReader', 'to_int16',
-           'write_wav', 'write_clip', 'write_side_by_side']
+           'FrameSpec', 'ClipInfo', 'probe', 'find_bars', 'resample', 'Clip', 'modality_states', 'read_clip',
+           'IsolatedReader', 'to_int16', 'write_wav', 'write_clip', 'write_side_by_side']
 
 # %% ../nbs/10_media.ipynb #6d7587f5
 import contextlib, functools, math, os, sys, tempfile, time, warnings, wave as wave_file
@@ -409,6 +409,12 @@ class Clip:
     has_audio: bool = False            # False if there is no sound stream
     silent: bool = True                # True if nothing in it is louder than -80 dB of full scale
     path_kind: str = ""                # how the picture was decoded
+
+# %% ../nbs/10_media.ipynb #10a0003a
+def modality_states(has_audio, silent, has_video) -> dict:
+    "What a clip gives to each modality: `used`, `missing`, or for a muted sound `silent`, which counts as not heard. The rule of training and describing alike."
+    sound = "missing" if not has_audio else "silent" if silent else "used"
+    return dict(audio=sound, video="used" if has_video else "missing")
 
 # %% ../nbs/10_media.ipynb #b6e10c47
 def _check_request(specs, start, seconds, sr, crop):

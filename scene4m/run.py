@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STORED', 'MET', 'Stages', 'MelFeature', 'StreetSplits', 'make_street', 'curate_folder', 'measure_ceiling',
-           'tokenizer_class', 'train_sense', 'trained_elsewhere', 'senses_of', 'train_both', 'make_tokens',
-           'train_model', 'put_together', 'validation_clips', 'stored_clip', 'run_pipeline', 'run_facts', 'seconds_of',
-           'folder_state', 'write_held_out']
+           'tokenizer_class', 'train_sense', 'sound_lengths', 'trained_elsewhere', 'senses_of', 'train_both',
+           'make_tokens', 'train_model', 'put_together', 'validation_clips', 'stored_clip', 'run_pipeline', 'run_facts',
+           'seconds_of', 'folder_state', 'write_held_out']
 
 # %% ../nbs/42_run.ipynb #fdb9aafc
 import csv, io, os
@@ -26,7 +26,8 @@ from .describe import SHIPPED, Checkpoint, ClipArrays, acquaint, calibrate, save
 from .evaluate import evaluate_folder, read_truth, save_judge, train_judge
 from .finetune import FinetuneConfig, arithmetic, finetune
 from .fourm import FourM
-from .mel import MelFrontEnd
+from .media import modality_states
+from .mel import MelFrontEnd, columns_for
 from .tokenize import tokenize_dataset
 from .toystreet import CEILING, WORLD_VERSION, StreetClips, pixel_ceiling, write_street
 from .vq import TrainConfig, load_tokenizer, train_tokenizer
@@ -115,15 +116,21 @@ def train_sense(
 ) -> list:               # history
     "Trains one tokenizer on the training clips of a data set and writes it to `out`."
     torch.set_num_threads(threads); cls = tokenizer_class(sense); dataset = ClipDataset(data)
-    keys = dataset.keys("train") or dataset.keys(); rows = dataset.manifest.set_index("key").loc[keys]
-    keys = [k for k, has in zip(keys, rows[f"has_{sense}"]) if has]
+    keys = dataset.keys("train" if dataset.keys("train") else None, sense)
     if not keys: raise BadInput(f"{data}: there is no clip with {'sound' if sense == 'audio' else 'a picture'} to train on.")
     own = {f.name for f in fields(cls.config_class)}; loop = {f.name for f in fields(TrainConfig)}
     unknown = set(settings) - own - loop
     if unknown: raise BadInput(f"The {sense} tokenizer has no setting {sorted(unknown)[0]!r}.")
     tokenizer = cls(cls.config_class(**({k: v for k, v in settings.items() if k in own} | dict(seed=seed))))
     train = tokenizer.training_config(**{k: v for k, v in settings.items() if k in loop and v is not None}, seed=seed)
-    return train_tokenizer(tokenizer, dataset.stack(STORED[sense], keys), train, out=out)
+    lengths = sound_lengths(dataset, keys) if sense == "audio" else None
+    return train_tokenizer(tokenizer, dataset.stack(STORED[sense], keys), train, out=out, lengths=lengths)
+
+def sound_lengths(dataset, keys) -> np.ndarray | None:
+    "How many columns of each clip's spectrogram are sound and not filling; None where all are full."
+    clip, seconds = ClipSpec(**dataset.settings["clip"]), dataset.manifest.set_index("key").duration.loc[keys]
+    columns = np.array([columns_for(round(s * clip.sr), clip) if 0 < s < clip.seconds else clip.columns for s in seconds])
+    return None if (columns >= clip.columns).all() else columns.clip(1, clip.columns)
 
 # %% ../nbs/42_run.ipynb #5e1a07b5
 def trained_elsewhere(settings: dict, clip: ClipSpec):
@@ -132,9 +139,9 @@ def trained_elsewhere(settings: dict, clip: ClipSpec):
     return load_tokenizer(settings["pretrained"]) if "pretrained" in settings else None
 
 def senses_of(data) -> list:
-    "The senses that any clip of a data set has."
-    rows = ClipDataset(data).manifest
-    return [s for s in ("audio", "video") if rows.loc[rows.status == "kept", f"has_{s}"].any()]
+    "The senses that any clip of a data set has; a muted sound is none."
+    dataset = ClipDataset(data)
+    return [s for s in ("audio", "video") if dataset.keys(modality=s)]
 
 # %% ../nbs/42_run.ipynb #ed95323b
 def train_both(out: Path, preset: Preset, seed: int) -> None:
@@ -174,9 +181,9 @@ def put_together(out: Path, preset: Preset, seed: int, world: str | None) -> Non
     if known: calibrate(checkpoint, *known)
     keys = dataset.keys("train") or dataset.keys(); acquaint(checkpoint, (stored_clip(dataset, k) for k in keys[::max(1, -(-len(keys) // MET))]))
     save_checkpoint(out / "model", model, audio, video, text, checkpoint.settings, preset.clip, checkpoint.familiar)
-    rows = dataset.manifest.set_index("key").loc[keys]
-    keys = [k for k, has, label in zip(keys, rows.has_audio, rows.label) if has and label in LABELS]
-    if keys: save_judge(train_judge(dataset.stack("mel", keys), [rows.label[k] for k in keys], seed=seed), out / "model")
+    labels = dict(zip(dataset.manifest.key, dataset.manifest.label)); heard = set(dataset.keys(modality="audio"))
+    keys = [k for k in keys if k in heard and labels[k] in LABELS]
+    if keys: save_judge(train_judge(dataset.stack("mel", keys), [labels[k] for k in keys], seed=seed), out / "model")
 
 # %% ../nbs/42_run.ipynb #9cd9d5e7
 def validation_clips(checkpoint, dataset, limit: int = 150) -> tuple:
@@ -187,9 +194,10 @@ def validation_clips(checkpoint, dataset, limit: int = 150) -> tuple:
 
 def stored_clip(dataset, key: str) -> ClipArrays:
     "A clip of a data set as a describer wants it."
-    r = dataset.row(key); sees, hears = bool(r["has_video"]), bool(r["has_audio"])
-    return ClipArrays(dataset.load("frames", key) if sees else None, dataset.load("mel", key).astype(np.float32) if hears else None,
-                      dict(audio="used" if hears else "missing", video="used" if sees else "missing"), r["duration"] or 10.0)
+    r = dataset.row(key); states = modality_states(r["has_audio"], r["silent"], r["has_video"])
+    frames = dataset.load("frames", key) if states["video"] == "used" else None
+    mel = dataset.load("mel", key).astype(np.float32) if states["audio"] == "used" else None
+    return ClipArrays(frames, mel, states, r["duration"] or 10.0)
 
 # %% ../nbs/42_run.ipynb #cb444e76
 def run_pipeline(

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from .core import BadInput, ConfigMismatch, atomic_write, fingerprint, make_generator, progress, read_json, write_json
+from .media import modality_states
 
 # %% ../nbs/25_tokenize.ipynb #15812323
 FORMAT = 1         # version of the layout below
@@ -113,9 +114,9 @@ def token_row(row) -> dict:
     attributes = parsed(row.get("attributes"), None)
     if hasattr(attributes, "to_dict"): attributes = attributes.to_dict()
     text = {k: None if row.get(k) is None or row.get(k) != row.get(k) else str(row.get(k)) for k in ("key", "label", "split", "group")}
-    return dict(**text, captions=list(parsed(row.get("captions"), [])), attributes=attributes,
-                has_audio=bool(row.get("has_audio", True)), has_video=bool(row.get("has_video", True)),
-                silent=bool(row.get("silent", False)))
+    states = modality_states(row.get("has_audio", True), row.get("silent", False), row.get("has_video", True))
+    return dict(**text, captions=list(parsed(row.get("captions"), [])), attributes=attributes, silent=bool(row.get("silent", False)),
+                has_audio=states["audio"] == "used", has_video=states["video"] == "used")
 
 # %% ../nbs/25_tokenize.ipynb #4970e711
 def encode_clips(
