@@ -146,11 +146,15 @@ def pick_device(name: str | None = None) -> torch.device:
     return device
 
 def has_fast_bf16(device: torch.device | str = "cpu") -> bool:
-    "Whether bfloat16 matrix products are done in hardware: compute capability 8.0 and later, or a CPU with avx512_bf16 or AMX."
+    "Whether bfloat16 matrix products are done in hardware: compute capability 8.0 and later, or a CPU with avx512_bf16 or AMX; `SCENE4M_FAST_BF16` overrules the CPU's."
     device = torch.device(device)
     if device.type == "cuda":     # `is_bf16_supported` also says yes to GPUs that only emulate it
         return bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu": return False
+    if device.type != "cpu":
+        return False
+    said = os.environ.get("SCENE4M_FAST_BF16", "")
+    if said:                      # `0` shows how a plain machine would compute, `1` insists
+        return said != "0"
     caps = getattr(torch.cpu, "get_capabilities", dict)() if hasattr(torch, "cpu") else {}
     if caps.get("avx512_bf16") or caps.get("amx_bf16"): return True
     try: flags = Path("/proc/cpuinfo").read_text()

@@ -8,7 +8,7 @@ __all__ = ['SCHEMES', 'RECIPES', 'TRACKERS', 'LORA_TARGETS', 'Stage', 'FinetuneC
            'CaptionSource', 'Part', 'predictions', 'make_part', 'Schemes', 'codes_nearby', 'draw_slips', 'let_slip',
            'SenseDropout', 'RandomBudgets', 'attention_kind', 'uses_bf16', 'arithmetic', 'start_text',
            'start_from_codebooks', 'start_encoder_silent', 'start_model', 'renew_embeddings', 'weight_groups',
-           'learning_rate', 'Optimiser', 'to_device', 'total_counts', 'step_losses', 'sum_gradients', 'CsvLog',
+           'learning_rate', 'Muon', 'Optimiser', 'to_device', 'total_counts', 'step_losses', 'sum_gradients', 'CsvLog',
            'TensorboardLog', 'ServiceLog', 'open_trackers', 'Saver', 'seconds_per_step', 'plan_steps', 'check_names',
            'Run', 'learning_rates', 'only_slower', 'record', 'finetune', 'is_new', 'open_stage', 'add_lora',
            'merge_lora', 'Progress', 'Reporter', 'Loop', 'Window', 'raise_diverged', 'check_weights', 'how_to_go_on',
@@ -392,13 +392,52 @@ def learning_rate(step: int, steps: int, lr: float, warmup: float = 0.05) -> flo
     if step < rise: return lr * (step + 1) / rise
     return lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
+# %% ../nbs/33_finetune.ipynb #5e0f1a06
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+def orthogonalise(
+    x: torch.Tensor,      # (n, rows, columns) matrices of one shape
+    steps: int = 5,
+) -> torch.Tensor:        # the same shape, float32
+    "The nearest matrices whose singular values are all about 1, by Newton-Schulz (Jordan et al., 2024), in the arithmetic that is fast here."
+    a, b, c = NEWTON_SCHULZ
+    tall = x.shape[1] > x.shape[2]
+    x = (x.mT if tall else x).to(torch.bfloat16 if has_fast_bf16(x.device) else torch.float32)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).float()
+
+# %% ../nbs/33_finetune.ipynb #5e0f1a07
+class Muon(torch.optim.Optimizer):
+    "Nesterov momentum whose steps are orthogonalised: `torch.optim.Muon` with `adjust_lr_fn='match_rms_adamw'`, equal shapes taken together."
+    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self):
+        "One step for every matrix that has a gradient."
+        for group in self.param_groups:
+            shapes = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    shapes.setdefault(p.shape, []).append(p)
+            for shape, same in shapes.items():
+                grads = [p.grad for p in same]
+                kept = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in same]
+                torch._foreach_lerp_(kept, grads, 1 - group["momentum"])
+                update = orthogonalise(torch.stack(torch._foreach_lerp(grads, kept, group["momentum"])))
+                torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(same, list(update), alpha=-0.2 * group["lr"] * max(shape) ** 0.5)
+
 # %% ../nbs/33_finetune.ipynb #5e0f1a04
 class Optimiser:
     "AdamW, and Muon for the groups that are marked so, behind the calls of one optimiser."
     def __init__(self, groups: list, lr: float, betas=(0.9, 0.95)):
         for_muon, others = ([{k: v for k, v in g.items() if k != "muon"} for g in groups if g.get("muon", False) is m] for m in (True, False))
         self.parts = [torch.optim.AdamW(others, lr=lr, betas=tuple(betas), fused=True)] if others else []
-        if for_muon: self.parts.append(torch.optim.Muon(for_muon, lr=lr, momentum=0.95, adjust_lr_fn="match_rms_adamw"))
+        if for_muon: self.parts.append(Muon(for_muon, lr=lr))
 
     @property
     def param_groups(self) -> list: return [g for p in self.parts for g in p.param_groups]
