@@ -19,6 +19,9 @@ from typing import Annotated
 
 import typer
 
+# Threads that wait for work spin; beside other programs they take the very cores that the work needs. Said before torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
 # %% ../nbs/60_cli.ipynb #ee3f050a
 def explain(
     error: BaseException,
@@ -122,14 +125,19 @@ def run(
     data: Annotated[Path | None, typer.Option("--data", "-d", help="Folder of labelled clips or VGG-Sound's list; left out, the toy street.")] = None,
     clips: Annotated[Path | None, typer.Option(help="Folder of the clips that the list names.")] = None, labels: LabelsFile = None,
     preset: PresetName = "toy", seed: Seed = 0, workers: Workers = CORES, settings: Settings = None,
+    allow_bad: Annotated[bool, typer.Option("--allow-bad", help="End with status 0 even if the model is no better than a constant answer.")] = False,
 ):
-    "Everything: clips, tokenizers, 4M, evaluation, report."
+    "Everything: clips, tokenizers, 4M, evaluation, report. Ends with status 1 where the model is no better than the best constant answer."
     from scene4m.core import get_preset
     recipe = get_preset(preset, **read_settings(settings))
+    from scene4m.evaluate import verdict
     from scene4m.run import run_pipeline
     out = out or Path("runs") / (data.resolve().stem if data else preset)
-    run_pipeline(out, data=data, clips=clips, labels_file=labels, preset=recipe, seed=seed, workers=workers)
+    report = run_pipeline(out, data=data, clips=clips, labels_file=labels, preset=recipe, seed=seed, workers=workers)
     typer.echo(f"The report: {out / 'report.html'}\nIts figures: {out / 'report.json'}")
+    if bad := verdict(report):
+        typer.secho(bad, fg="red", bold=True, err=True)
+        if not allow_bad: raise typer.Exit(1)
 
 # %% ../nbs/60_cli.ipynb #aac68b1f
 @command(go_on=GO_ON)

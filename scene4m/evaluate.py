@@ -9,7 +9,8 @@ __all__ = ['SCENARIOS', 'KnownClip', 'read_truth', 'known_clip', 'derange', 'rea
            'evaluate_clips', 'can_be_heard', 'share_of_commonest', 'category_figures', 'attribute_figures',
            'text_figures', 'scene_figures', 'abstention_figures', 'imagine_and_judge', 'evaluate_folder',
            'run_evaluation', 'example_places', 'example_html', 'sense_table', 'scene_table', 'detail_table',
-           'nats_table', 'other_table', 'reconstruction_figures', 'curve_figures', 'write_report', 'ceiling_part']
+           'nats_table', 'other_table', 'reconstruction_figures', 'curve_figures', 'verdict', 'verdict_html',
+           'write_report', 'ceiling_part']
 
 # %% ../nbs/41_evaluate.ipynb #a5d4e709
 import json
@@ -476,6 +477,21 @@ def curve_figures(extra: dict) -> str:
     return out
 
 # %% ../nbs/41_evaluate.ipynb #ee1a5c18
+def verdict(
+    report: dict,       # of `evaluate_folder`
+) -> str:               # empty where the model is better
+    "The sentence that has to come first where a model is no better than the best constant answer."
+    right, chance = report.get("category_accuracy"), report["chance"].get("category_accuracy")
+    if right is None or chance is None or right > chance: return ""
+    return (f"This model is no better than always giving the same answer: it names {percent(right)} of the categories rightly, "
+            f"the best constant answer {percent(chance)}.")
+
+def verdict_html(report: dict) -> str:
+    "The same in red, for the top of a page."
+    said = verdict(report)
+    style = "border:2px solid #b00020;background:#fdecee;color:#8c0019;padding:.8em;font-weight:bold"
+    return f'<p role="alert" style="{style}">{said}</p>' if said else ""
+
 def write_report(evaluation: Evaluation, out: Path, examples: int = 10) -> Path:
     "Writes `report.json` and `report.html` into `out`."
     report = dict(evaluation.report); extra = {k: report.pop(k) for k in ("curves", "model") if k in report}
@@ -484,7 +500,8 @@ def write_report(evaluation: Evaluation, out: Path, examples: int = 10) -> Path:
     part = lambda title, *html: f"<section><h2>{title}</h2>{''.join(html)}</section>"
     counts = Counter(labels); share = [dict(category=k, clips=v, share=percent(v / len(labels))) for k, v in counts.most_common()]
     unread = report.get("refused", 0)
-    body = [f"<p>{report['n']} clips that training never saw, {unread} more that could not be read. World {report['world_version']}.</p>",
+    steps = report.get("steps", {})
+    body = [verdict_html(report), f"<p>{report['n']} clips that training never saw, {unread} more that could not be read. World {report['world_version']}.</p>",
             part("What it names rightly", sense_table(report), scene_table(report), detail_table(report)),
             ceiling_part(report), part("Are both senses used?", nats_table(report)), part("Further figures", other_table(report)),
             part("Which category is taken for which", figure_html(confusion(labels, answers, list(LABELS)))),
@@ -494,6 +511,7 @@ def write_report(evaluation: Evaluation, out: Path, examples: int = 10) -> Path:
             part("Clips and what is said about them", *(example_html(evaluation, i, checkpoint.clip) for i in example_places(evaluation, examples))),
             part("The clips", table_html(share, "Held-out clips by category")),
             part("Time and machine", table_html([dict(stage=k, seconds=v) for k, v in report["seconds"].items()], "Seconds of each stage"),
+                 table_html([dict(training=k, steps=v) for k, v in steps.items()], "Steps of each training") if steps else "",
                  table_html([dict(what=k, value=v) for k, v in report["machine"].items()], "The machine"))]
     atomic_write(out / "report.html", html_page("What the model hears and sees", "".join(body)))
     return out / "report.html"

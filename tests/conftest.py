@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")      # as the command line does: tests run beside one another
 
 
 # a process that was started in the background ignores Ctrl-C, and so would the commands that tests start and stop
