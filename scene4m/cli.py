@@ -9,7 +9,7 @@ __all__ = ['DEBUG', 'app', 'GO_ON', 'Out', 'Model', 'Seed', 'Workers', 'PresetNa
            'describe_clips', 'in_words', 'describe', 'score_table', 'evaluate', 'study_in_words', 'transfer',
            'app_notebook', 'serve_app', 'finding', 'check_python', 'check_package', 'check_requirements',
            'torchaudio_lib', 'remove_compiled', 'imports_cleanly', 'check_torchaudio', 'check_program',
-           'check_processor', 'check_model', 'examine', 'doctor']
+           'check_processor', 'check_model', 'work_a_little', 'check_work', 'examine', 'doctor']
 
 # %% ../nbs/60_cli.ipynb #19d52252
 import functools, importlib, importlib.util, json, os, shutil, subprocess, sys
@@ -166,6 +166,7 @@ def curate(
     address: Annotated[str | None, typer.Option(help="Where the Ray cluster is; left out, one is started here.")] = None,
 ):
     "Check a folder of clips and make a data set of them."
+    from scene4m.core import BadInput
     from scene4m.curation import class_table, curate as curate_clips, summarise, vggsound_rows
     from scene4m.run import MelFeature
     source = vggsound_rows(vggsound, folder, limit=limit) if vggsound else folder
@@ -174,6 +175,8 @@ def curate(
     if vggsound: typer.echo(class_table(manifest[manifest.status == "kept"]).to_string(index=False))
     typer.echo(summarise(manifest))
     if manifest.attrs["complete"]: typer.echo(f"{out / 'manifest.parquet'} has a row for each of them")
+    if len(manifest) and not (manifest.status == "kept").any():
+        raise BadInput(f"{folder}: not one clip could be kept; the reasons stand above and in the manifest.")
 
 # %% ../nbs/60_cli.ipynb #2d8551f8
 @command(go_on=GO_ON)
@@ -502,7 +505,45 @@ def check_model() -> dict:
     if (folder / "model.safetensors").exists(): return finding("model", "ok", "in the package")
     return finding("model", "note", "none in the package", "train one with `scene4m run`, then name it: --model runs/toy/model")
 
+# %% ../nbs/60_cli.ipynb #d0c70002
+def work_a_little():
+    "Writes and reads a clip, encodes it and trains one step; prints what was done, step by step."
+    import tempfile
+    from scene4m import toystreet
+    from scene4m.media import read_clip
+    from scene4m.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
+    from scene4m.vq import train_tokenizer
+    with tempfile.TemporaryDirectory() as folder:
+        film = toystreet.write_scene(toystreet.sample_scene(0), Path(folder) / "street.mp4")
+        clip = read_clip(film)
+    print(f"reading: a clip of {clip.duration:.0f} seconds was written and read", flush=True)
+    tokenizer = VideoTokenizer(VideoTokenizerConfig())
+    ids = tokenizer.encode(tokenizer.to_model(clip.frames[None]))
+    print(f"encoding: its picture is {ids.numel()} tokens", flush=True)
+    config = tokenizer.training_config(steps=1, batch_size=1)
+    loss = train_tokenizer(tokenizer, clip.frames[None], config, show=False)[-1]["loss"]
+    print(f"training: one step of a tokenizer, loss {loss:.2g}", flush=True)
+
+def check_work() -> list[dict]:
+    "Whether a clip can be read and encoded here, and a model trained; tried in a process of its own."
+    code = "from scene4m.cli import work_a_little; work_a_little()"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")
+    steps = ("reading", "encoding", "training")
+    told = dict(line.split(": ", 1) for line in ran.stdout.splitlines() if line.startswith(steps))
+    found = [finding(name, "ok", told[name]) for name in steps if name in told]
+    if len(told) < len(steps):
+        why = (ran.stderr.strip().splitlines() or [f"the process ended with {ran.returncode}"])[-1]
+        tested = "`make setup` installs the versions that were tested; they stand in constraints.txt"
+        found.append(finding(steps[len(told)], "missing", f"failed ({why})", tested))
+    return found
+
 # %% ../nbs/60_cli.ipynb #7262f6e6
+def _closer(fix: bool, whole: bool) -> list[dict]:
+    "The checks that need every package, in the order of what they build on."
+    if not whole: return []
+    torchaudio = check_torchaudio(fix)
+    return [torchaudio, check_processor(), check_model(), *check_work()]
+
 def examine(fix: bool = False) -> list[dict]:
     "Every check of the doctor, in reading order."
     required = check_requirements()
@@ -511,7 +552,7 @@ def examine(fix: bool = False) -> list[dict]:
               for p, extra in (("voila", "lab"), ("peft", "train"), ("yt-dlp", "download"), ("ray", "ray"))]
     programs = [check_program("speech", ("espeak-ng", "espeak", "say"), "for `describe --speak`: install espeak-ng"),
                 check_program("browser", ("chromium", "chromium-browser", "google-chrome"), "only some tests need it: install chromium")]
-    return [check_python(), *required, *([check_torchaudio(fix), check_processor(), check_model()] if whole else []), *extras, *programs]
+    return [check_python(), *required, *_closer(fix, whole), *extras, *programs]
 
 # %% ../nbs/60_cli.ipynb #7262f6s1
 @command()

@@ -57,7 +57,6 @@ REASONS = {**READ_REASONS,
     "no sound": "there is no sound stream",
     "no picture": "there is no picture stream",
     "duplicate": "another clip has the same content",
-    "failed": "the program that makes the clip raised an error",
     "gone": "the video was removed", "private": "the video is private",
     "blocked": "the video is not shown here or without an account", "throttled": "the server asked to slow down",
 }
@@ -241,6 +240,7 @@ def read_row(
     options = dict(specs=specs, start=row.offset, seconds=spec.seconds, sr=spec.sr, crop=settings.crop, timeout=settings.timeout)
     try: clip = read(row.path, **options)
     except ClipRefused as e: return _refused(raw, e.reason, str(e).replace(repr(row.path), repr(row.source)))
+    except Exception as e: return _refused(raw, "failed", f"{row.source!r}: reading it failed ({type(e).__name__}: {e}).")
     facts = dict(raw.facts, duration=round(clip.duration, 3), fps=round(clip.info.fps, 4), size=f"{clip.info.width}x{clip.info.height}",
                  crop=",".join(map(str, clip.crop)), decode=clip.path_kind, silent=clip.silent)
     views = {name: v for (name, _), v in zip(settings.views, clip.views[1:])}
@@ -925,15 +925,19 @@ def _run_here(jobs, bar):
 
 # %% ../nbs/13_curation.ipynb #815ac345
 _TICKS = None        # shared by the processes of a pool: how many clips are done
+_UNFIT = None        # why this process of a pool cannot work
 
 def _tick(n: int):
     with _TICKS.get_lock(): _TICKS.value += n
 
 def _start_worker(ticks, parent: int):
-    global _TICKS
-    import torch
+    global _TICKS, _UNFIT
     _TICKS = ticks
-    torch.set_num_threads(1)
+    try:
+        import torch
+        torch.set_num_threads(1)
+    except Exception as e:       # raised here, it would be told as a process that died
+        _UNFIT = e
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 def _end_with(parent: int):
@@ -941,7 +945,9 @@ def _end_with(parent: int):
     while os.getppid() == parent: time.sleep(0.5)
     os._exit(1)
 
-def _work(job: ShardJob, wait: bool) -> str: return do_shard(job, wait, _tick)
+def _work(job: ShardJob, wait: bool) -> str:
+    if _UNFIT: raise _UNFIT
+    return do_shard(job, wait, _tick)
 
 # %% ../nbs/13_curation.ipynb #b92519d4
 def _drain(pool, jobs, wait: bool, ticks, bar) -> list:
@@ -1087,7 +1093,9 @@ def summarise(manifest) -> str:
     kept, seconds = manifest[manifest.status == "kept"], manifest.attrs.get("seconds")
     refused = Counter(manifest.reason[manifest.status != "kept"])
     lines = [f"{len(kept)} of {len(manifest)} clips kept, {kept.duration.sum() / 3600:.2f} hours"]
-    lines += [f"  refused, {reason}: {n} ({REASONS[reason]})" for reason, n in refused.most_common()]
+    for reason, n in refused.most_common():
+        lines.append(f"  refused, {reason}: {n} ({REASONS[reason]})")
+        if reason == "failed": lines.append("    " + manifest.message[manifest.reason == reason].iloc[0])
     if seconds: lines.append(f"  {len(manifest) / seconds:.1f} clips per second")
     if not manifest.attrs.get("complete", True): lines.append("  some shards belong to other processes and are not finished")
     return "\n".join(lines)

@@ -27,6 +27,7 @@ REASONS = {
     "too large": "the file claims more pixels, samples or data than is accepted",
     "stalled": "decoding took longer than the time that was given",
     "crashed": "the decoder died or asked for too much memory",
+    "failed": "the program raised an error",
 }
 
 class ClipRefused(BadInput):
@@ -94,13 +95,24 @@ class _Bytes:
     def __init__(self, file): self.read, self.seek, self.tell, self.file = file.read, file.seek, file.tell, file
     def __del__(self): self.file.close()
 
+def _release() -> int:
+    "The major release of PyAV; some arguments came or went with one."
+    import av
+    return int(av.__version__.split(".")[0])
+
+def _how_to_open() -> dict:
+    "What `av.open` is told besides the file."
+    options = dict(protocol_whitelist="file", format_whitelist=FORMATS, max_pixels=str(MAX_PIXELS))
+    # before 17, `options` ended the process where a stream appears late, as in .mpg
+    how = dict(container_options=options) if _release() < 17 else dict(options=options)
+    return how if _release() >= 19 else dict(how, metadata_errors="replace")
+
 def _open(path, timeout: float):
     import av
     av.logging.set_level(None)
-    options = dict(protocol_whitelist="file", format_whitelist=FORMATS, max_pixels=str(MAX_PIXELS))
     try: file = _Bytes(open(_check_file(path), "rb"))
     except OSError as e: raise ClipRefused("missing", f"{os.fspath(path)!r}: the file cannot be read ({e.strerror}).") from e
-    try: return av.open(file, options=options, metadata_errors="replace", timeout=timeout)
+    try: return av.open(file, timeout=timeout, **_how_to_open())
     except MemoryError as e: raise ClipRefused("too large", f"{os.fspath(path)!r}: opening it takes too much memory.") from e
     except (av.error.FFmpegError, OSError, ValueError) as e:
         why = getattr(e, "strerror", None) or str(e)
@@ -193,12 +205,17 @@ def _can_begin(stream, packets, start: float) -> bool:
     return stream.type != "video" or any(t is not None and float(t * stream.time_base) <= start + 1e-3 for t in times)
 
 # %% ../nbs/10_media.ipynb #274f2238
+def _reformat(frame, *size, **how):
+    "`frame.reformat` by one thread; before release 17 there was never another."
+    if _release() >= 17: how["threads"] = 1
+    return frame.reformat(*size, **how)
+
 def _shrink(frame, limit: int = 2_100_000):
     "The frame itself, or a smaller copy of a picture that is larger than full HD, so that a handful of them fits into memory."
     pixels = frame.width * frame.height
     if pixels <= limit: return frame
     s = math.sqrt(limit / pixels)
-    return frame.reformat(max(2, int(frame.width * s) // 2 * 2), max(2, int(frame.height * s) // 2 * 2), interpolation="AREA", threads=1)
+    return _reformat(frame, max(2, int(frame.width * s) // 2 * 2), max(2, int(frame.height * s) // 2 * 2), interpolation="AREA")
 
 # %% ../nbs/10_media.ipynb #2a3a905c
 def _decode_all(context, packets, times, clock, fps: float = 25.0):
@@ -289,7 +306,7 @@ def find_bars(
 def _luma(frame) -> np.ndarray:
     "uint8 (H, W) as the file stores it."
     if frame.format.name not in ("yuv420p", "yuvj420p", "yuv422p", "yuv444p", "nv12"):
-        frame = frame.reformat(format="yuv420p", threads=1)
+        frame = _reformat(frame, format="yuv420p")
     plane = frame.planes[0]
     return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:frame.height, :frame.width]
 
@@ -312,7 +329,7 @@ def _turned(crop: tuple, turns: int) -> tuple:
 
 def _resize(frames, hw, turns: int) -> np.ndarray:
     height, width = hw if turns % 2 == 0 else hw[::-1]
-    def shrink(f): return f.reformat(width, height, format="gbrp", interpolation="AREA", threads=1).to_ndarray()   # planes: full colour when small
+    def shrink(f): return _reformat(f, width, height, format="gbrp", interpolation="AREA").to_ndarray()   # planes: full colour when small
     small = {id(f): f for f in frames}
     small = {i: np.rot90(shrink(f), turns) for i, f in small.items()}
     return np.stack([small[id(f)] for f in frames])
@@ -514,7 +531,11 @@ def _answer(path, options):
     try: return read_clip(path, **options)
     except ClipRefused as e: return e
     except MemoryError: return ClipRefused("too large", f"{os.fspath(path)!r}: decoding it takes too much memory.")
-    except Exception as e: return ClipRefused("crashed", f"{os.fspath(path)!r}: reading it failed ({type(e).__name__}: {e}).")
+    except Exception as e: return _failure(path, e)
+
+def _failure(path, e: Exception) -> ClipRefused:
+    "The refusal for an error in the program, which says nothing about the clip."
+    return ClipRefused("failed", f"{os.fspath(path)!r}: reading it failed ({type(e).__name__}: {e}).")
 
 # %% ../nbs/10_media.ipynb #7be4b2f8
 def _serve(conn, memory: int):
@@ -532,7 +553,8 @@ def _serve(conn, memory: int):
             if alarm: signal.setitimer(signal.ITIMER_REAL, options["timeout"] + 1)
             answer = _answer(path, options)
             if alarm: signal.setitimer(signal.ITIMER_REAL, 0)
-            conn.send(answer)
+            try: conn.send(answer)
+            except Exception as e: conn.send(_failure(path, e))
 
 # %% ../nbs/10_media.ipynb #441bc0a2
 class IsolatedReader:
