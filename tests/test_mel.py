@@ -8,7 +8,7 @@ import torch
 
 from scene4m.core import BadInput, ClipSpec
 from scene4m.media import resample
-from scene4m.mel import (MelFrontEnd, columns_for, inverse_bank, load_vocoder, mel_bank, mel_power, pad_mels, power_spectrum,
+from scene4m.mel import (MelFrontEnd, band_groups, columns_for, inverse_bank, load_vocoder, mel_bank, mel_power, pad_mels, power_spectrum,
                          power_statistics, real_columns, samples_for, silence, slaney_log10)
 from scene4m.metrics import log_mel_error_db
 
@@ -32,7 +32,27 @@ def test_power_is_torchaudios():
     from scene4m.core import import_torchaudio
     wave = torch.from_numpy(chirp())
     transform = import_torchaudio().transforms.MelSpectrogram(16_000, n_fft=1024, hop_length=256, n_mels=80)
-    assert torch.equal(mel_power(wave), transform(wave))
+    torch.testing.assert_close(mel_power(wave), transform(wave), rtol=2e-6, atol=0.0)
+
+def test_groups_of_bands_are_the_whole_bank():
+    for clip in (ClipSpec(), ClipSpec(n_fft=64, hop=16), ClipSpec(n_mels=7)):      # some groups have no rows at all, or too few bands
+        whole = torch.zeros(2 * (clip.n_fft // 2 + 1), clip.n_mels)
+        first = 0
+        for a, b, matrix in band_groups(clip):
+            whole[max(a, 0):b, first:first + matrix.shape[1]] = matrix
+            first += matrix.shape[1]
+        assert torch.equal(whole[::2], mel_bank(clip)) and torch.equal(whole[1::2], mel_bank(clip))
+        wave = torch.from_numpy(chirp(1))
+        torch.testing.assert_close(mel_power(wave, clip), mel_bank(clip).t() @ power_spectrum(wave, clip), rtol=1e-5, atol=1e-9)
+
+@pytest.mark.parametrize("samples", [1, 700, 160_000, 160_255])
+def test_one_wrong_sample_anywhere_is_refused(samples):
+    for place in {0, samples // 2, samples - 1}:
+        for wrong in (float("nan"), float("inf"), 1e30):
+            wave = torch.zeros(samples)
+            wave[place] = wrong
+            with pytest.raises(BadInput, match="not finite"):
+                MelFrontEnd()(wave)
 
 @pytest.mark.parametrize("samples", [1, 2, 255, 512, 513, 1023, 1025, 16_000, 80_000, 160_000, 160_001, 250_000])
 @pytest.mark.parametrize("norm", ["log", "paper"])
