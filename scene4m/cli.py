@@ -6,13 +6,13 @@
 __all__ = ['DEBUG', 'app', 'GO_ON', 'Out', 'Model', 'Seed', 'Workers', 'PresetName', 'Settings', 'AsJson', 'Clips', 'LabelsFile',
            'CORES', 'VggList', 'Limit', 'Captions', 'Shard', 'DataFolder', 'explain', 'in_one_line', 'command', 'main',
            'read_settings', 'run', 'toy', 'curate', 'download', 'train_audio', 'train_video', 'tokenize', 'finetune',
-           'describe_clips', 'in_words', 'describe', 'score_table', 'evaluate', 'study_in_words', 'transfer',
-           'app_notebook', 'serve_app', 'finding', 'check_python', 'check_package', 'check_requirements',
+           'describe_clips', 'in_words', 'only_answers', 'describe', 'score_table', 'evaluate', 'study_in_words',
+           'transfer', 'app_notebook', 'serve_app', 'finding', 'check_python', 'check_package', 'check_requirements',
            'torchaudio_lib', 'remove_compiled', 'imports_cleanly', 'check_torchaudio', 'check_program',
            'check_processor', 'check_model', 'work_a_little', 'check_work', 'examine', 'doctor']
 
 # %% ../nbs/60_cli.ipynb #19d52252
-import functools, importlib, importlib.util, json, os, shutil, subprocess, sys
+import contextlib, functools, importlib, importlib.util, json, os, shutil, subprocess, sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Annotated
@@ -272,9 +272,11 @@ def in_words(d: dict) -> str:
     "A description, or the error in its place, as a few lines of text."
     if "error" in d: return f"{d['file']}\n  not described: {d['error']}"
     senses = ", ".join(f"{'sound' if sense == 'audio' else 'picture'} {state}" for sense, state in d["senses"].items())
+    part = f"\n  {d['part']}" if d.get("part") else ""
+    if d.get("abstains"): return f"{d['file']}\n  {d['description']}\n  {senses}{part}"
     likely = ", ".join(f"{c['label']} {c['p']:.0%}" for c in d["categories"][:3])
     do = f"\n  {d['direction']}" if d.get("direction") else ""
-    return f"{d['file']}\n  {d['description']}{do}\n  sure: {d['confidence']:.0%} · {senses}\n  likely: {likely}"
+    return f"{d['file']}\n  {d['description']}{do}\n  sure: {d['confidence']:.0%} · {senses}\n  likely: {likely}{part}"
 
 # %% ../nbs/60_cli.ipynb #2ec4b815
 def _loader(model, whole: bool):
@@ -304,6 +306,14 @@ def _write_vtt(path: Path, descriptions: list):
     from scene4m.describe import to_vtt
     atomic_write(path, to_vtt(descriptions)); typer.echo(f"The subtitles are in {path}", err=True)
 
+# %% ../nbs/60_cli.ipynb #dbt00002
+@contextlib.contextmanager
+def only_answers():
+    "Gives standard output to write answers to; what any library prints meanwhile goes to standard error."
+    answers = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        yield answers
+
 # %% ../nbs/60_cli.ipynb #2ec4b8s1
 @command()
 def describe(
@@ -318,12 +328,13 @@ def describe(
     from scene4m.media import probe
     said = []
     def say(d, description):
-        typer.echo(json.dumps(d, ensure_ascii=False, default=str) if as_json else in_words(d)); sys.stdout.flush()
+        typer.echo(json.dumps(d, ensure_ascii=False, default=str) if as_json else in_words(d), file=out)
+        out.flush()
         if description is None: return
         said.append(description)
-        if speak: _say_aloud(f"{description.direction} {description.description}".strip())
+        if speak: _say_aloud(f"{description.direction} {description.description} {description.part}".strip())
     if speak: _say_aloud("")
-    failed = describe_clips(clips, _loader(model, vtt is not None), say, probe)
+    with only_answers() as out: failed = describe_clips(clips, _loader(model, vtt is not None), say, probe)
     if vtt and said: _write_vtt(vtt, said)
     if failed: raise typer.Exit(1)
 
@@ -355,7 +366,7 @@ def evaluate(
 ):
     "Measure a model on clips whose answers are known."
     from scene4m.evaluate import evaluate_folder
-    report = evaluate_folder(folder, model, workers=workers, limit=limit, out=out, labels_file=labels)
+    with only_answers(): report = evaluate_folder(folder, model, workers=workers, limit=limit, out=out, labels_file=labels)
     strange = report["unknown_labels"]
     if strange: typer.echo(f"{folder}: clips of labels that the model does not know were left out: {', '.join(strange[:5])}.", err=True)
     typer.echo(json.dumps(report, ensure_ascii=False, default=str) if as_json else score_table(report))
@@ -382,8 +393,11 @@ def transfer(
         from scene4m.transfer import Summariser, Transfer, load_captioner
         study = Transfer(load_captioner(base, words, fetch), None if t5 == "none" else Summariser.from_pretrained(t5, fetch))
         return lambda clip: [study(clip)]
-    def say(d, _): typer.echo(json.dumps(d, ensure_ascii=False) if as_json else study_in_words(d)); sys.stdout.flush()
-    if describe_clips(clips, load, say, probe): raise typer.Exit(1)
+    def say(d, _):
+        typer.echo(json.dumps(d, ensure_ascii=False) if as_json else study_in_words(d), file=out)
+        out.flush()
+    with only_answers() as out: failed = describe_clips(clips, load, say, probe)
+    if failed: raise typer.Exit(1)
 
 # %% ../nbs/60_cli.ipynb #96fa0dfe
 def app_notebook(

@@ -7,11 +7,12 @@ __all__ = ['SENSES', 'SHIPPED', 'SENSE_WORDS', 'TEMPERATURES', 'SHORTEST', 'SURE
            'Familiar', 'Checkpoint', 'load_checkpoint', 'load_familiar', 'save_familiar', 'save_checkpoint',
            'Description', 'senses_sentence', 'ways_to_say', 'ways_to_name', 'phrase_tree', 'lay_out', 'score_ways',
            'category_probabilities', 'fit_temperature', 'scales', 'look_of_sound', 'look_of_picture', 'fit_familiar',
-           'sense_batch', 'ClipArrays', 'load_arrays', 'look', 'acquaint', 'ClipTokens', 'tokenize_arrays', 'by_senses',
-           'remember', 'remembered', 'write_from', 'score_values', 'split_asked', 'read_out', 'write_sentences',
-           'score_categories', 'doubt', 'in_words', 'direct', 'approaches', 'Describer', 'describe_arrays',
-           'probabilities', 'hide_sense', 'calibrate', 'take', 'score_directions', 'windows', 'same_news',
-           'describe_long', 'vtt_time', 'to_vtt', 'speech_command', 'speak', 'imagine', 'decode_senses', 'write_senses']
+           'sense_batch', 'ClipArrays', 'load_arrays', 'part_of', 'look', 'acquaint', 'ClipTokens', 'tokenize_arrays',
+           'by_senses', 'remember', 'remembered', 'write_from', 'score_values', 'split_asked', 'read_out',
+           'write_sentences', 'score_categories', 'doubt', 'in_words', 'direct', 'approaches', 'Describer',
+           'describe_arrays', 'probabilities', 'hide_sense', 'keep_senses', 'calibrate', 'take', 'score_directions',
+           'windows', 'same_news', 'describe_long', 'vtt_time', 'to_vtt', 'speech_command', 'speak', 'imagine',
+           'decode_senses', 'write_senses']
 
 # %% ../nbs/34_describe.ipynb #b24a2a0d
 import copy, functools, itertools, math, re, shutil, subprocess, sys, time
@@ -136,6 +137,7 @@ class Description:
     direction: str = ""              # what someone walking should do; empty where there is no reason to say anything, or no certainty
     start: float = 0.0               # start and end of the window in the recording, in seconds
     end: float = 0.0
+    part: str = ""                   # that more of the recording follows, and how to get it; empty where nothing does
 
     def to_dict(self) -> dict:
         "The fixed form of `describe --json`, with the window and the model's own sentence added."
@@ -284,6 +286,7 @@ class ClipArrays:
     mel: np.ndarray | None         # float32 (80, columns)
     senses: dict                   # {"audio": used | silent | missing, "video": used | missing}
     seconds: float = 10.0          # how much of the window the file fills
+    part: str = ""                 # that more of the recording follows, and how to get it; empty where nothing does
 
 # %% ../nbs/34_describe.ipynb #78b610s1
 def load_arrays(
@@ -296,7 +299,20 @@ def load_arrays(
     got = read_clip(path, specs=(FrameSpec(clip.frames, clip.fps, clip.size),), start=start, seconds=clip.seconds, sr=clip.sr)
     states = modality_states(got.has_audio, got.silent, got.has_video)
     mel = front(torch.from_numpy(got.wave)).numpy() if states["audio"] == "used" else None
-    return ClipArrays(got.frames if states["video"] == "used" else None, mel, states, got.duration)
+    return ClipArrays(got.frames if states["video"] == "used" else None, mel, states, got.duration, part_of(got, start, clip.seconds))
+
+# %% ../nbs/34_describe.ipynb #dbt00001
+def part_of(
+    got,              # the `Clip` that was read
+    start: float,     # where its window begins, in seconds
+    seconds: float,   # how long the window is
+) -> str:             # empty where nothing follows
+    "One sentence that says which part of a longer recording was read, and how to get the rest."
+    end, length = start + seconds, got.info.duration
+    if got.duration < seconds - 0.05 or abs(length - end) <= 0.5: return ""
+    read = f"its first {end:.0f} seconds" if start == 0 else f"its seconds {start:.0f} to {end:.0f}"
+    follows = f"of {length:.0f}" if length > end else "and more may follow"
+    return f"These are {read} {follows}; `scene4m describe --vtt FILE` describes it to the end."
 
 # %% ../nbs/34_describe.ipynb #fa00000b
 def look(clip: ClipArrays, sense: str, seconds: float) -> np.ndarray | None:
@@ -427,12 +443,11 @@ def doubt(checkpoint: Checkpoint, confidence: float, strange: dict) -> str:
 
 SHORTEST = 0.5       # seconds; in less than that nothing can be told apart
 
-def in_words(sentence: str, reason: str, senses: dict, categories: list) -> str:
-    "What is said in the end: the sentence, or that the model does not know and what it would guess."
+def in_words(sentence: str, reason: str, senses: dict) -> str:
+    "What is said in the end: the sentence, or that the model does not know, and why."
     missing = "" if all(v == "used" for v in senses.values()) else " " + senses_sentence(senses)
-    if not reason: return sentence[:1].upper() + sentence[1:] + missing
-    guess = " or ".join(f"{c['label']} ({c['p']:.0%})" for c in categories[:2])
-    return f"I do not know what this is: {reason}. My best guesses are {guess}.{missing}"
+    if reason: return f"I do not know what this is: {reason}.{missing}"
+    return sentence[:1].upper() + sentence[1:] + missing
 
 # %% ../nbs/34_describe.ipynb #80c010c0
 SURE = 0.75        # how likely thing and motion have to be before a direction is given
@@ -478,9 +493,8 @@ class Describer:
         t0 = time.perf_counter(); ck = self.checkpoint
         arrays = load_arrays(path, ck.clip, ck.front, start)
         if start and arrays.seconds < SHORTEST: raise BadInput(f"{path}: it ends within {SHORTEST} seconds of {start:g} seconds; begin earlier.")
-        for s in SENSES:
-            if not (s in senses and s in self.checkpoint.model.encoder_embeddings) and arrays.senses[s] == "used": arrays = hide_sense(arrays, s)
-        result = self.describe_arrays([arrays], [str(path)])[0]
+        readable = [s for s in senses if s in ck.model.encoder_embeddings]
+        result = self.describe_arrays([keep_senses(arrays, readable)], [str(path)])[0]
         return replace(result, seconds=time.perf_counter() - t0, start=start, end=start + ck.clip.seconds)
 
 # %% ../nbs/34_describe.ipynb #ds000006
@@ -493,9 +507,10 @@ def describe_arrays(self, clips: list, names: list) -> list:
         confidence = float(p[i, LABELS.index(stated.label)]) if stated.label else 0.0
         reason = doubt(ck, confidence, {s: tokens.strange[s][i] for s in SENSES})
         if clip.seconds < SHORTEST: reason = f"there are only {clip.seconds:.1f} seconds of it"
+        if not any(tokens.has[s][i] for s in SENSES): reason = "there is nothing to hear and nothing to see"
         sure = not reason and confidence >= SURE and (stated.motion is None or moves[i, ATTRIBUTE_VALUES["motion"].index(stated.motion)] >= SURE)
-        out.append(Description(name, in_words(sentences[i], reason, clip.senses, ranked), confidence, bool(reason), clip.senses, ranked,
-                               guess=sentences[i], reason=reason, direction=direct(stated) if sure else ""))
+        out.append(Description(name, in_words(sentences[i], reason, clip.senses), confidence, bool(reason), clip.senses, ranked,
+                               guess=sentences[i], reason=reason, direction=direct(stated) if sure else "", part=clip.part))
     return out
 
 Describer.describe_arrays = describe_arrays
@@ -512,6 +527,12 @@ def hide_sense(arrays: ClipArrays, sense: str) -> ClipArrays:
     "The same clip without one of its senses."
     gone = dict(mel=None) if sense == "audio" else dict(frames=None)
     return replace(arrays, senses={**arrays.senses, sense: "missing"}, **gone)
+
+def keep_senses(arrays: ClipArrays, senses) -> ClipArrays:
+    "The same clip with no more than these senses."
+    for s in SENSES:
+        if s not in senses and arrays.senses[s] == "used": arrays = hide_sense(arrays, s)
+    return arrays
 
 # %% ../nbs/34_describe.ipynb #49097b44
 CORRECTIONS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
@@ -577,7 +598,7 @@ def describe_long(
     Raises `BadInput` where the recording breaks off before the end that its header promises, after all that comes before was given."""
     seconds = describer.checkpoint.clip.seconds; length = probe(path).duration; last = None
     for holds, start in windows(length or math.inf, seconds, seconds if step is None else step):
-        try: d = describer(path, start=start); d = replace(d, start=holds, end=length or d.end)
+        try: d = describer(path, start=start); d = replace(d, start=holds, end=length or d.end, part="")
         except BadInput as e:
             if last is None: raise
             yield replace(last, end=holds)

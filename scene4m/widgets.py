@@ -11,8 +11,9 @@ __all__ = ['WANTED', 'Sample', 'clip_spec', 'open_clip', 'drawing_html', 'small_
            'codebook_widget', 'get_describer', 'as_arrays', 'describe_sample', 'given_tokens', 'sample_sentence',
            'hide_tokens', 'grid_masks', 'masked_words', 'said_of_masks', 'MaskingPanel', 'masking_widget',
            'attention_on', 'attention_figure', 'told_apart', 'sense_table', 'open_upload', 'ClipPicker', 'said_html',
-           'DescribePanel', 'look_at_word', 'run_description', 'describe_widget', 'imagine_from', 'as_given',
-           'show_chain', 'ImaginePanel', 'run_imagination', 'imagine_back', 'any_to_any_widget']
+           'DescribePanel', 'look_at_word', 'run_description', 'show_doubt', 'describe_widget', 'imagine_from',
+           'as_given', 'show_chain', 'ImaginePanel', 'run_imagination', 'refuse_doubtful', 'imagine_back',
+           'any_to_any_widget']
 
 # %% ../nbs/50_widgets.ipynb #1548614b
 import html, io, tempfile
@@ -27,7 +28,7 @@ import torch
 from PIL import Image, features
 
 from .core import BadInput, ClipSpec, Scene4MError, make_generator
-from .describe import (SENSES, ClipArrays, Describer, Description, hide_sense, sense_batch, senses_sentence, tokenize_arrays)
+from .describe import (SENSES, ClipArrays, Describer, Description, keep_senses, part_of, sense_batch, senses_sentence, tokenize_arrays)
 from .finetune import caption_entry
 from .generate import generate_text, given_text, maskgit
 from .masking import Alphas, UnifiedMasking
@@ -48,6 +49,7 @@ class Sample:
     fps: float = 1.6
     sr: int = 16_000
     seconds: float = 10.0       # how much of it a file filled; the rest is silence and the last picture
+    part: str = ""              # that more of the file follows, and how to get it; empty where nothing does
 
 def clip_spec(tokenizer) -> ClipSpec:
     "The clip that a tokenizer of pictures reads: its number of frames and their side; the usual one for any other."
@@ -63,7 +65,7 @@ def open_clip(
     if isinstance(clip, Sample): return clip
     if isinstance(clip, (str, Path)):
         got = read_clip(clip, specs=(FrameSpec(spec.frames, spec.fps, spec.size),), seconds=spec.seconds, sr=spec.sr)
-        return Sample(got.frames, got.wave, Path(clip).name, spec.fps, spec.sr, got.duration)
+        return Sample(got.frames, got.wave, Path(clip).name, spec.fps, spec.sr, got.duration, part_of(got, 0.0, spec.seconds))
     get = clip.get if isinstance(clip, dict) else lambda k, d=None: getattr(clip, k, d)
     frames, wave = clip if isinstance(clip, tuple) and len(clip) == 2 else (get("frames"), get("wave"))
     if frames is None and wave is None: raise BadInput(f"{type(clip).__name__}: this is no clip; give a file, or frames and a waveform.")
@@ -90,6 +92,8 @@ class Drawing(widgets.HTML):
     def draw(self, png: bytes, alt: str): self.png, self.alt, self.value = png, alt, drawing_html(png, "image/png", alt)
 
     def figure(self, fig: Picture): self.draw(figure_png(fig), fig.alt)
+
+    def clear(self): self.png, self.alt, self.value = b"", "", ""
 
     def static(self) -> str: return drawing_html(*small_picture(self.png), self.alt) if self.png else ""
 
@@ -493,13 +497,11 @@ def as_arrays(sample: Sample, front) -> ClipArrays:
     quiet = sample.wave is None or float(np.abs(sample.wave).max(initial=0)) < 1e-4
     audio = "missing" if sample.wave is None else "silent" if quiet else "used"
     mel = front(torch.as_tensor(sample.wave)).numpy() if audio == "used" else None
-    return ClipArrays(sample.frames, mel, dict(audio=audio, video="missing" if sample.frames is None else "used"), sample.seconds)
+    return ClipArrays(sample.frames, mel, dict(audio=audio, video="missing" if sample.frames is None else "used"), sample.seconds, sample.part)
 
 def describe_sample(describer, sample: Sample, senses=SENSES) -> Description:
     "What the model says about a clip with some of its senses."
-    arrays = as_arrays(sample, describer.checkpoint.front)
-    for s in SENSES:
-        if s not in senses and arrays.senses[s] == "used": arrays = hide_sense(arrays, s)
+    arrays = keep_senses(as_arrays(sample, describer.checkpoint.front), senses)
     return describer.describe_arrays([arrays], [sample.name])[0]
 
 # %% ../nbs/50_widgets.ipynb #117b1ds1
@@ -561,10 +563,17 @@ class MaskingPanel(Panel):
         "Shows another clip; without a caption, the model's own sentence about it."
         ck, p = describer.checkpoint, self.parts; self.sample, self.modalities, self.text = open_clip(clip, ck.clip), ck.model.modalities, ck.text
         self.mel = as_arrays(self.sample, ck.front).mel; self.ids = {s: i[0] for s, i in given_tokens(describer, self.sample).items()}
-        self.ids["caption"] = ck.text.encode(caption or describe_sample(describer, self.sample).guess)
+        self.ids["caption"] = ck.text.encode(caption or self.own_words(describer))
         p.seen.max = p.asked.max = sum(self.modalities[m].num_tokens for m in self.ids)
         self.follow(self.redraw, p.seen, p.asked, p.alpha, p.seed, p.by, p.run)
         self.redraw(); self.show([p.seen, p.asked], [p.alpha, p.seed], [p.by, p.run], p.picture, p.words, p.status)
+
+    def own_words(self, describer) -> str:
+        "The model's sentence about the clip; none where it does not know what it is, and the panel says so."
+        said = describe_sample(describer, self.sample)
+        if not said.abstains: return said.guess
+        self.say(f"{said.description} There are no words to hide; give a caption.")
+        return ""
 
     def redraw(self):
         "Draws again what the sliders ask for."
@@ -623,9 +632,10 @@ def sense_table(
     rows, there = [], [s for s in SENSES if as_arrays(sample, describer.checkpoint.front).senses[s] == "used"]
     for name, senses in (("sound and picture", SENSES), ("sound only", ("audio",)), ("picture only", ("video",))):
         if not set(senses) <= set(there): continue
-        said = describe_sample(describer, sample, senses); first, second = said.categories[:2]
-        rows.append({"given": name, "its own sentence": said.guess, "likeliest": f"{first['label']} ({first['p']:.0%})",
-                     "runner-up": f"{second['label']} ({second['p']:.0%})"})
+        said = describe_sample(describer, sample, senses)
+        sentence, likely = said.guess, [f"{c['label']} ({c['p']:.0%})" for c in said.categories[:2]]
+        if said.abstains: sentence, likely = said.description, ["–", "–"]
+        rows.append({"given": name, "its own sentence": sentence, "likeliest": likely[0], "runner-up": likely[1]})
     return table_html(rows, f"{sample.name}: what the model says with which senses")
 
 # %% ../nbs/50_widgets.ipynb #picker
@@ -660,9 +670,11 @@ class ClipPicker(widgets.HBox):
 
 # %% ../nbs/50_widgets.ipynb #wb000047
 def said_html(said: Description) -> str:
-    "A description with its confidence and its senses, as a line that a screen reader announces."
+    "A description with its senses, as a line that a screen reader announces; how sure the model is stands there only where it commits itself."
+    sure = "" if said.abstains else f"Confidence {said.confidence:.0%}. "
+    part = f"<br>{html.escape(said.part)}" if said.part else ""
     return (f'<p role="status"><strong>{html.escape(said.description)}</strong><br>'
-            f"Confidence {said.confidence:.0%}. {html.escape(senses_sentence(said.senses))}</p>")
+            f"{sure}{html.escape(senses_sentence(said.senses))}{part}</p>")
 
 # %% ../nbs/50_widgets.ipynb #c4390f2c
 class DescribePanel(Panel):
@@ -713,12 +725,21 @@ def run_description(panel: DescribePanel):
     if panel.sample is None: raise BadInput("There is no clip yet; open one.")
     if not senses: raise BadInput("Let the model listen, or look, or both.")
     panel.said = said = describe_sample(panel.describer, panel.sample, senses); given = given_tokens(panel.describer, panel.sample, senses)
-    p.sentence.value = said_html(said); p.categories.figure(category_bars(said.categories))
+    p.sentence.value = said_html(said)
+    if said.abstains: return show_doubt(panel)
+    p.categories.figure(category_bars(said.categories))
     bold = sample_sentence(panel.describer, given, p.temperature.value, p.seed.value) if p.temperature.value else ""
     p.bold.value = f"<p>Drawn at boldness {p.temperature.value:.1f}: {html.escape(bold)}</p>" if bold else ""
     panel.ids = ck.text.encode(said.guess); panel.found = attention_on(ck.model, given, panel.ids) if given and panel.ids else {}
     p.word.max = len(panel.ids); panel.look(); rows = [p.sentence, p.bold, p.categories, p.words, p.word, p.attention]
     panel.children = (*panel.top, *rows[:3 if not panel.found else None])
+
+def show_doubt(panel: DescribePanel):
+    "Leaves nothing on the panel that could be read as an answer."
+    p, panel.found = panel.parts, {}
+    for part in (p.bold, p.words): part.value = ""
+    for drawing in (p.categories, p.attention): drawing.clear()
+    panel.children = (*panel.top, p.sentence)
 
 DescribePanel.run = run_description
 
@@ -800,8 +821,18 @@ class ImaginePanel(Panel):
 # %% ../nbs/50_widgets.ipynb #imaginerun
 def run_imagination(panel: ImaginePanel):
     "Imagines what was asked for and shows it beside what it was imagined from."
-    name, thing = panel.start(); wanted = WANTED[panel.parts.wanted.value]; panel.made = panel.imagine(name, thing, wanted)
+    name, thing = panel.start(); wanted = WANTED[panel.parts.wanted.value]
+    if wanted == "caption": refuse_doubtful(panel, name)
+    panel.made = panel.imagine(name, thing, wanted)
     panel.chain = [("given", name, thing), ("imagined", wanted, panel.made)]; panel.parts.back.disabled = False; show_chain(panel, panel.chain)
+
+def refuse_doubtful(panel: ImaginePanel, name: str):
+    "Raises `BadInput` where the model does not know what the clip is: words that it would write all the same could be read as an answer."
+    said = describe_sample(panel.describer, panel.parts.clips.chosen, (name,))
+    if not said.abstains: return
+    panel.parts.outcome.value, panel.parts.back.disabled = "", True
+    panel.parts.view.set({})
+    raise BadInput(said.description)
 
 def imagine_back(panel: ImaginePanel):
     "From what was imagined back to the sense it was imagined from."
