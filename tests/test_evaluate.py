@@ -125,7 +125,8 @@ def test_the_judge_is_kept_beside_the_model(tmp_path):
     judge = ev.train_judge(mels, list(LABELS), steps=5)
     assert ev.load_judge(tmp_path) is None
     ev.save_judge(judge, tmp_path); again = ev.load_judge(tmp_path)
-    x = torch.from_numpy(mels); assert torch.allclose(judge.float()(x), again(x), atol=1e-6)
+    x = torch.from_numpy(mels)
+    assert torch.allclose(judge(x), again(x), atol=0.02)          # kept in 16 bits
     assert ev.imagine_and_judge(None, None, [], [], again) == ev.imagine_and_judge(None, None, [1, 2], [], None) == dict(n=0, accuracy=None, interval=None)
 
 
