@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCENARIOS', 'WAYS', 'KnownClip', 'read_truth', 'known_clip', 'derange', 'read_clips', 'MelJudge', 'train_judge',
-           'judge_mels', 'save_judge', 'load_judge', 'swap_sounds', 'scenario_sentences', 'caption_nats', 'nats_gained',
+           'judge_mels', 'save_judge', 'load_judge', 'swap_sounds', 'scenario_answers', 'caption_nats', 'nats_gained',
            'confusion_of_senses', 'Evaluation', 'percent_right', 'percent', 'accuracies', 'share_right',
            'evaluate_clips', 'can_be_heard', 'share_of_commonest', 'category_figures', 'attribute_figures',
            'text_figures', 'scene_figures', 'abstention_figures', 'imagine_and_judge', 'evaluate_folder',
@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .captions import LABELS, Attributes, parse_caption
+from .captions import ATTRIBUTE_VALUES, Attributes
 from .core import BadInput, Scene4MError, Timer, atomic_write, machine, make_generator, progress, read_json, write_json
 from .curation import FileRow, folder_rows
 from .describe import (SENSES, ClipTokens, Describer, by_senses, category_probabilities, doubt, imagine, keep_senses, load_arrays, load_checkpoint,
-                              scales, score_categories, sense_batch, take, tokenize_arrays, write_sentences)
+                              named_categories, read_out, sense_batch, take, tokenize_arrays)
 from .generate import score_text
 from .media import read_clip
 from .metrics import (attribute_accuracy, bleu, bootstrap_interval, caption_diversity, chance_level, cider_d,
@@ -51,12 +51,12 @@ class KnownClip:
 # %% ../nbs/41_evaluate.ipynb #84cfc0s1
 def read_truth(
     folder,             # clips with a list, or one folder per label: whatever `folder_rows` reads
-    labels=LABELS,      # clips of other labels are left out
+    labels=None,        # clips of other labels are left out; None: none is
     labels_file=None,   # the list, if it does not lie in the folder
 ) -> list:              # of KnownClip
     "The clips of a folder with their answers. Raises `BadInput` as `folder_rows` does, and where no label is known or no row can be understood."
     if not Path(folder).is_dir(): raise BadInput(f"{folder}: there is no such folder; make one with `scene4m toy --n 100 --out {folder}`.")
-    clips = [known_clip(row) for row in folder_rows(folder, labels_file) if row.label in labels]
+    clips = [known_clip(row) for row in folder_rows(folder, labels_file) if labels is None or row.label in labels]
     if not clips: raise BadInput(f"{labels_file or folder}: none of its labels is one the model knows; the first known ones are {', '.join(labels[:3])}.")
     if all(c.refused for c in clips): raise BadInput(clips[0].refused)
     return clips
@@ -64,9 +64,10 @@ def read_truth(
 def known_clip(row: FileRow) -> KnownClip:
     "What a row of such a list says."
     detail, refused = json.loads(row.attributes or "{}"), row.message
-    try: attributes = Attributes.from_dict({**detail, "label": row.label})
+    label = row.label if row.label in ATTRIBUTE_VALUES["label"] else None
+    try: attributes = Attributes.from_dict({**detail, "label": label})
     except (ValueError, TypeError, BadInput) as e:
-        attributes, refused = Attributes(row.label), f"{row.source}: its row in the list cannot be understood ({e})."
+        attributes, refused = Attributes(label), f"{row.source}: its row in the list cannot be understood ({e})."
     return KnownClip(Path(row.path), row.label, attributes, list(row.captions), row.group or row.source, bool(detail), row.heard, refused)
 
 # %% ../nbs/41_evaluate.ipynb #3c84d1be
@@ -112,7 +113,7 @@ def read_clips(
 # %% ../nbs/41_evaluate.ipynb #ea04ee53
 class MelJudge(torch.nn.Module):
     "A small convolutional classifier of mel spectrograms `(B, 80, columns)` into the categories."
-    def __init__(self, width: int = 24, categories: int = len(LABELS)):
+    def __init__(self, categories: int, width: int = 24):
         super().__init__()
         def step(i, o): return [torch.nn.Conv2d(i, o, 3, 2, 1), torch.nn.BatchNorm2d(o), torch.nn.ReLU()]
         self.first = torch.nn.AvgPool2d((2, 6))
@@ -126,12 +127,13 @@ class MelJudge(torch.nn.Module):
 # %% ../nbs/41_evaluate.ipynb #ea04ees1
 def train_judge(
     mels,             # (N, 80, columns) array of real clips that can be heard
-    labels: list,     # their categories
+    truth: list,      # their categories,
+    labels,           # out of these
     steps: int = 300, seed: int = 0,
 ) -> MelJudge:
     "A `MelJudge` trained on real clips."
-    torch.manual_seed(seed); judge = MelJudge(); n = len(labels); g = make_generator(seed, "judge")
-    target = torch.tensor([LABELS.index(l) for l in labels])
+    torch.manual_seed(seed); judge = MelJudge(len(labels)); n = len(truth); g = make_generator(seed, "judge")
+    target = torch.tensor([list(labels).index(l) for l in truth])
     opt = torch.optim.AdamW(judge.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, 4e-3, total_steps=steps)
     for _ in progress(range(steps), desc="training the judge"):
@@ -142,7 +144,7 @@ def train_judge(
     return judge.eval()
 
 def judge_mels(judge: MelJudge, mels: torch.Tensor, batch_size: int = 64) -> np.ndarray:
-    "The category, as a position in `LABELS`, of each mel spectrogram."
+    "The category, as a position in the labels, of each mel spectrogram."
     with torch.no_grad(): return torch.cat([judge(m).argmax(1) for m in mels.split(batch_size)]).numpy()
 
 # %% ../nbs/41_evaluate.ipynb #a54fe1ef
@@ -157,7 +159,9 @@ def load_judge(folder) -> MelJudge | None:
     from safetensors.torch import load_file
     path = Path(folder) / "judge.safetensors"
     if not path.exists(): return None
-    judge = MelJudge(); judge.load_state_dict(load_file(path))
+    weights = load_file(path)
+    judge = MelJudge(len(weights["head.bias"]))
+    judge.load_state_dict(weights)
     return judge.float().eval()
 
 # %% ../nbs/41_evaluate.ipynb #eeb16125
@@ -167,11 +171,14 @@ def swap_sounds(tokens, swap: np.ndarray) -> ClipTokens:
     ids["audio"], has["audio"] = ids["audio"][swap], has["audio"][swap]
     return ClipTokens(ids, has, tokens.strange)
 
-def scenario_sentences(checkpoint, tokens, swap: np.ndarray) -> dict:
-    "What the model writes in each scenario, one sentence per clip; `swapped` has the picture with another clip's sound."
-    out = {name: write_sentences(checkpoint, tokens, senses) for name, senses in SCENARIOS.items() if senses}
-    out["none"] = write_sentences(checkpoint, take(tokens, [0]), ()) * len(tokens)      # of nothing there is only one sentence
-    return out | dict(swapped=write_sentences(checkpoint, swap_sounds(tokens, swap)))
+def scenario_answers(checkpoint, tokens, swap: np.ndarray) -> tuple:     # ({scenario: sentences}, {scenario: (N, labels) probabilities})
+    "What the model says of each clip in each scenario; `swapped` has the picture with another clip's sound."
+    out = {name: read_out(checkpoint, tokens, senses)[:2] for name, senses in SCENARIOS.items() if senses}
+    said, logits = read_out(checkpoint, take(tokens, [0]), ())[:2]
+    out["none"] = said * len(tokens), logits.repeat(len(tokens), 0)      # of nothing there is only one answer
+    out["swapped"] = read_out(checkpoint, swap_sounds(tokens, swap))[:2]
+    temperature = checkpoint.settings.get("temperature", 1.0)
+    return {k: s for k, (s, _) in out.items()}, {k: category_probabilities(z, temperature) for k, (_, z) in out.items()}
 
 # %% ../nbs/41_evaluate.ipynb #ev000002
 def caption_nats(checkpoint, tokens, texts: list, allowed=SENSES, batch_size: int = 64) -> np.ndarray:
@@ -196,9 +203,8 @@ def nats_gained(checkpoint, tokens, references: list, swap: np.ndarray, groups=N
                        intervals={k: list(bootstrap_interval(v, groups)) for k, v in gain.items()})
 
 # %% ../nbs/41_evaluate.ipynb #ev000003
-def confusion_of_senses(said: dict, labels: list, swap: np.ndarray) -> dict:
+def confusion_of_senses(said: dict, named: dict, labels: list, swap: np.ndarray) -> dict:
     "Modality confusion: what one sense gets right and both together get wrong, and the other way round; and what a strange sound does."
-    named = {k: [parse_caption(s).label for s in v] for k, v in said.items()}
     right = {k: np.array([s == l for s, l in zip(v, labels)]) for k, v in named.items()}
     alone = right["audio"] | right["video"]
     return dict(lost_by_adding=float((alone & ~right["both"]).mean()), won_by_adding=float((~alone & right["both"]).mean()),
@@ -215,8 +221,10 @@ class Evaluation:
     arrays: list         # their ClipArrays
     tokens: object
     said: dict           # scenario → sentences
-    probabilities: np.ndarray
+    probabilities: np.ndarray     # (N, labels) with all senses
     refused: list        # (file, reason)
+    named: dict          # scenario → categories
+    labels: tuple        # those that the model knows
 
 def percent_right(d: dict) -> str:
     "Accuracy, interval and number of clips as text."
@@ -227,9 +235,9 @@ def percent(x) -> str:
     return "–" if x is None else f"{100 * x:.1f} %"
 
 # %% ../nbs/41_evaluate.ipynb #634becs1
-def accuracies(said: list, clips: list, places) -> dict:
+def accuracies(named: list, clips: list, places) -> dict:
     "Category accuracy of some of the clips with their number and a 95 % interval by source."
-    right = [float(parse_caption(said[i]).label == clips[i].label) for i in places]
+    right = [float(named[i] == clips[i].label) for i in places]
     return share_right(right, [clips[i].group for i in places])
 
 def share_right(right: list, groups: list) -> dict:
@@ -247,15 +255,15 @@ def evaluate_clips(
 ) -> Evaluation:
     "Every figure of the report for clips that have been read."
     labels = [c.label for c in clips]; tokens = tokenize_arrays(checkpoint, arrays)
-    said = scenario_sentences(checkpoint, tokens, swap := derange(labels, seed))
-    p = category_probabilities(score_categories(checkpoint, tokens, said["both"]), scales(checkpoint.settings)[0])
+    said, believed = scenario_answers(checkpoint, tokens, swap := derange(labels, seed)); p = believed["both"]
+    named = {k: [checkpoint.labels[j] for j in q.argmax(1)] for k, q in believed.items()}
     hear = [i for i, c in enumerate(clips) if tokens.has["audio"][i] and can_be_heard(c)]
     see = [i for i, c in enumerate(clips) if tokens.has["video"][i] and c.attributes.on_screen is not False]
     senses = dict(both=range(len(clips)), audio=hear, video=see, none=range(len(clips)))
-    by_sense = {k: accuracies(said[k], clips, list(v)) for k, v in senses.items()}
-    report = dict(n=len(clips), **category_figures(by_sense, p, said["both"], labels), **attribute_figures(said["both"], clips),
-                  **text_figures(said["both"], clips), by_scene=scene_figures(said["both"], clips),
-                  abstention=abstention_figures(checkpoint, tokens, said["both"], p, labels), senses=confusion_of_senses(said, labels, swap))
+    by_sense = {k: accuracies(named[k], clips, list(v)) for k, v in senses.items()}
+    report = dict(n=len(clips), **category_figures(by_sense, p, labels, checkpoint.labels), **attribute_figures(said["both"], clips),
+                  **text_figures(said["both"], clips), by_scene=scene_figures(named["both"], said["both"], clips),
+                  abstention=abstention_figures(checkpoint, tokens, said["both"], p, labels), senses=confusion_of_senses(said, named, labels, swap))
     told = [c.captions[0] if c.captions else c.label for c in clips]; groups = [c.group for c in clips]
     report["nats_gained"] = nats_gained(checkpoint, tokens, told, swap, groups)
     imagined = imagine_and_judge(checkpoint, tokens, see, labels, judge, groups)
@@ -264,7 +272,7 @@ def evaluate_clips(
     report["chance"] |= dict(imagined_sound_accuracy=share_of_commonest([labels[i] for i in see]),
                              likelihood_top5=sum(l in commonest for l in labels) / len(labels))
     report["chance"]["category_accuracy_by_sense"] = {k: share_of_commonest([labels[i] for i in v]) for k, v in senses.items()}
-    return Evaluation(report, clips, arrays, tokens, said, p, [])
+    return Evaluation(report, clips, arrays, tokens, said, p, [], named, checkpoint.labels)
 
 # %% ../nbs/41_evaluate.ipynb #95e656s1
 def can_be_heard(clip: KnownClip) -> bool:
@@ -276,16 +284,14 @@ def share_of_commonest(labels: list) -> float | None:
     return Counter(labels).most_common(1)[0][1] / len(labels) if labels else None
 
 # %% ../nbs/41_evaluate.ipynb #e8d75576
-def category_figures(by_sense: dict, p: np.ndarray, sentences: list, labels: list) -> dict:
-    "Category accuracy from the sentences, by sense, and from likelihoods; and how far the confidence can be trusted."
-    truth = np.array([LABELS.index(l) for l in labels]); order = np.argsort(-p, 1)
-    stated = [parse_caption(s).label for s in sentences]
-    confidence = np.array([p[i, LABELS.index(s)] if s in LABELS else 0.0 for i, s in enumerate(stated)])
-    right = np.array([s == l for s, l in zip(stated, labels)])
-    likely = dict(top1=float((order[:, 0] == truth).mean()), top5=float((order[:, :5] == truth[:, None]).any(1).mean()))
+def category_figures(by_sense: dict, p: np.ndarray, truth: list, labels) -> dict:
+    "Category accuracy by sense, first and among the first five; and how far the confidence can be trusted."
+    order = [[labels[j] for j in row] for row in np.argsort(-p, 1)]
+    right = np.array([row[0] == t for row, t in zip(order, truth)])
+    likely = dict(top1=float(right.mean()), top5=float(np.mean([t in row[:5] for row, t in zip(order, truth)])))
     return dict(category_accuracy=by_sense["both"]["accuracy"], category_accuracy_by_sense={k: v["accuracy"] for k, v in by_sense.items()},
-                by_sense_details=by_sense, likelihood=likely, ece=expected_calibration_error(confidence, right),
-                reliability={k: v.tolist() for k, v in reliability_curve(confidence, right).items()})
+                by_sense_details=by_sense, likelihood=likely, ece=expected_calibration_error(p.max(1), right),
+                reliability={k: v.tolist() for k, v in reliability_curve(p.max(1), right).items()})
 
 # %% ../nbs/41_evaluate.ipynb #e8d755s1
 def attribute_figures(sentences: list, clips: list) -> dict:
@@ -308,23 +314,22 @@ def text_figures(sentences: list, clips: list) -> dict:
     return dict(cider_d=cider_d(cands, refs), bleu=list(bleu(cands, refs)), rouge_l=rouge_l(cands, refs), diversity=caption_diversity(sentences))
 
 # %% ../nbs/41_evaluate.ipynb #86ce5376
-def scene_figures(sentences: list, clips: list) -> dict:
+def scene_figures(named: list, sentences: list, clips: list) -> dict:
     "Category accuracy apart for clips that are seen and heard, only heard and only seen, with the share that states what cannot be perceived."
     kinds = {"seen and heard": (True, True), "only heard": (False, True), "only seen": (True, False)}; out = {}
     for name, kind in kinds.items():
         here = [i for i, c in enumerate(clips) if c.detailed and (c.attributes.on_screen is not False, can_be_heard(c)) == kind]
         made_up = attribute_accuracy([sentences[i] for i in here], [clips[i].attributes for i in here])["invented_rate"] if here else None
-        out[name] = accuracies(sentences, clips, here) | dict(chance=share_of_commonest([clips[i].label for i in here]), invented_rate=made_up)
+        out[name] = accuracies(named, clips, here) | dict(chance=share_of_commonest([clips[i].label for i in here]), invented_rate=made_up)
     return out
 
 # %% ../nbs/41_evaluate.ipynb #86ce53s1
-def abstention_figures(checkpoint, tokens, sentences: list, p: np.ndarray, labels: list) -> dict:
+def abstention_figures(checkpoint, tokens, sentences: list, p: np.ndarray, truth: list) -> dict:
     "On how many clips the model commits itself, and how often the category is right where it does and where it does not."
-    stated = [parse_caption(s).label for s in sentences]
-    unsure = np.array([bool(doubt(checkpoint, float(p[i, LABELS.index(s)]) if s in LABELS else 0.0, {k: tokens.strange[k][i] for k in SENSES}))
-                       for i, s in enumerate(stated)])
-    right = np.array([s == l for s, l in zip(stated, labels)]); mean = lambda where: float(right[where].mean()) if where.any() else None
-    return dict(n=len(labels), abstains=float(unsure.mean()), right_when_sure=mean(~unsure), right_when_unsure=mean(unsure))
+    named = named_categories(checkpoint, sentences, p)
+    unsure = np.array([bool(doubt(checkpoint, float(p[i, j]), {k: tokens.strange[k][i] for k in SENSES})) for i, j in enumerate(named)])
+    right = np.array([checkpoint.labels[j] == t for j, t in zip(named, truth)]); mean = lambda where: float(right[where].mean()) if where.any() else None
+    return dict(n=len(truth), abstains=float(unsure.mean()), right_when_sure=mean(~unsure), right_when_unsure=mean(unsure))
 
 # %% ../nbs/41_evaluate.ipynb #ev000005
 def imagine_and_judge(checkpoint, tokens, places: list, labels: list, judge, groups=None) -> dict:
@@ -333,7 +338,7 @@ def imagine_and_judge(checkpoint, tokens, places: list, labels: list, judge, gro
     for i in range(0, len(places) if judge is not None else 0, 64):
         part = places[i:i + 64]; ids = imagine(checkpoint, {"video": tokens.ids["video"][part]}, "audio")
         found = judge_mels(judge, checkpoint.audio_tokenizer.decode(ids))
-        right += [LABELS[f] == labels[p] for f, p in zip(found, part)]
+        right += [checkpoint.labels[f] == labels[p] for f, p in zip(found, part)]
     return share_right(right, None if groups is None else [groups[p] for p in places[:len(right)]])
 
 # %% ../nbs/41_evaluate.ipynb #40d11a69
@@ -361,7 +366,8 @@ def evaluate_folder(
 # %% ../nbs/41_evaluate.ipynb #40d11as1
 def run_evaluation(folder, model=None, workers: int = 2, limit: int | None = None, labels_file=None) -> Evaluation:
     "Reads the clips of a folder and computes every figure."
-    clips, checkpoint = read_truth(folder, labels_file=labels_file)[:limit], load_checkpoint(model)
+    checkpoint = load_checkpoint(model)
+    clips = read_truth(folder, checkpoint.labels, labels_file)[:limit]
     refused = [(c.file.name, c.refused) for c in clips if c.refused]
     clips = [c for c in clips if not c.refused]
     arrays = read_clips(checkpoint, [c.file for c in clips], workers)
@@ -371,7 +377,7 @@ def run_evaluation(folder, model=None, workers: int = 2, limit: int | None = Non
     judge = load_judge(checkpoint.folder)
     evaluation = evaluate_clips(checkpoint, *map(list, zip(*kept)), judge=judge)
     evaluation.refused = refused; evaluation.report["refused"] = len(refused)
-    evaluation.report["unknown_labels"] = sorted({r.label for r in folder_rows(folder, labels_file)} - {"", *LABELS})
+    evaluation.report["unknown_labels"] = sorted({r.label for r in folder_rows(folder, labels_file)} - {"", *checkpoint.labels})
     mark = Path(folder) / "street.json"      # a toy street says of which world it is
     evaluation.report["world_version"] = (read_json(mark) if mark.exists() else checkpoint.settings).get("world_version")
     return evaluation
@@ -379,7 +385,7 @@ def run_evaluation(folder, model=None, workers: int = 2, limit: int | None = Non
 # %% ../nbs/41_evaluate.ipynb #34dcdd2d
 def example_places(evaluation: Evaluation, n: int = 10) -> list:
     "Clips to show: half right, half wrong where there are enough, of different categories as far as possible."
-    right = [parse_caption(s).label == c.label for s, c in zip(evaluation.said["both"], evaluation.clips)]
+    right = [n == c.label for n, c in zip(evaluation.named["both"], evaluation.clips)]
     def spread(wanted):
         seen = Counter(); out = []
         for i in range(len(right)):
@@ -398,11 +404,11 @@ def example_html(evaluation: Evaluation, i: int, checkpoint) -> str:
     said = Describer(checkpoint).describe_arrays([keep_senses(a, s) for s in WAYS.values()], [c.file.name] * 3)
     rows = [dict(what="the truth", sentence=c.captions[0] if c.captions else c.label)]
     rows += [dict(what=f"the model, {name}", sentence=d.description) for name, d in zip(WAYS, said)]
-    verdict = "Right" if parse_caption(said[0].guess).label == c.label else "Wrong"
+    verdict = "Right" if evaluation.named["both"][i] == c.label else "Wrong"
     if said[0].abstains: verdict = "Does not know"
     else:
         j = int(np.argmax(evaluation.probabilities[i]))
-        rows.append(dict(what="likeliest category", sentence=f"{LABELS[j]} ({evaluation.probabilities[i, j]:.0%})"))
+        rows.append(dict(what="likeliest category", sentence=f"{evaluation.labels[j]} ({evaluation.probabilities[i, j]:.0%})"))
     if a.part: rows.append(dict(what="how much of it", sentence=a.part))
     player = clip_player(a.frames, wave, fps=clip.fps, sr=clip.sr, title=f"{verdict}: {c.file.name}")
     return player + table_html(rows, f"What is said about {c.file.name}")
@@ -509,7 +515,7 @@ def write_report(evaluation: Evaluation, out: Path, examples: int = 10) -> Path:
     "Writes `report.json` and `report.html` into `out`."
     report = dict(evaluation.report); extra = {k: report.pop(k) for k in ("curves", "model") if k in report}
     write_json(out / "report.json", report); checkpoint = load_checkpoint(extra.get("model"))
-    labels = [c.label for c in evaluation.clips]; answers = [parse_caption(s).label for s in evaluation.said["both"]]
+    labels = [c.label for c in evaluation.clips]; answers = evaluation.named["both"]
     part = lambda title, *html: f"<section><h2>{title}</h2>{''.join(html)}</section>"
     counts = Counter(labels); share = [dict(category=k, clips=v, share=percent(v / len(labels))) for k, v in counts.most_common()]
     unread = report.get("refused", 0)
@@ -517,7 +523,7 @@ def write_report(evaluation: Evaluation, out: Path, examples: int = 10) -> Path:
     body = [verdict_html(report), f"<p>{report['n']} clips that training never saw, {unread} more that could not be read. World {report['world_version']}.</p>",
             part("What it names rightly", sense_table(report), scene_table(report), detail_table(report)),
             ceiling_part(report), part("Are both senses used?", nats_table(report)), part("Further figures", other_table(report)),
-            part("Which category is taken for which", figure_html(confusion(labels, answers, list(LABELS)))),
+            part("Which category is taken for which", figure_html(confusion(labels, answers, list(evaluation.labels)))),
             part("Is it as sure as it is right?",
                  figure_html(reliability({k: np.array(v) for k, v in report["reliability"].items()}, report["ece"]))),
             part("What the tokens keep", reconstruction_figures(evaluation, checkpoint)), part("Training", curve_figures(extra)),

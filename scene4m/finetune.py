@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['SCHEMES', 'RECIPES', 'TRACKERS', 'LORA_TARGETS', 'Stage', 'FinetuneConfig', 'stages_of', 'stage_ends',
-           'scene_modalities', 'text_tokenizer_for', 'check_fit', 'check_tokenizers', 'grid_entry', 'caption_entry',
-           'CaptionSource', 'Part', 'predictions', 'make_part', 'Schemes', 'codes_nearby', 'draw_slips', 'let_slip',
-           'SenseDropout', 'RandomBudgets', 'attention_kind', 'uses_bf16', 'arithmetic', 'start_text',
-           'start_from_codebooks', 'start_encoder_silent', 'start_model', 'renew_embeddings', 'weight_groups',
-           'learning_rate', 'Muon', 'Optimiser', 'to_device', 'total_counts', 'step_losses', 'sum_gradients', 'CsvLog',
-           'TensorboardLog', 'ServiceLog', 'open_trackers', 'Saver', 'seconds_per_step', 'plan_steps', 'check_names',
-           'Run', 'learning_rates', 'only_slower', 'record', 'finetune', 'is_new', 'open_stage', 'add_lora',
-           'merge_lora', 'Progress', 'Reporter', 'Loop', 'Window', 'raise_diverged', 'check_weights', 'how_to_go_on',
-           'draw_log', 'finish']
+           'scene_modalities', 'text_tokenizer_for', 'check_fit', 'check_tokenizers', 'labels_of', 'with_category',
+           'grid_entry', 'caption_entry', 'CaptionSource', 'Part', 'predictions', 'make_part', 'Schemes',
+           'codes_nearby', 'draw_slips', 'let_slip', 'SenseDropout', 'RandomBudgets', 'attention_kind', 'uses_bf16',
+           'arithmetic', 'start_text', 'start_from_codebooks', 'start_encoder_silent', 'start_model',
+           'renew_embeddings', 'weight_groups', 'learning_rate', 'Muon', 'Optimiser', 'to_device', 'total_counts',
+           'step_losses', 'sum_gradients', 'CsvLog', 'TensorboardLog', 'ServiceLog', 'open_trackers', 'Saver',
+           'seconds_per_step', 'plan_steps', 'check_names', 'Run', 'learning_rates', 'only_slower', 'record',
+           'finetune', 'is_new', 'open_stage', 'add_lora', 'merge_lora', 'Progress', 'Reporter', 'Loop', 'Window',
+           'raise_diverged', 'check_weights', 'how_to_go_on', 'draw_log', 'finish']
 
 # %% ../nbs/33_finetune.ipynb #52172a69
-import csv, io, json, math, os, shutil, time, uuid
+import copy, csv, io, json, math, os, shutil, time, uuid
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -63,7 +63,7 @@ class FinetuneConfig:
     schemes: dict = field(default_factory=lambda: dict(SCHEMES))
     targets: int = 16                   # tokens of each unseen grid to predict; 0: words only
     partial: float = 0.0                # how often an unseen grid is partly seen
-    weights: dict = field(default_factory=lambda: dict(caption=1.0, audio=0.3, video=0.3))   # of the losses
+    weights: dict = field(default_factory=lambda: dict(caption=1.0, audio=0.3, video=0.3, category=0.3))   # of the losses
     budgets: tuple = (128, 128)         # preset `paper`: tokens seen and predicted
     stages: tuple = ()                  # of `Stage` or of its settings; none: one for `toy`, frozen trunk and then everything for `paper`
     precision: str = "auto"
@@ -132,6 +132,32 @@ def check_tokenizers(folder, ds: TokenDataset):
         if m in known and known[m] != a["fingerprint"]:
             raise ConfigMismatch(f"{folder}: this model reads {m} tokens of tokenizer {known[m]}, the data hold those of {a['fingerprint']}; "
                                  "tokenize again with the model's tokenizer.")
+
+# %% ../nbs/33_finetune.ipynb #157584c1
+def labels_of(
+    ds: TokenDataset,
+    model=None,         # a checkpoint folder to go on from: its labels stay as they are
+) -> list:              # empty where no clip has a label
+    "The labels of the clips, in alphabetical order. Raises `ConfigMismatch` for one that the model does not know."
+    found = sorted({r["label"] for r in ds.rows if r.get("label")})
+    note = Path(model) / "world.json" if isinstance(model, (str, Path)) else None
+    if note is None or not note.exists():
+        return found
+    known = read_json(note)["labels"]
+    unknown = [label for label in found if label not in known]
+    if known and unknown:
+        raise ConfigMismatch(f"{model}: this model does not know the label {unknown[0]!r}; it knows {', '.join(known[:5])} …")
+    return known
+
+def with_category(ds: TokenDataset, labels: list) -> TokenDataset:
+    "The same clips with the modality `category`, one token: the place of each clip's label among `labels`."
+    place = {label: i for i, label in enumerate(labels)}
+    about = dict(fingerprint=fingerprint(labels), vocab_size=len(labels), grid=[1, 1], tokens=1)
+    out = copy.copy(ds)
+    out.rows = [dict(r, has_category=r.get("label") in place) for r in ds.rows]
+    out.modalities = dict(ds.modalities, category=about)
+    out._ids = dict(ds._ids, category=np.array([[place.get(r.get("label"), 0)] for r in ds.rows]))
+    return out
 
 # %% ../nbs/33_finetune.ipynb #f3ae35aa
 def grid_entry(
@@ -212,8 +238,8 @@ class Schemes:
     "Which schemes there are, which one a step follows, and how much of an unseen grid it shows after all."
     def __init__(self, ds: TokenDataset, captions: CaptionSource, config: FinetuneConfig, rank: int = 0, world: int = 1):
         self.ds, self.captions, self.config, self.rank, self.world = ds, captions, config, rank, world
-        self.senses = [m for m in ("audio", "video") if m in ds.modalities] + [m for m in ds.modalities if m not in ("audio", "video")]
-        self.present = {m: ds.present(m) for m in self.senses}; self.noise, self.near = 0.0, {}
+        self.senses = [m for m in ("audio", "video") if m in ds.modalities] + [m for m in ds.modalities if m not in ("audio", "video", "category")]
+        self.present = {m: ds.present(m) for m in ds.modalities}; self.noise, self.near = 0.0, {}
         self.seen = {s: self.senses if s == "both" else [] if s == "none" else s.split("+") for s in config.schemes}
         def asks(seen): return "caption" not in seen or config.targets and set(self.senses) - set(seen)      # is there anything to predict?
         self.names = [s for s, seen in self.seen.items() if set(seen) <= {"caption", *self.senses} and config.schemes[s] > 0 and asks(seen)]
@@ -261,10 +287,10 @@ class SenseDropout(Schemes):
         draws = {m: rng.random((n, self.ds.modalities[m]["tokens"]), dtype=np.float32)[self.rank::self.world] for m in self.senses}
         shown = {m: self.shown(rng, self.ds.modalities[m]["tokens"]) for m in self.senses}
         slips = {m: self.slips(rng, n, self.ds.modalities[m]["tokens"]) for m in self.senses} if self.noise else {}
-        kinds = np.stack([self.present[m][places] for m in self.senses], 1); parts = []
+        kinds = np.stack([p[places] for p in self.present.values()], 1); parts = []
         for kind in np.unique(kinds, axis=0):
             for rows in np.array_split(np.flatnonzero((kinds == kind).all(1)), self.config.accumulate):
-                if len(rows): parts.append(self.part(scheme, dict(zip(self.senses, kind)), places[rows], seeds[rows],
+                if len(rows): parts.append(self.part(scheme, dict(zip(self.present, kind)), places[rows], seeds[rows],
                                                      {m: draws[m][rows] for m in self.senses}, shown, {m: s[rows] for m, s in slips.items()}))
         return [p for p in parts if p.order]
 
@@ -276,6 +302,8 @@ class SenseDropout(Schemes):
             ids = torch.from_numpy(self.ds.ids(m, places))
             if m in self.seen[scheme]: batch[m] = seen_entry(self.slipped(m, ids, slips[m]) if m in slips else ids)
             elif c.targets: batch[m] = grid_entry(ids, torch.from_numpy(draws[m]).argsort(1), shown[m], min(c.targets, ids.shape[1]))
+        if has.get("category"):
+            batch["category"] = grid_entry(torch.from_numpy(self.ds.ids("category", places)), torch.zeros(len(places), 1), 0, 1)
         batch["caption"] = caption_entry(self.captions(places, seeds), c.max_words, seen="caption" in self.seen[scheme])
         return make_part(batch, places)
 
@@ -617,6 +645,8 @@ class Run:
         from accelerate import Accelerator
         self.config, self.out, self.device = config, Path(out), pick_device(config.device)
         self.ds = tokens if isinstance(tokens, TokenDataset) else TokenDataset(tokens)
+        self.labels = labels_of(self.ds, model)
+        if self.labels: self.ds = with_category(self.ds, self.labels)
         self.places = self.ds.split("train")
         if not len(self.places): raise BadInput(f"{self.ds.root}: no clip belongs to the split 'train'; nothing can be learnt.")
         self.text = start_text(text, model, self.ds); stages_of(config); check_names(config, self.ds)
@@ -856,6 +886,7 @@ def draw_log(rows: list) -> bytes:
 def finish(run: Run, loop: Loop, note: dict):
     "Writes the checkpoint folder: weights, words, tokenizers, and a note that it is done."
     run.model.eval().save_pretrained(run.out); run.text.save(run.out / "text_tokenizer.json")
+    write_json(run.out / "world.json", dict(labels=run.labels))
     for m in run.ds.modalities:
         folder = f"{m}_tokenizer"
         if (run.ds.root / folder).is_dir() and not (run.out / folder).exists(): shutil.copytree(run.ds.root / folder, run.out / folder)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .captions import LABELS, TextTokenizer
+from .captions import TextTokenizer
 from .core import LATER, BadInput, ClipSpec, Preset, Timer, atomic_write, file_hash, fingerprint, get_preset, read_json, write_json
 from .cosmos import CosmosTokenizer
 from .curation import ClipDataset, curate, vggsound_rows
@@ -198,20 +198,22 @@ def put_together(out: Path, preset: Preset, seed: int, world: str | None) -> Non
     "Calibrates on validation clips and writes the finished checkpoint to `out/model`."
     audio, video = (load_tokenizer(out / f"{s}_tokenizer") for s in ("audio", "video"))
     model = FourM.from_pretrained(out / "training"); text = TextTokenizer.from_file(out / "training" / "text_tokenizer.json")
-    checkpoint = Checkpoint(out / "model", model.eval(), audio, video, text, dict(world_version=world), preset.clip)
+    checkpoint = Checkpoint(out / "model", model.eval(), audio, video, text, dict(world_version=world), preset.clip,
+                            labels=tuple(read_json(out / "training" / "world.json")["labels"]))
     dataset = ClipDataset(out / "data"); known = validation_clips(checkpoint, dataset)
     if known: calibrate(checkpoint, *known)
     keys = dataset.keys("train") or dataset.keys(); acquaint(checkpoint, (stored_clip(dataset, k) for k in keys[::max(1, -(-len(keys) // MET))]))
-    save_checkpoint(out / "model", model, audio, video, text, checkpoint.settings, preset.clip, checkpoint.familiar)
+    save_checkpoint(out / "model", model, audio, video, text, checkpoint.settings, preset.clip, checkpoint.familiar,
+                    checkpoint.labels)
     labels = dict(zip(dataset.manifest.key, dataset.manifest.label)); heard = set(dataset.keys(modality="audio"))
-    keys = [k for k in keys if k in heard and labels[k] in LABELS]
-    if keys: save_judge(train_judge(dataset.stack("mel", keys), [labels[k] for k in keys], seed=seed), out / "model")
+    keys = [k for k in keys if k in heard and labels[k] in checkpoint.labels]
+    if keys: save_judge(train_judge(dataset.stack("mel", keys), [labels[k] for k in keys], checkpoint.labels, seed=seed), out / "model")
 
 # %% ../nbs/42_run.ipynb #9cd9d5e7
 def validation_clips(checkpoint, dataset, limit: int = 150) -> tuple:
     "Tokens and labels of the validation clips (of training clips, where a small folder has no others)."
-    keys = [k for k in dataset.keys("val") or dataset.keys() if dataset.row(k)["label"] in LABELS][:limit]
-    if not keys: return ()       # none of a category that the sentences can name
+    keys = [k for k in dataset.keys("val") or dataset.keys() if dataset.row(k)["label"] in checkpoint.labels][:limit]
+    if not keys: return ()       # none with a label
     return tokenize_arrays(checkpoint, [stored_clip(dataset, k) for k in keys]), [dataset.row(k)["label"] for k in keys]
 
 def stored_clip(dataset, key: str) -> ClipArrays:

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from scene4m.captions import BUS, DOG, LABELS, POLICE, Attributes, parse_caption
+from scene4m.captions import BUS, DOG, LABELS, PHRASES, POLICE, Attributes, parse_caption
 from scene4m.core import BadInput, ConfigMismatch
 from scene4m.describe import (
     ClipArrays, Describer, Description, acquaint, calibrate, category_probabilities, decode_senses, describe_long, direct, fit_temperature, imagine,
     load_arrays, load_checkpoint, take,
-    phrase_tree, read_out, remember, same_news, save_checkpoint, scales, score_categories, score_directions, score_values, speak, speech_command,
-    tokenize_arrays, to_vtt, ways_to_say, windows, write_senses, write_sentences)
-from scene4m.generate import OPEN, caption_logp
+    named_categories, read_out, remember, same_news, save_checkpoint, score_categories, score_directions, speak, speech_command,
+    stated_probability, tokenize_arrays, to_vtt, windows, write_senses, write_sentences)
+from scene4m.generate import score_text
 from scene4m.media import read_clip, write_clip, write_wav
 from scene4m.toystreet import sample_scene, street_clip, street_seed, write_scene
 
@@ -97,7 +97,8 @@ def test_what_is_familiar_is_kept_with_the_checkpoint(describer, tmp_path):
     clips[0].mel = None
     acquaint(ck, clips)
     assert {s: len(f.points) for s, f in ck.familiar.items()} == dict(audio=23, video=24)
-    again = load_checkpoint(save_checkpoint(tmp_path, ck.model, ck.audio_tokenizer, ck.video_tokenizer, ck.text, ck.settings, familiar=ck.familiar))
+    again = load_checkpoint(save_checkpoint(tmp_path, ck.model, ck.audio_tokenizer, ck.video_tokenizer, ck.text, ck.settings, familiar=ck.familiar,
+                                            labels=ck.labels))
     own, kept = (tokenize_arrays(c, few).strange for c in (ck, again))
     assert np.allclose(own["audio"], kept["audio"], rtol=0.02) and np.allclose(own["video"], kept["video"], rtol=0.02)
 
@@ -229,19 +230,6 @@ def test_temperature_is_found_again():
     assert fit_temperature(scores, truth)[0] == pytest.approx(3.0, rel=0.1)
 
 
-def test_every_category_fits_into_the_sentence():
-    for sentence in ("Near you and in view, two dogs in red are barking and moving left.", "a police car is flashing.", "nothing that is known"):
-        before, ways = ways_to_say(sentence)
-        assert [parse_caption(f"{before} {way[0]}").label for way in ways] == list(LABELS), sentence
-        assert all(parse_caption(f"{before} {p}").colour == parse_caption(sentence).colour for way in ways for p in way)
-
-
-def test_a_tree_shares_what_phrases_share():
-    ids, parent, depth, sees, member = phrase_tree((((1, 2, 3), (1, 2, 4)), ((1, 5), (6,))))
-    assert ids.tolist() == [1, 2, 3, 4, 5, 6] and parent.tolist() == [-1, 0, 1, 1, 0, -1] and depth.tolist() == [0, 1, 2, 2, 1, 0]
-    assert sees.int().tolist()[3] == [1, 1, 0, 1, 0, 0] and member[0].sum(1).tolist() == [3, 3]
-
-
 @pytest.fixture(scope="module")
 def street(describer):
     "Tokens and scenes of some clips, one of them only heard."
@@ -252,29 +240,49 @@ def street(describer):
     return tokenize_arrays(ck, clips), scenes
 
 
-def test_the_tree_gives_what_one_phrase_after_the_other_gives(describer, street):
+def test_a_stated_value_is_weighed_against_all_others(describer, street):
     ck, (tokens, _) = describer.checkpoint, street
-    memory = remember(ck, {s: tokens.ids[s][1:2] for s in ("audio", "video")}, 1)
-    sentence = write_sentences(ck, tokens)[1]
-    before, ways = ways_to_say(sentence)
-    n = len(ck.text.encode(before))
-
-    @torch.inference_mode()
-    def alone(phrase):
-        row = torch.tensor([[[OPEN, *ck.text.encode(f"{before} {phrase}")]]])
-        return float(caption_logp(ck.model, "caption", memory, row[..., :-1], row[..., 1:])[0, 0, n:].sum())
-    expected = [np.logaddexp.reduce([alone(p) for p in way]) for way in ways]
-    assert np.abs(score_values(ck, memory, [sentence])[0][0] - expected).max() < 1e-3
+    sentence = "a dog is barking and moving left in view."
+    ids = {s: tokens.ids[s][1:2] for s in ("audio", "video")}
+    values = [v for n, v in PHRASES if n == "motion"]
+    texts = [sentence.replace("moving left", p) for v in values for p in PHRASES["motion", v]]
+    batch = {s: dict(tensor=t, input_mask=torch.zeros(t.shape, dtype=torch.bool)) for s, t in ids.items()}
+    logp = score_text(ck.model, batch, [ck.text.encode(t) for t in texts], reduce="sum")[0]
+    expected = logp.softmax(0).view(len(values), -1).sum(1)[values.index("left")]
+    found = stated_probability(ck, remember(ck, ids, 1), [sentence], "motion")
+    assert found[0] == pytest.approx(float(expected), abs=1e-4) and 0 < found[0] < 1
+    assert np.isnan(stated_probability(ck, remember(ck, ids, 1), ["a dog is barking."], "motion")).all()
 
 
 def test_one_pass_gives_what_two_give(describer, street):
     ck, (tokens, _) = describer.checkpoint, street
-    sentences, scores = read_out(ck, tokens, also=("motion",))
+    sentences, scores, moves = read_out(ck, tokens, doubted="motion")
     assert sentences == write_sentences(ck, tokens)
-    share = scales(ck.settings)[1]
-    assert np.allclose(score_categories(ck, tokens, sentences), scores["label"][0] - share * scores["label"][1], atol=1e-3)
-    stated = [parse_caption(s).motion is not None for s in sentences]
-    assert [bool(np.isfinite(row).all()) for row in scores["motion"][0]] == stated
+    assert np.allclose(score_categories(ck, tokens), scores, atol=1e-3) and scores.shape == (6, len(ck.labels))
+    assert [bool(np.isfinite(m)) for m in moves] == [parse_caption(s).motion is not None for s in sentences]
+
+
+def test_the_token_knows_the_category(describer, street):
+    ck, (tokens, scenes) = describer.checkpoint, street
+    named = [ck.labels[j] for j in score_categories(ck, tokens).argmax(1)]
+    assert sum(n == s.label for n, s in zip(named, scenes)) >= 5
+
+
+def test_confidence_is_that_of_what_is_said(describer):
+    ck = describer.checkpoint
+    p = np.full((2, len(ck.labels)), 0.01)
+    p[:, ck.labels.index(DOG)] = 0.87
+    assert named_categories(ck, ["A bus is driving.", "who knows"], p) == [ck.labels.index(BUS), ck.labels.index(DOG)]
+
+
+def test_a_world_that_does_not_fit_the_model_is_refused(tmp_path):
+    shutil.copytree(SHIPPED, tmp_path / "m")
+    (tmp_path / "m" / "world.json").write_text(json.dumps(dict(labels=["cat", "dog"])))
+    with pytest.raises(ConfigMismatch, match="world.json has 2 labels, the model knows 14"):
+        load_checkpoint(tmp_path / "m")
+    (tmp_path / "m" / "world.json").unlink()
+    with pytest.raises(BadInput, match="no world.json"):
+        load_checkpoint(tmp_path / "m")
 
 
 def test_calibration_makes_the_right_answers_likelier(describer, street):
@@ -282,25 +290,21 @@ def test_calibration_makes_the_right_answers_likelier(describer, street):
     from dataclasses import replace
     ck, (tokens, scenes) = describer.checkpoint, street
     sure = deepcopy(ck.model)      # a model that is far too sure of itself
-    sure.decoder_embeddings["caption"].to_logits.weight.data *= 4
+    sure.decoder_embeddings["category"].to_logits.weight.data *= 10
     ck = replace(ck, model=sure)
     fresh = replace(ck, settings=dict(ck.settings))
     found = calibrate(fresh, tokens, [s.label for s in scenes])
-    assert set(found) == {"temperature", "correction", "threshold"} and fresh.settings["temperature"] == found["temperature"]
+    assert set(found) == {"temperature", "threshold"} and fresh.settings["temperature"] == found["temperature"]
     scores, truth = [], []         # with both senses and with each alone, as it will be used
     for senses in (("audio", "video"), ("audio",), ("video",)):
         heard_or_seen = np.flatnonzero(np.any([tokens.has[s] for s in senses], axis=0))
-        scores.append(read_out(ck, take(tokens, heard_or_seen), senses)[1]["label"])
-        truth += [LABELS.index(scenes[i].label) for i in heard_or_seen]
-    seen, unseen = np.concatenate(scores, 1)
+        scores.append(score_categories(ck, take(tokens, heard_or_seen), senses))
+        truth += [ck.labels.index(scenes[i].label) for i in heard_or_seen]
+    seen = np.concatenate(scores)
 
-    def loss(temperature, share):
-        return -np.log(category_probabilities(seen - share * unseen, temperature)[range(len(truth)), truth]).mean()
-    assert found["temperature"] > 1.5 and loss(found["temperature"], found["correction"]) < min(loss(1.0, 0.0), loss(1.0, 1.0))
-
-
-def test_settings_of_another_calibration_are_not_half_used():
-    assert scales(dict(temperature=7.0)) == (1.0, 0.0) and scales(dict(temperature=7.0, correction=0.5)) == (7.0, 0.5)
+    def loss(temperature):
+        return -np.log(category_probabilities(seen, temperature)[range(len(truth)), truth] + 1e-12).mean()
+    assert found["temperature"] > 1.5 and loss(found["temperature"]) < loss(1.0)
 
 
 def test_directions_follow_the_thing_and_where_it_goes():

@@ -29,7 +29,7 @@ def test_lists_say_what_they_know(tmp_path):
     (tmp_path / "manifest.csv").write_text(
         'file,label,group,captions,attributes,heard\na.mp4,dog barking,g1,"[""one"", ""two""]","{""night"": true, ""on_screen"": false}",False\n'
         "b.flac,dog barking,,a dog,,\nc.mp4,opera,,,,\n")
-    a, b = ev.read_truth(tmp_path)
+    a, b = ev.read_truth(tmp_path, LABELS)
     assert (a.group, a.captions, a.heard, a.detailed, a.attributes.night) == ("g1", ["one", "two"], False, True, True)
     assert (b.group, b.captions, b.heard, b.detailed, b.attributes) == ("b.flac", ["a dog"], None, False, Attributes(DOG))
     (tmp_path / "truth.csv").write_text("file,label\nz.mp4,driving buses\n")
@@ -43,7 +43,7 @@ def test_lists_say_what_they_know(tmp_path):
 ], ids=["empty", "other columns", "unknown label", "not a text", "attributes", "unknown attribute"])
 def test_lists_that_are_of_no_use(tmp_path, text, match):
     (tmp_path / "truth.csv").write_bytes(text.encode("latin-1"))
-    with pytest.raises(BadInput, match=match) as e: ev.read_truth(tmp_path)
+    with pytest.raises(BadInput, match=match) as e: ev.read_truth(tmp_path, LABELS)
     assert "\n" not in str(e.value)
 
 
@@ -71,18 +71,18 @@ def test_by_what_there_is_to_perceive():
     clips = [known(DOG), known(DOG, on_screen=False), known(BUS, on_screen=False, near=False), known(MAN, heard=False), known(MAN, detailed=False)]
     said = says(DOG, DOG, DOG, BUS, MAN)
     said[1] = write_captions(Attributes(DOG, colour="red"), 1, 0)[0]         # of what is off screen nobody knows the colour
-    got = ev.scene_figures(said, clips)
+    got = ev.scene_figures([DOG, DOG, DOG, BUS, MAN], said, clips)
     assert {k: (v["n"], v["accuracy"], v["invented_rate"]) for k, v in got.items()} == {
         "seen and heard": (1, 1.0, 0.0), "only heard": (2, 0.5, 0.5), "only seen": (1, 0.0, 0.0)}
     assert got["only heard"]["chance"] == 0.5 and got["seen and heard"]["interval"] == [1.0, 1.0]
-    assert all(v["n"] == 0 and v["accuracy"] is None for v in ev.scene_figures(says(DOG), [known(DOG, detailed=False)]).values())
+    assert all(v["n"] == 0 and v["accuracy"] is None for v in ev.scene_figures([DOG], says(DOG), [known(DOG, detailed=False)]).values())
 
 
 def test_knowing_when_not_to_speak():
     p = np.full((4, len(LABELS)), 0.01); labels = [DOG, DOG, BUS, BUS]
     for i, q in enumerate((0.9, 0.3, 0.9, 0.2)): p[i, LABELS.index(DOG)] = q
     tokens = SimpleNamespace(strange=dict(audio=np.full(4, np.nan), video=np.full(4, np.nan)))
-    checkpoint = SimpleNamespace(settings=dict(threshold=0.5))
+    checkpoint = SimpleNamespace(settings=dict(threshold=0.5), labels=LABELS)
     got = ev.abstention_figures(checkpoint, tokens, says(DOG, DOG, DOG, DOG), p, labels)
     assert got == dict(n=4, abstains=0.5, right_when_sure=0.5, right_when_unsure=0.5)
     tokens.strange = dict(audio=np.full(4, 0.9), video=np.array([0.1, 0.9, 1.8, np.nan]))      # the third picture is like nothing in training
@@ -122,7 +122,7 @@ def test_intervals_draw_sources_together():
 
 def test_the_judge_is_kept_beside_the_model(tmp_path):
     mels = np.random.default_rng(0).normal(size=(14, 80, 64)).astype(np.float32)
-    judge = ev.train_judge(mels, list(LABELS), steps=5)
+    judge = ev.train_judge(mels, list(LABELS), LABELS, steps=5)
     assert ev.load_judge(tmp_path) is None
     ev.save_judge(judge, tmp_path); again = ev.load_judge(tmp_path)
     x = torch.from_numpy(mels)
@@ -179,8 +179,9 @@ def test_nothing_is_said_of_nothing_and_single_clips_score_like_many(evaluated):
     _, _, folder = evaluated
     checkpoint = load_checkpoint(); clips = ev.read_truth(folder)[:4]
     tokens = ev.tokenize_arrays(checkpoint, ev.read_clips(checkpoint, [c.file for c in clips], 0)); swap = np.array([1, 2, 3, 0])
-    said = ev.scenario_sentences(checkpoint, tokens, swap)
+    said, believed = ev.scenario_answers(checkpoint, tokens, swap)
     assert said["none"] == write_sentences(checkpoint, tokens, ()) and len(set(said["none"])) == 1
+    assert all(p.shape == (4, 14) and np.allclose(p.sum(1), 1) for p in believed.values()) and np.ptp(believed["none"], 0).max() == 0
     swapped = ev.swap_sounds(tokens, swap)
     assert (swapped.ids["audio"][0] == tokens.ids["audio"][1]).all() and (swapped.ids["video"] == tokens.ids["video"]).all()
     texts = [checkpoint.text.encode(c.captions[0]) for c in clips]; many = ev.caption_nats(checkpoint, tokens, texts)

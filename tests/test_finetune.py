@@ -83,6 +83,34 @@ def test_no_part_holds_padding_on_the_encoder_side(tokens):
         for p in parts: assert all((~e["input_mask"]).sum(1).unique().numel() == 1 for e in p.batch.values())
     assert set(data(0, np.arange(8), "audio")[0].counts) <= {"caption", "video"} and data(0, np.arange(8), "both")[0].order == ["caption"]
 
+def test_the_category_is_asked_for_in_every_step_and_never_shown(tokens):
+    run = Run(tokens, "unused", FinetuneConfig(steps=1, **TEST)); assert run.labels == sorted(LABELS)
+    for scheme in run.data.names:
+        for p in run.data(2, run.places, scheme):
+            e = p.batch["category"]; assert e["input_mask"].all() and not e["target_mask"].any() and p.counts["category"] == len(p.places)
+            assert [run.labels[i] for i in e["tensor"][:, 0]] == [run.ds.rows[i]["label"] for i in p.places]
+
+def test_labels_are_learnt_and_kept(tokens, tmp_path):
+    finetune(tokens, tmp_path / "r", FinetuneConfig(steps=60, lr=5e-3, **TEST)); log = rows(tmp_path / "r")
+    start, end = (np.mean([float(r["loss_category"]) for r in part]) for part in (log[:5], log[-5:])); assert end < 0.5 * start
+    assert json.loads((tmp_path / "r" / "world.json").read_text())["labels"] == sorted(LABELS)
+    class Few(Clips):
+        def row(self, key): return dict(super().row(key), label="opera" if self.n == 21 else LABELS[0])
+    few, strange = (tokenize_dataset(Few(n), tmp_path / f"t{n}", StandIn("a", (3, 2)), StandIn("v", (2, 2, 2))) for n in (20, 21))
+    assert Run(few, "unused", FinetuneConfig(steps=1, **TEST), tmp_path / "r").labels == sorted(LABELS)       # in the model's order
+    with pytest.raises(ConfigMismatch, match="does not know the label 'opera'"): finetune(strange, tmp_path / "x", FinetuneConfig(steps=1, **TEST), tmp_path / "r")
+
+def test_clips_without_a_label_have_no_category(tmp_path):
+    class Some(Clips):
+        def row(self, key): return dict(super().row(key), label=None if int(key[4:]) % 2 else "purring")
+    class Nothing(Clips):
+        def row(self, key): return dict(super().row(key), label=None, attributes=None)
+    for kind in ("toy", "paper"):
+        some, nothing = (tokenize_dataset(c(20), tmp_path / kind / c.__name__, StandIn("a", (3, 2)), StandIn("v", (2, 2, 2))) for c in (Some, Nothing))
+        run = Run(some, "unused", FinetuneConfig(steps=1, preset=kind, budgets=(6, 6), **TEST)); parts = run.data(0, run.places)
+        asked = sum(p.counts.get("category", 0) for p in parts); assert 0 < asked <= 10 and (kind == "paper" or asked == 10)
+        assert "category" not in Run(nothing, "unused", FinetuneConfig(steps=1, preset=kind, **TEST)).model.modalities
+
 def test_counts_are_those_of_the_model(tokens):
     run = Run(tokens, "unused", FinetuneConfig(steps=1, **TEST))
     for scheme in ("both", "audio", "none"):
