@@ -280,7 +280,7 @@ def test_headers_that_say_too_little_too_much_or_nothing(folder, header, filled,
 
 
 def test_keeping_a_judge_leaves_the_callers_weights_alone(tmp_path):
-    judge = evaluate.MelJudge().eval()
+    judge = evaluate.MelJudge(14).eval()
     with torch.no_grad():
         for p in judge.parameters(): p.add_(1e-5)
     before = {k: v.clone() for k, v in judge.state_dict().items()}
@@ -311,7 +311,7 @@ def test_the_likelihood_of_many_captions_is_computed_in_batches(folder, describe
 def with_cosmos(tmp_path_factory):
     "An untrained model that sees through COSMOS."
     from scene4m.audio_tokenizer import AudioTokenizer, AudioTokenizerConfig
-    from scene4m.captions import TextTokenizer, grammar_texts
+    from scene4m.captions import LABELS, TextTokenizer, grammar_texts
     from scene4m.cosmos import load_cosmos, write_block_pair
     from scene4m.fourm import FourM
     from scene4m.masking import Text, TokenGrid
@@ -320,8 +320,8 @@ def with_cosmos(tmp_path_factory):
     video = load_cosmos(write_block_pair(place / "pair"), device="cpu", size=32)
     text = TextTokenizer.train(grammar_texts())
     grids = [TokenGrid(n, t.vocab_size, tuple(t.grid())) for n, t in (("audio", audio), ("video", video))]
-    net = FourM.toy([*grids, Text("caption", text.vocab_size, 48)], dim=32, encoder_depth=1, decoder_depth=1, num_heads=2)
-    return save_checkpoint(place / "model", net, audio, video, text, clip=ClipSpec(frames=17, size=32))
+    net = FourM.toy([*grids, Text("caption", text.vocab_size, 48), TokenGrid("category", 14, (1, 1))], dim=32, encoder_depth=1, decoder_depth=1, num_heads=2)
+    return save_checkpoint(place / "model", net, audio, video, text, clip=ClipSpec(frames=17, size=32), labels=LABELS)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
