@@ -74,7 +74,7 @@ test-all: test test-slow  ## make test, then the slow tests
 
 lab: lab-setup  ## open the notebooks in JupyterLab
 	@echo "→ JupyterLab: opens in your browser; Ctrl-C here ends it"
-	@$(BIN)/jupyter lab nbs
+	@$(BIN)/jupyter lab nbs "--ServerApp.tornado_settings={'websocket_max_message_size': 209715200}"
 
 docs: dev  ## the website in _docs (Quarto), or a plain preview of it where Quarto is missing
 	@$(BIN)/python scripts/readme.py

@@ -179,20 +179,37 @@ def curate(
         raise BadInput(f"{folder}: not one clip could be kept; the reasons stand above and in the manifest.")
 
 # %% ../nbs/60_cli.ipynb #2d8551f8
+def _add_archive(vggsound, archive, out, limit):
+    from scene4m.curation import add_archive
+    left_out = add_archive(vggsound, archive, out, limit=limit)
+    added, missing = left_out.pop("unpacked", 0), left_out.pop("missing")
+    typer.echo(f"{out}: {added} clips added from {archive}, {missing} of the list are still missing")
+    for reason, n in sorted(left_out.items()): typer.echo(f"  left out, {reason}: {n}")
+
 @command(go_on=GO_ON)
 def download(
     vggsound: Annotated[Path, typer.Argument(help="VGG-Sound's csv: youtube_id, start, label, split.", show_default=False)],
     out: Out = Path("clips"), limit: Limit = None,
+    archive: Annotated[Path | None, typer.Option(help="Take clips out of this folder, tar or zip file; nothing is fetched.")] = None,
+    cookies: Annotated[str | None, typer.Option(help="A cookies.txt, or the name of a browser, for what needs an account.")] = None,
+    proxy: Annotated[str | None, typer.Option(help="Fetch through http://HOST:PORT.")] = None,
+    pause: Annotated[float, typer.Option(min=0, help="Seconds between two clips.")] = 3.0,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Clips at a time.")] = 1,
     whole: Annotated[bool, typer.Option("--whole", help="Whole videos instead of ten seconds each.")] = False,
+    rate: Annotated[str | None, typer.Option(help="With --whole: bytes a second for each, such as 500K.")] = None,
 ):
     "Fetch clips of VGG-Sound's list (extra: download)."
     from scene4m.core import BadInput
+    if archive: return _add_archive(vggsound, archive, out, limit)
     if importlib.util.find_spec("yt_dlp") is None: raise BadInput('Fetching needs yt-dlp: pip install "scene4m[download]".')
-    from scene4m.curation import download as fetch_clips, vggsound_list
-    n = sum(1 for _ in vggsound_list(vggsound, limit=limit))
+    from scene4m import curation
+    fetch = functools.partial(curation.yt_dlp_fetch, options=curation.fetch_options(cookies, proxy, rate, whole))
+    n = sum(1 for _ in curation.vggsound_list(vggsound, limit=limit))
     typer.echo(f"{n} clips are listed; at about half a megabyte each this is {n / 2:.0f} MB. What has been fetched is kept.", err=True)
-    counts = fetch_clips(vggsound, out, limit=limit, whole=whole)
+    retry = (*curation.PASSING, *(["blocked"] if proxy or cookies else []), *(["private"] if cookies else []))
+    counts = curation.download(vggsound, out, limit=limit, pause=pause, jobs=jobs, whole=whole, fetch=fetch, retry=retry)
     typer.echo(f"{out}: " + (", ".join(f"{k} {v}" for k, v in sorted(counts.items())) or "nothing was left to fetch"))
+    if counts.keys() & set(curation.PASSING): typer.echo("What was throttled or failed may work another day: the same command tries it again.")
 
 # %% ../nbs/60_cli.ipynb #e32000e5
 def _train_sense(sense, data, out, preset, seed, settings):

@@ -335,8 +335,16 @@ class TokenDataset(TokenTable, torch.utils.data.Dataset):
             want = t if isinstance(t, str) else t.fingerprint; have = self.modalities.get(name, {}).get("fingerprint")
             if have != want: raise ConfigMismatch(f"{self.root}: its {name} tokens are of tokenizer {have}, not {want}; tokenize again.")
 
-    def __getitem__(self, i): return self.__getitems__([i])
-    def __getitems__(self, places):
+    def __getitem__(self, i):
+        "One clip, which `DataLoader` can stack; for several row numbers `batch(i)`."
+        if np.ndim(i): return self.batch(i)
+        if not -len(self) <= i < len(self): raise IndexError(f"{self.root}: there is no clip {i}; it holds {len(self)}.")
+        one = self.batch([i % len(self)])
+        return dict(index=int(one["index"][0]), keys=one["keys"][0], tokens={m: t[0] for m, t in one["tokens"].items()},
+                    present={m: p[0] for m, p in one["present"].items()})
+
+    def batch(self, places) -> dict:
+        "Several clips at once, with their rows."
         places = np.asarray(places, np.int64)
         return dict(index=places, keys=[self.keys[i] for i in places], rows=[self.rows[i] for i in places],
                     tokens={m: torch.from_numpy(self.ids(m, places)) for m in self.modalities},
@@ -381,7 +389,7 @@ class TokenBatches:
     "Batches of tokens, one after another, as dictionaries; `state_dict()` says where it stands and `load_state_dict` goes on from there."
     def __init__(self, dataset: TokenDataset, order: BatchOrder): self.dataset, self.order = dataset, order
     def __len__(self) -> int: return len(self.order)
-    def __iter__(self): return (self.dataset.__getitems__(places) for places in self.order)
+    def __iter__(self): return (self.dataset.batch(places) for places in self.order)
 
     def _settings(self):
         o = self.order

@@ -494,9 +494,9 @@ def test_download_stops_when_refused(tmp_path):
 @pytest.mark.parametrize("message, kind", [
     ("[youtube] x: Video unavailable. This video has been removed by the uploader", "gone"),
     ("Private video. Sign in if you've been granted access", "private"),
-    ("Sign in to confirm you're not a bot. Use --cookies", "blocked"), ("The uploader has not made this video available in your country", "blocked"),
+    ("Sign in to confirm you're not a bot. Use --cookies", "throttled"), ("The uploader has not made this video available in your country", "blocked"),
     ("HTTP Error 429: Too Many Requests", "throttled"), ("This video is no longer available because the account has been terminated", "gone"),
-    ("Sign in to confirm your age", "blocked"), ("Connection reset by peer", "failed"), ("HTTP Error 403: Forbidden", "blocked")])
+    ("Sign in to confirm your age", "blocked"), ("Connection reset by peer", "failed"), ("HTTP Error 403: Forbidden", "throttled")])
 def test_failures_are_classed(message, kind): assert failure_kind(message) == kind
 
 

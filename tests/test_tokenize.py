@@ -220,8 +220,25 @@ def test_processes_share_the_clips(ds):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_worker_processes_see_the_same_order(ds, workers):
     order = BatchOrder(ds.split("train"), 4, 3, epochs=1)
-    loader = torch.utils.data.DataLoader(ds, batch_sampler=order, num_workers=workers, collate_fn=lambda b: b)
+    loader = torch.utils.data.DataLoader(ds, sampler=order, batch_size=None, num_workers=workers)
     assert [b["keys"] for b in loader] == keys_of(token_batches(ds, "train", 4, seed=3, epochs=1))
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_plain_loader_stacks_clips(ds, workers):
+    "Whoever knows torch and not this page: the default loader gives every clip once, in batches of the form of ours."
+    seen = []
+    for batch in torch.utils.data.DataLoader(ds, batch_size=2, num_workers=workers):
+        ours = ds.batch(batch["index"].numpy())
+        seen += batch["keys"]
+        assert batch["keys"] == ours["keys"] and set(batch) == set(ours) - {"rows"}
+        for part in ("tokens", "present"):
+            assert all(torch.equal(batch[part][m], ours[part][m]) for m in ds.modalities)
+    assert seen == ds.keys
+
+def test_one_clip_is_one_clip(ds):
+    one = ds[-1]
+    assert one["keys"] == ds.keys[-1] and all(t.ndim == 1 for t in one["tokens"].values()) and len(list(ds)) == len(ds)
+    with pytest.raises(IndexError, match="no clip"): ds[len(ds)]
 
 def test_four_thousand_clips_in_four_shards(tmp_path):
     a, v = StandIn("a", (13, 5)), StandIn("v", (2, 8, 8))
