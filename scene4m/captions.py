@@ -6,8 +6,8 @@
 __all__ = ['LABELS', 'BUS', 'ENGINE', 'MOTORCYCLE', 'CROWD', 'POLICE', 'WOMAN', 'MAN', 'SKATEBOARD', 'DOG', 'CAR', 'HAMMER',
            'CHIME', 'EATING', 'HORN', 'PAPER_CAPTIONS', 'COLOURS', 'MOTIONS', 'COUNTS', 'COLOURED', 'COUNTABLE',
            'MOVING', 'ATTRIBUTE_VALUES', 'NOUNS', 'DRESSED', 'PHRASES', 'COUNT_WORDS', 'LABEL_WORDS', 'SPECIAL_TOKENS',
-           'FOURM_TOKENIZER', 'Attributes', 'write_caption', 'write_captions', 'parse_caption', 'bert_pieces',
-           'TokenizerFile', 'TextTokenizer', 'grammar_texts', 'fetch_fourm_tokenizer']
+           'FOURM_TOKENIZER', 'label_places', 'Attributes', 'write_caption', 'write_captions', 'parse_caption',
+           'bert_pieces', 'TokenizerFile', 'TextTokenizer', 'grammar_texts', 'fetch_fourm_tokenizer']
 
 # %% ../nbs/11_captions.ipynb #2cd76818
 import re
@@ -23,6 +23,15 @@ LABELS = ("driving buses", "engine accelerating, revving, vroom", "driving motor
           "female speech, woman speaking", "male speech, man speaking", "skateboarding", "dog barking", "car passing by",
           "hammering nails", "wind chime", "people eating", "vehicle horn, car horn, honking")
 BUS, ENGINE, MOTORCYCLE, CROWD, POLICE, WOMAN, MAN, SKATEBOARD, DOG, CAR, HAMMER, CHIME, EATING, HORN = LABELS
+
+# %% ../nbs/11_captions.ipynb #238283d1
+def label_places(labels, among=LABELS) -> list[int]:
+    "The position of each label `among` the categories. Raises `BadInput` for one that is not there."
+    for i, label in enumerate(labels):
+        if label not in among:
+            raise BadInput(f"Clip {i} has the label {label!r}, which is none of the categories; "
+                           f"leave the clip out, or write one of: {'; '.join(among)}.")
+    return [list(among).index(label) for label in labels]
 
 # %% ../nbs/11_captions.ipynb #a772c8f4
 PAPER_CAPTIONS = {

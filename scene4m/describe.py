@@ -23,7 +23,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d
 
 from .captions import (ATTRIBUTE_VALUES, BUS, CAR, CROWD, DOG, ENGINE, HAMMER, HORN, MOTORCYCLE, PHRASES, POLICE, SKATEBOARD,
-                              Attributes, TextTokenizer, parse_caption)
+                              Attributes, TextTokenizer, label_places, parse_caption)
 from .core import BadInput, ClipSpec, ConfigMismatch, atomic_write, make_generator, pick_device, read_json, write_json
 from .fourm import FourM
 from .generate import (CrossMemory, any_to_any, candidate_rows, caption_logp, decode_rows, encode_once, generate_text, given_text,
@@ -498,7 +498,7 @@ def calibrate(
     labels: list,           # their categories
 ) -> dict:                  # the settings, also put into `checkpoint.settings`
     "Fits the temperature; clips are used with both senses and with each alone."
-    truth = np.array([checkpoint.labels.index(l) for l in labels]); scores, answers = [], []
+    truth = np.array(label_places(labels, checkpoint.labels)); scores, answers = [], []
     for allowed in (SENSES, ("audio",), ("video",)):
         keep = np.flatnonzero(np.any([tokens.has[s] for s in allowed], axis=0))
         scores.append(score_categories(checkpoint, take(tokens, keep), allowed)); answers.append(truth[keep])

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .captions import ATTRIBUTE_VALUES, Attributes
+from .captions import ATTRIBUTE_VALUES, Attributes, label_places
 from .core import BadInput, Scene4MError, Timer, atomic_write, machine, make_generator, progress, read_json, write_json
 from .curation import FileRow, folder_rows
 from .describe import (SENSES, ClipTokens, Describer, by_senses, category_probabilities, doubt, imagine, keep_senses, load_arrays, load_checkpoint,
@@ -133,7 +133,7 @@ def train_judge(
 ) -> MelJudge:
     "A `MelJudge` trained on real clips."
     torch.manual_seed(seed); judge = MelJudge(len(labels)); n = len(truth); g = make_generator(seed, "judge")
-    target = torch.tensor([list(labels).index(l) for l in truth])
+    target = torch.tensor(label_places(truth, labels))
     opt = torch.optim.AdamW(judge.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, 4e-3, total_steps=steps)
     for _ in progress(range(steps), desc="training the judge"):

@@ -298,6 +298,41 @@ def test_hidden_tests_find_what_visible_ones_let_pass(played, name):
 
 # --- nbgrader itself
 
+def with_copies(nb):
+    "The notebook of a student who copied every kind of marked cell and left the copies below the originals."
+    twins = {}
+    for c in nb.cells:
+        m = mark(c)
+        twins.setdefault((c.cell_type, m.get("solution"), m.get("grade"), m.get("locked")), c.id)
+    some = []
+    for c in nb.cells:
+        some.append(c)
+        if mark(c) and c.id in twins.values():
+            some.append(copy.deepcopy(c))
+            some[-1]["id"] = f"{c.id}-copy"
+    nb.cells = some
+    return nb
+
+
+def test_copied_cells_do_not_stop_the_grading():
+    "nbgrader's own steps leave a mark that it cannot read; ours leave one mark of each name."
+    from nbgrader.converters import Autograde
+    from nbgrader.nbgraderformat import MetadataValidator, SchemaTooOldError
+    from traitlets.config import PyFileConfigLoader
+    ours = PyFileConfigLoader("nbgrader_config.py", path=str(COURSE)).load_config().Autograde.sanitize_preprocessors
+    theirs = Autograde.sanitize_preprocessors.default_args[0]
+    assert [t is o or issubclass(o, t) for t, o in zip(theirs, ours, strict=True)] == [True] * len(ours)
+    def read(steps):
+        nb = with_copies(nbformat.from_dict(dict(cells=copy.deepcopy(cells("ps1")), metadata={}, nbformat=4, nbformat_minor=5)))
+        copies = sum(c.id.endswith("-copy") for c in nb.cells)
+        for step in steps:
+            if step.__name__ in ("DeduplicateIds", "ForgetCopies"): nb, _ = step().preprocess(nb, {})
+        MetadataValidator().validate_nb(nb)
+        assert copies >= 3 and all(mark(c) for c in nb.cells if c.id.endswith("-copy"))
+        return [mark(c)["grade_id"] for c in nb.cells if mark(c)]
+    assert read(ours) == [mark(c)["grade_id"] for c in cells("ps1") if mark(c)]
+    with pytest.raises(SchemaTooOldError): read(theirs)
+
 @pytest.mark.slow
 def test_nbgrader_grades_a_class(tmp_path):
     "The commands of the instructor's page, for two sets: one student hands in every solution, another nothing."
@@ -312,11 +347,16 @@ def test_nbgrader_grades_a_class(tmp_path):
     for name in some:
         nbgrader("generate_assignment", name, "--create", "--force")
         for student, place in (("ada", "source"), ("bob", "release")): shutil.copytree(course / place / name, course / "submitted" / student / name)
+        if name == some[0]:
+            shutil.copytree(course / "source" / name, course / "submitted" / "ava" / name)
+            path = course / "submitted" / "ava" / name / f"{name}.ipynb"
+            nbformat.write(with_copies(nbformat.read(path, 4)), path)
         nbgrader("autograde", name, "--create")
     from nbgrader.api import Gradebook
     with Gradebook(f"sqlite:///{course / 'gradebook.db'}") as book:
         scores = {(s, n): book.find_submission(n, s) for s in ("ada", "bob") for n in some}
         assert {k: v.score for k, v in scores.items()} == {(s, n): sum(points(n).values()) * (s == "ada") for s in ("ada", "bob") for n in some}
+        assert book.find_submission(some[0], "ava").score == sum(points(some[0]).values()), "copies cost nothing"
         assert all(v.needs_manual_grade for (s, _), v in scores.items() if s == "ada"), "written answers wait for a reader"
 
 
