@@ -11,7 +11,8 @@ __all__ = ['REASONS', 'COLUMNS', 'MEDIA', 'LISTS', 'PAPER_COUNTS', 'FAILURES', '
            'summarise', 'verify_dataset', 'curate', 'ClipDataset', 'ClipLoader']
 
 # %% ../nbs/13_curation.ipynb #d08a3e76
-import codecs, contextlib, csv, functools, hashlib, io, itertools, json, lzma, multiprocessing, os, re, stat, sys, tarfile, threading, time, zipfile, zlib
+import codecs, contextlib, csv, functools, hashlib, io, itertools, json, lzma, multiprocessing, os, re
+import stat, sys, tarfile, threading, time, zipfile, zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from multiprocessing.pool import ThreadPool
