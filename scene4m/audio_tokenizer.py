@@ -16,7 +16,7 @@ from torch import nn
 
 from .core import BadInput, ConfigMismatch
 from .mel import MelFrontEnd, real_columns, samples_for, silence
-from .vq import CodeNorm, Tokenizer, VectorQuantizer, decode_ids, start_on_axes
+from .vq import Tokenizer, VectorQuantizer, decode_ids, start_on_axes
 
 # %% ../nbs/22_audio_tokenizer.ipynb #94f8ccee
 def mel_patches(
@@ -143,7 +143,7 @@ class AudioTokenizer(Tokenizer):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(c.seed)
             self.encoder, self.decoder = (PaperEncoder(c), PaperDecoder(c)) if paper else (PatchEncoder(c), PatchDecoder(c))
-        self.norm = None if paper else CodeNorm(c.dim)
+        self.norm = None     # weights from before bring one
         self.quantizer = VectorQuantizer(c.codes, c.dim, mode=c.mode, beta=c.beta, decay=c.decay, revive=c.revive, seed=c.seed)
         self.front = MelFrontEnd.from_config(c.mel)
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import BadInput
-from .vq import CodeNorm, Tokenizer, VectorQuantizer, start_on_axes
+from .vq import Tokenizer, VectorQuantizer, start_on_axes
 
 # %% ../nbs/23_video_tokenizer.ipynb #52a732a3
 def to_patches(x: torch.Tensor, patch: tuple) -> torch.Tensor:
@@ -157,7 +157,7 @@ class VideoTokenizer(Tokenizer):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(c.seed)
             self.encoder, self.decoder = (PatchEncoder(c), PatchDecoder(c)) if ours else (PaperEncoder(c), PaperDecoder(c))
-        self.norm = CodeNorm(c.dim) if ours else nn.Identity()
+        self.norm = None     # weights from before bring one
         self.quantizer = VectorQuantizer(c.codes, c.dim, "ema", c.beta, c.decay, revive=c.revive, seed=c.seed)
 
     def grid(self, shape=None) -> tuple:
@@ -178,7 +178,8 @@ class VideoTokenizer(Tokenizer):
     def to_latents(self, x, lengths=None):
         if x.ndim != 5 or x.shape[1] != 3: raise BadInput(f"A video tokenizer reads clips (B, 3, T, H, W), not {tuple(x.shape)}.")
         self.grid(x.shape)
-        return self.norm(self.encoder(x).flatten(1, 3)), None
+        z = self.encoder(x).flatten(1, 3)
+        return (z if self.norm is None else self.norm(z)), None
 
     def from_latents(self, z, grid): return self.decoder(z.unflatten(1, tuple(grid)))
 

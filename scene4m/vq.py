@@ -245,6 +245,11 @@ class Tokenizer(TokenizerIdentity):
     def start_from(self, batches):
         "Whatever the network can take from a few (batch, lengths) before training; here nothing."
 
+    def load_state_dict(self, state, *args, **options):
+        "Weights; older ones hold a `CodeNorm` in front of the codebook and bring it along."
+        if "norm.norm.running_mean" in state and getattr(self, "norm", None) is None: self.norm = CodeNorm(self.quantizer.dim)
+        return super().load_state_dict(state, *args, **options)
+
     def forward(self, batch, lengths=None):
         "(reconstruction, ids, loss of the quantizer)."
         z, mask = self.to_latents(batch, lengths); z_q, ids, loss = self.quantizer(z, mask)
