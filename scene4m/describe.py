@@ -454,7 +454,7 @@ class Describer:
         if start and arrays.seconds < SHORTEST: raise BadInput(f"{path}: it ends within {SHORTEST} seconds of {start:g} seconds; begin earlier.")
         readable = [s for s in senses if s in ck.model.encoder_embeddings]
         result = self.describe_arrays([keep_senses(arrays, readable)], [str(path)])[0]
-        return replace(result, seconds=time.perf_counter() - t0, start=start, end=start + ck.clip.seconds)
+        return replace(result, seconds=time.perf_counter() - t0, start=start, end=start + min(arrays.seconds, ck.clip.seconds))
 
 # %% ../nbs/34_describe.ipynb #ds000006
 def named_categories(checkpoint: Checkpoint, sentences: list, p: np.ndarray) -> list:
@@ -548,21 +548,30 @@ def describe_long(
 ):
     """Descriptions of the windows of a recording, one at a time in constant memory; each holds until the next, equal neighbours are merged.
 
-    Raises `BadInput` where the recording breaks off before the end that its header promises, after all that comes before was given."""
+    Goes on until nothing more can be read; where the file has a table that promises more, raises `BadInput` after all that comes before was given."""
     seconds = describer.checkpoint.clip.seconds; length = probe(path).duration; last = None
     for holds, start in windows(length or math.inf, seconds, seconds if step is None else step):
-        try: d = describer(path, start=start); d = replace(d, start=holds, end=length or d.end, part="")
+        try: d, ended = _describe_window(describer, path, start, seconds, bool(length))
         except BadInput as e:
             if last is None: raise
-            yield replace(last, end=holds)
-            if not length: return
+            yield replace(last, end=holds if length else last.end)
+            if not length and getattr(e, "reason", "undecodable") == "undecodable": return
             raise BadInput(f"{path}: nothing can be read from {vtt_time(holds)} on; what comes before is described.") from e
+        d = replace(d, start=holds, end=length or d.end, part="")
         if last is None: last = d
-        elif same_news(last, d): last = replace(last, seconds=last.seconds + d.seconds)
+        elif same_news(last, d): last = replace(last, seconds=last.seconds + d.seconds, end=d.end)
         else:
             yield replace(last, end=holds)
             last = d
+        if ended: break
     yield last
+
+def _describe_window(describer, path, start: float, seconds: float, sure: bool):
+    "(description, whether the recording ends in it); the last window of one whose length nobody knew ends where that does."
+    d = describer(path, start=start)
+    ended = not sure and d.end < start + 0.95 * seconds
+    if ended and start: d = replace(describer(path, start=max(0.0, d.end - seconds)), end=d.end)
+    return d, ended
 
 # %% ../nbs/34_describe.ipynb #47c46a8b
 def vtt_time(seconds: float) -> str:

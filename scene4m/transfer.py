@@ -35,7 +35,7 @@ def read_frames(
     seconds: float = 10.0,   # of the beginning; a shorter clip is used whole
 ) -> np.ndarray:         # uint8 (n, size, size, 3)
     "The frames that the study looks at. Raises `BadInput` where there is no picture."
-    length = min(probe(path).duration or seconds, seconds)
+    length = min(probe(path).duration or read_clip(path, seconds=seconds).duration or seconds, seconds)
     got = read_clip(path, specs=(FrameSpec(n, n / length, size),), seconds=length)
     if not got.has_video: raise BadInput(f"{path}: there is no picture in it, and this study looks at frames only.")
     return got.frames

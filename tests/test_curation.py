@@ -652,7 +652,8 @@ def test_every_file_with_an_ending_has_a_row(tmp_path):
     square(tmp_path / "x.mp4", 9).rename(tmp_path / "in" / ".tmp-99-b.mp4"); (tmp_path / "in" / "notes.txt").write_text("x"); (tmp_path / "in" / "mp4").write_text("x")
     (tmp_path / "in" / "folder.mp4").mkdir()
     table = curate(tmp_path / "in", tmp_path / "out", clip=SMALL)
-    assert dict(zip(table.source, table.reason)) == {"..mp4": "", ".mp4": "", ".hidden.mp4": "", "a.mp4": "", "._a.mp4": "not media", "gone.mp4": "missing"}
+    assert dict(zip(table.source, table.reason)) == {"..mp4": "", ".mp4": "", ".hidden.mp4": "", "a.mp4": "", "._a.mp4": "not media", "gone.mp4": "missing",
+                                                          "mp4": "unknown ending", "notes.txt": "unknown ending"}
     data = ClipDataset(tmp_path / "out")
     assert all(data.load("frames", k).shape == (4, 16, 16, 3) for k in data.keys()) and verify_dataset(tmp_path / "out") == []
 
