@@ -10,7 +10,7 @@ __all__ = ['REASONS', 'MAX_PIXELS', 'FORMATS', 'MORE_ENDINGS', 'MAX_PACKETS', 'M
 
 # %% ../nbs/10_media.ipynb #6d7587f5
 import contextlib, functools, math, os, sys, tempfile, time, warnings, wave as wave_file
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -598,6 +598,8 @@ def _read(path, container, video, audio, specs, start, seconds, sr, crop, clock)
     views, cropped = _views(frames, specs, crop) if frames else ([], (0, 0, 0, 0))
     seen = _seconds_seen(v, zero + start, seconds) if frames else 0.0
     info = _header(path, container, video, audio, 90 * _quarter_turns(frames[0]) if frames else 0)
+    end = max(one.ends.values(), default=0.0) - zero if one else math.inf
+    if end < start + seconds + 0.9: info = replace(info, duration=max(0.0, end))       # the file ended while it was read
     silent = _is_silent(wave, info.audio_codec)
     return Clip(views[0] if views else None, views, wave, info, cropped, max(seen, heard), bool(frames), wave is not None, silent, kind)
 
