@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SENSES', 'SHIPPED', 'SENSE_WORDS', 'TEMPERATURES', 'SHORTEST', 'SURE', 'VEHICLES', 'IN_THE_WAY', 'Familiar',
-           'Checkpoint', 'load_checkpoint', 'load_familiar', 'save_familiar', 'save_checkpoint', 'Description',
-           'senses_sentence', 'category_probabilities', 'fit_temperature', 'look_of_sound', 'look_of_picture',
-           'fit_familiar', 'sense_batch', 'ClipArrays', 'load_arrays', 'part_of', 'look', 'acquaint', 'ClipTokens',
-           'tokenize_arrays', 'by_senses', 'remember', 'remembered', 'write_from', 'category_logits',
+           'Checkpoint', 'senses_read', 'load_checkpoint', 'load_familiar', 'save_familiar', 'save_checkpoint',
+           'Description', 'senses_sentence', 'category_probabilities', 'fit_temperature', 'look_of_sound',
+           'look_of_picture', 'fit_familiar', 'sense_batch', 'ClipArrays', 'load_arrays', 'part_of', 'look', 'acquaint',
+           'ClipTokens', 'tokenize_arrays', 'by_senses', 'remember', 'remembered', 'write_from', 'category_logits',
            'stated_probability', 'read_out', 'write_sentences', 'score_categories', 'doubt', 'in_words', 'direct',
            'approaches', 'Describer', 'named_categories', 'describe_arrays', 'hide_sense', 'keep_senses', 'calibrate',
            'take', 'score_directions', 'windows', 'same_news', 'describe_long', 'vtt_time', 'to_vtt', 'speech_command',
@@ -57,8 +57,8 @@ class Checkpoint:
     "A trained scene model with everything that turns a clip into its tokens and its tokens into words."
     folder: Path
     model: FourM
-    audio_tokenizer: torch.nn.Module
-    video_tokenizer: torch.nn.Module
+    audio_tokenizer: torch.nn.Module | None     # None: the model was trained without this modality
+    video_tokenizer: torch.nn.Module | None
     text: TextTokenizer
     settings: dict = field(default_factory=dict)   # describe.json: temperature, threshold
     clip: ClipSpec = field(default_factory=ClipSpec)
@@ -66,11 +66,21 @@ class Checkpoint:
     labels: tuple = ()      # what the token `category` can be
 
     @property
+    def caption_tokens(self) -> int:
+        "How many tokens a sentence may have: as many as in training."
+        return self.model.modalities["caption"].max_tokens
+
+    @property
     def front(self) -> MelFrontEnd:
         "What turns a waveform into the mel spectrogram that the audio tokenizer reads."
         return MelFrontEnd.from_config(self.settings["mel"]) if "mel" in self.settings else MelFrontEnd()
 
 # %% ../nbs/34_describe.ipynb #3bfd94bb
+def senses_read(folder: Path) -> list:
+    "The modalities that the model in `folder` reads; both, where its config does not say."
+    try: return [s for s in SENSES if s in read_json(folder / "config.json").get("domains_in", SENSES)]
+    except (BadInput, AttributeError): return list(SENSES)
+
 def load_checkpoint(
     folder=None,            # a folder made by `scene4m run` or `save_checkpoint`; None takes the one in the package
     device: str | None = None,
@@ -78,16 +88,19 @@ def load_checkpoint(
     "The checkpoint in `folder`, ready to describe. Raises `BadInput` if a part is missing, `ConfigMismatch` if parts do not fit."
     folder = Path(folder) if folder is not None else SHIPPED
     if not folder.is_dir(): raise BadInput(f"{folder}: there is no model folder here; train one with `scene4m run` or name one with --model.")
+    # a model that was trained on one modality needs its tokenizer alone
+    senses = senses_read(folder)
     # COSMOS is TorchScript, all others have their weights in safetensors
-    weights = {s: "encoder.jit" if (folder / f"{s}_tokenizer/encoder.jit").exists() else "model.safetensors" for s in SENSES}
-    inside = [f"{s}_tokenizer/{name}" for s in SENSES for name in ("config.json", weights[s])]
-    for part in ("config.json", "model.safetensors", *(f"{sense}_tokenizer" for sense in SENSES), *inside, "text_tokenizer.json", "world.json"):
+    weights = {s: "encoder.jit" if (folder / f"{s}_tokenizer/encoder.jit").exists() else "model.safetensors" for s in senses}
+    inside = [f"{s}_tokenizer/{name}" for s in senses for name in ("config.json", weights[s])]
+    for part in ("config.json", "model.safetensors", *(f"{s}_tokenizer" for s in senses), *inside, "text_tokenizer.json", "world.json"):
         if not (folder / part).exists(): raise BadInput(f"{folder}: the model folder has no {part}; copy the whole folder that training wrote.")
+    if not senses: raise BadInput(f"{folder}: this model reads neither sound nor picture; it cannot describe clips.")
     device = pick_device(device)
-    audio, video = (load_tokenizer(folder / f"{sense}_tokenizer").to(device).eval() for sense in SENSES)
+    tokenizers = {s: load_tokenizer(folder / f"{s}_tokenizer").to(device).eval() for s in senses}
     model = FourM.from_pretrained(folder).to(device).eval()
     settings = read_json(folder / "describe.json") if (folder / "describe.json").exists() else {}
-    for sense, tokenizer in (("audio", audio), ("video", video)):
+    for sense, tokenizer in tokenizers.items():
         known = settings.get("fingerprints", {}).get(sense, tokenizer.fingerprint)
         if known != tokenizer.fingerprint:
             raise ConfigMismatch(f"{folder}: the {sense} tokenizer is not the one this model was trained with; copy the folder again.")
@@ -97,7 +110,7 @@ def load_checkpoint(
     if known != len(labels):
         raise ConfigMismatch(f"{folder}: world.json has {len(labels)} labels, the model knows {known}; copy the folder again.")
     text = TextTokenizer.from_file(folder / "text_tokenizer.json")
-    return Checkpoint(folder, model, audio, video, text, settings, clip, load_familiar(folder), labels)
+    return Checkpoint(folder, model, tokenizers.get("audio"), tokenizers.get("video"), text, settings, clip, load_familiar(folder), labels)
 
 # %% ../nbs/34_describe.ipynb #3bfd94s1
 def load_familiar(folder: Path) -> dict:
@@ -121,10 +134,11 @@ def save_checkpoint(folder, model, audio_tokenizer, video_tokenizer, text, setti
     "Writes a checkpoint folder that `load_checkpoint` reads; `describe.json` goes last, so that a half-written folder is noticed."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder); text.save(folder / "text_tokenizer.json")
-    audio_tokenizer.save_pretrained(folder / "audio_tokenizer"); video_tokenizer.save_pretrained(folder / "video_tokenizer")
+    tokenizers = {s: t for s, t in (("audio", audio_tokenizer), ("video", video_tokenizer)) if t is not None}
+    for sense, tokenizer in tokenizers.items(): tokenizer.save_pretrained(folder / f"{sense}_tokenizer")
     if familiar: save_familiar(folder, familiar)
     write_json(folder / "world.json", dict(labels=list(labels)))
-    settings = dict(settings or {}, fingerprints=dict(audio=audio_tokenizer.fingerprint, video=video_tokenizer.fingerprint))
+    settings = dict(settings or {}, fingerprints={s: t.fingerprint for s, t in tokenizers.items()})
     settings["clip"], settings["mel"] = vars(clip or ClipSpec()), settings.get("mel") or MelFrontEnd().config
     write_json(folder / "describe.json", settings)
     return folder
@@ -294,8 +308,8 @@ def tokenize_arrays(
     "Encodes clips with the checkpoint's tokenizers and notes how strange each of them is."
     ids, has, strange = {}, {}, {}
     for sense, tokenizer in (("audio", checkpoint.audio_tokenizer), ("video", checkpoint.video_tokenizer)):
-        arrays = [c.mel if sense == "audio" else c.frames for c in clips]; n = math.prod(tokenizer.grid())
-        reads = sense in checkpoint.model.encoder_embeddings      # a model may have been trained without one
+        reads = tokenizer is not None and sense in checkpoint.model.encoder_embeddings      # a model may have been trained without one
+        arrays = [c.mel if sense == "audio" else c.frames for c in clips]; n = math.prod(tokenizer.grid()) if reads else 0
         has[sense], strange[sense] = np.array([a is not None and reads for a in arrays]), np.full(len(clips), np.nan)
         ids[sense] = torch.zeros(len(clips), n, dtype=torch.int64); where = np.flatnonzero(has[sense])
         for part in np.array_split(where, max(1, -(-len(where) // batch_size))):
@@ -329,7 +343,7 @@ def remembered(checkpoint: Checkpoint, tokens: ClipTokens, allowed=SENSES, batch
 # %% ../nbs/34_describe.ipynb #d64c8f0b
 def write_from(checkpoint: Checkpoint, memory: CrossMemory) -> list:
     "The model's sentence for every clip of a memory."
-    ids = generate_text(checkpoint.model, {}, rows=len(memory.pairs[0][0]), memory=memory, max_tokens=40)
+    ids = generate_text(checkpoint.model, {}, rows=len(memory.pairs[0][0]), memory=memory, max_tokens=checkpoint.caption_tokens)
     return [checkpoint.text.decode(words) for words in ids]
 
 @torch.inference_mode()
@@ -616,7 +630,7 @@ def imagine(
     if not ids and not words: raise BadInput("There is nothing to imagine from; give tokens of a sense or some words.")
     device = checkpoint.model.mask_token.device; batch = sense_batch({s: t.to(device) for s, t in ids.items()})
     if words: batch["caption"] = given_text([checkpoint.text.encode(w) for w in words])
-    first = [dict(target="caption", max_tokens=40)] if chained and not words else []
+    first = [dict(target="caption", max_tokens=checkpoint.caption_tokens)] if chained and not words else []
     last = dict(dict(target=target, scheme="maskgit", steps=1, temperature=0.7), **how); generator = generator or make_generator("imagine")
     return any_to_any(checkpoint.model, batch, [*first, last], generator=generator)[target]
 

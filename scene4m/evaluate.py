@@ -187,10 +187,10 @@ def caption_nats(checkpoint, tokens, texts: list, allowed=SENSES, batch_size: in
     for places, senses in by_senses(tokens, allowed):
         for i in range(0, len(places), batch_size):
             part = places[i:i + batch_size]
-            batch = sense_batch({s: tokens.ids[s][part] for s in senses})
+            batch = sense_batch({s: tokens.ids[s][part].to(checkpoint.model.mask_token.device) for s in senses})
             captions = [[texts[p]] for p in part]
             nats = score_text(checkpoint.model, batch, captions, reduce="sum", rows=len(part))
-            out[part] = nats[:, 0].numpy()
+            out[part] = nats[:, 0].cpu().numpy()
     return out
 
 def nats_gained(checkpoint, tokens, references: list, swap: np.ndarray, groups=None) -> dict:
@@ -334,10 +334,11 @@ def abstention_figures(checkpoint, tokens, sentences: list, p: np.ndarray, truth
 # %% ../nbs/41_evaluate.ipynb #ev000005
 def imagine_and_judge(checkpoint, tokens, places: list, labels: list, judge, groups=None) -> dict:
     "How often a judge names the right category for the sound that the model imagines from the picture alone."
+    if checkpoint.audio_tokenizer is None: judge = None      # a model without sound imagines none
     right = []
     for i in range(0, len(places) if judge is not None else 0, 64):
         part = places[i:i + 64]; ids = imagine(checkpoint, {"video": tokens.ids["video"][part]}, "audio")
-        found = judge_mels(judge, checkpoint.audio_tokenizer.decode(ids))
+        found = judge_mels(judge, checkpoint.audio_tokenizer.decode(ids).cpu())
         right += [checkpoint.labels[f] == labels[p] for f, p in zip(found, part)]
     return share_right(right, None if groups is None else [groups[p] for p in places[:len(right)]])
 
@@ -349,13 +350,14 @@ def evaluate_folder(
     limit: int | None = None,
     labels_file=None,    # the list, if it does not lie in the folder
     out=None,            # where report.json and report.html go; None writes nothing
+    device: str | None = None,
     extra: dict | None = None,     # further figures for the report: seconds of each stage, ceiling of a pixel classifier, curves
 ) -> dict:               # the figures of report.json
     "Evaluates a checkpoint on a folder of clips whose answers are known. Raises `BadInput` where nothing can be read, or `out` cannot be made."
     if out is not None:
         try: Path(out).mkdir(parents=True, exist_ok=True)
         except OSError as e: raise BadInput(f"{out}: this folder cannot be made ({e.strerror}); choose another with --out.") from e
-    with Timer() as t: evaluation = run_evaluation(folder, model, workers, limit, labels_file)
+    with Timer() as t: evaluation = run_evaluation(folder, model, workers, limit, labels_file, device)
     report = evaluation.report | dict(machine=machine()) | (extra or {})
     report["seconds"] = {**report.get("seconds", {}), "evaluate": round(t.seconds, 1)}
     evaluation.report = report | dict(model=model)
@@ -364,9 +366,9 @@ def evaluate_folder(
     return report
 
 # %% ../nbs/41_evaluate.ipynb #40d11as1
-def run_evaluation(folder, model=None, workers: int = 2, limit: int | None = None, labels_file=None) -> Evaluation:
+def run_evaluation(folder, model=None, workers: int = 2, limit: int | None = None, labels_file=None, device=None) -> Evaluation:
     "Reads the clips of a folder and computes every figure."
-    checkpoint = load_checkpoint(model)
+    checkpoint = load_checkpoint(model, device)
     clips = read_truth(folder, checkpoint.labels, labels_file)[:limit]
     refused = [(c.file.name, c.refused) for c in clips if c.refused]
     clips = [c for c in clips if not c.refused]
@@ -514,7 +516,7 @@ def verdict_html(report: dict) -> str:
 def write_report(evaluation: Evaluation, out: Path, examples: int = 10) -> Path:
     "Writes `report.json` and `report.html` into `out`."
     report = dict(evaluation.report); extra = {k: report.pop(k) for k in ("curves", "model") if k in report}
-    write_json(out / "report.json", report); checkpoint = load_checkpoint(extra.get("model"))
+    write_json(out / "report.json", report); checkpoint = load_checkpoint(extra.get("model"), "cpu")
     labels = [c.label for c in evaluation.clips]; answers = evaluation.named["both"]
     part = lambda title, *html: f"<section><h2>{title}</h2>{''.join(html)}</section>"
     counts = Counter(labels); share = [dict(category=k, clips=v, share=percent(v / len(labels))) for k, v in counts.most_common()]

@@ -88,8 +88,8 @@ def stages_of(config: FinetuneConfig) -> tuple:
     for name in (k for s in config.stages if isinstance(s, dict) for k in s):
         if name not in known:
             raise BadInput(f"A stage has no setting {name!r}; its settings are {', '.join(known)}.{did_you_mean(name, known)}")
-    stages = tuple(s if isinstance(s, Stage) else Stage(**s) for s in config.stages) or usual.get(config.preset, ())
-    if not stages: raise BadInput(f"There is no preset {config.preset!r} of training; choose toy or paper.")
+    if config.preset not in usual: raise BadInput(f"There is no preset {config.preset!r} of training; choose toy or paper.")
+    stages = tuple(s if isinstance(s, Stage) else Stage(**s) for s in config.stages) or usual[config.preset]
     for s in stages:
         if s.train not in ("all", "new", "lora") or s.share <= 0: raise BadInput(f"A stage trains all, new or lora for a share above 0, not {s}.")
         if not 0 <= s.noise <= 0.5: raise BadInput(f"The noise of a stage is a share of the tokens, 0 to 0.5, not {s.noise}.")

@@ -505,5 +505,7 @@ def any_to_any(
             raise BadInput(f"The model cannot generate {name!r}; it generates {', '.join(model.decoder_embeddings)}.")
         text = model.modalities[name].is_sequence
         out[name] = (generate_text if text else fill_grid)(model, batch, name, rows=rows, **step)
-        if name in model.encoder_embeddings: batch[name] = given_text(out[name]) if text else seen_entry(out[name])
+        if name in model.encoder_embeddings:
+            seen = given_text(out[name]) if text else seen_entry(out[name])
+            batch[name] = {k: t.to(model.mask_token.device) for k, t in seen.items()}
     return out

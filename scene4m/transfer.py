@@ -201,7 +201,8 @@ class Summariser:
     @torch.inference_mode()
     def __call__(self, clips: list, beams: int = 4, max_tokens: int = 48) -> list:   # clips: lists of captions
         "One sentence for every clip."
-        ids = self.model.generate(**self.read([condense(c) for c in clips]), max_new_tokens=max_tokens, num_beams=beams,
+        given = {k: t.to(self.model.device) for k, t in self.read([condense(c) for c in clips]).items()}
+        ids = self.model.generate(**given, max_new_tokens=max_tokens, num_beams=beams,
                                   no_repeat_ngram_size=3, length_penalty=2.0, do_sample=False)
         return [re.sub(r" +([.,])", r"\1", " ".join(t.split())) for t in self.words.batch_decode(ids, skip_special_tokens=True)]
 

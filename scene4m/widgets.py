@@ -513,7 +513,7 @@ def given_tokens(describer, sample: Sample, senses=SENSES) -> dict:
 def sample_sentence(describer, given: dict, temperature: float, seed: int = 0) -> str:
     "A sentence drawn at random: the higher the temperature, the bolder."
     ck = describer.checkpoint; generator = make_generator("sentence", seed)
-    return ck.text.decode(generate_text(ck.model, sense_batch(given), rows=1, max_tokens=40, temperature=temperature, generator=generator)[0])
+    return ck.text.decode(generate_text(ck.model, sense_batch(given), rows=1, max_tokens=ck.caption_tokens, temperature=temperature, generator=generator)[0])
 
 # %% ../nbs/50_widgets.ipynb #188de6f6
 def hide_tokens(
@@ -768,7 +768,7 @@ def imagine_from(
     if not batch: raise BadInput("Give the model something: a sound, a picture or some words.")
     generator = make_generator("imagine", seed)
     if wanted == "caption":
-        return ck.text.decode(generate_text(ck.model, batch, temperature=temperature, max_tokens=40, generator=generator)[0])
+        return ck.text.decode(generate_text(ck.model, batch, temperature=temperature, max_tokens=ck.caption_tokens, generator=generator)[0])
     ids = maskgit(ck.model, batch, wanted, steps=steps, temperature=temperature, generator=generator)
     if wanted == "video": return ck.video_tokenizer.to_frames(ck.video_tokenizer.decode(ids))[0].cpu().numpy()
     return ck.front.invert(ck.audio_tokenizer.decode(ids)[0].float().cpu()).numpy()

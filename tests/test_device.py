@@ -1,8 +1,9 @@
 "Where things are computed: the device that is picked, what it can do, and the option that names it."
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from scene4m import core
+from scene4m import cli, core
 from scene4m.core import BadInput, has_fast_bf16, pick_device
 
 
@@ -42,3 +43,52 @@ def test_a_device_that_is_not_there_is_refused(devices):
 
 def test_mps_has_no_fast_bfloat16():
     assert has_fast_bf16("mps") is False
+
+
+# --- the option
+
+
+COMPUTES = {"run": [], "train-audio": ["data"], "train-video": ["data"], "tokenize": ["data"], "finetune": ["tokens"], "describe": ["CLIP"],
+            "evaluate": ["STREET"], "transfer": ["CLIP", "--t5", "none"], "app": []}
+
+
+@pytest.mark.parametrize("command", COMPUTES)
+def test_every_command_that_computes_takes_a_device(command, tmp_path, monkeypatch):
+    from scene4m.media import write_wav
+    write_wav(tmp_path / "clip.wav", torch.rand(16_000).numpy() - 0.5, 16_000)
+    (tmp_path / "street").mkdir()
+    (tmp_path / "street" / "truth.csv").write_text("file,label\nclip.wav,dog barking\n")
+    monkeypatch.chdir(tmp_path)
+    places = {"CLIP": str(tmp_path / "clip.wav"), "STREET": str(tmp_path / "street")}
+    args = [places.get(a, a) for a in COMPUTES[command]]
+    done = CliRunner().invoke(cli.app, [command, *args, "--device", "abacus"])
+    assert done.exit_code == 1 and "The device 'abacus' cannot be used here; try 'cpu'." in done.output, done.output
+
+
+def test_no_other_command_computes():
+    names = {c.name or c.callback.__name__ for c in cli.app.registered_commands}
+    assert names - set(COMPUTES) <= {"toy", "curate", "download", "doctor"}
+
+
+def test_the_trainings_take_the_threads_of_the_environment(monkeypatch):
+    "`train-*` asks for no number of threads of its own."
+    from scene4m import run
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(run, "ClipDataset", lambda folder: (_ for _ in ()).throw(BadInput("this is as far as it goes.")))
+    done = CliRunner().invoke(cli.app, ["train-audio", "data"])
+    assert "this is as far as it goes" in done.output and asked == []
+
+
+def test_a_run_computes_where_it_is_told(monkeypatch, tmp_path):
+    from scene4m import run
+    from scene4m.core import get_preset
+    said = {}
+    for name in ("train_both", "make_tokens", "train_model", "put_together"):
+        monkeypatch.setattr(run, name, lambda *args, name=name: said.setdefault(name, args[-1]))
+    monkeypatch.setattr(run, "evaluate_folder", lambda *args, device, **kw: said.setdefault("evaluate_folder", device))
+    monkeypatch.setattr(run, "make_street", lambda *args: None)
+    for name, found in dict(read_truth=None, seconds_of={}, run_facts={}, read_json={}).items():
+        monkeypatch.setattr(run, name, lambda *args, found=found, **kw: found)
+    run.run_pipeline(tmp_path, preset=get_preset("toy"), say=lambda line: None, device="cpu")
+    assert said == dict.fromkeys(("train_both", "make_tokens", "train_model", "put_together", "evaluate_folder"), "cpu")

@@ -1,0 +1,92 @@
+"What a model is trained on is what it describes with: one modality alone, frames of another size, sentences of full length."
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from scene4m.audio_tokenizer import AudioTokenizer
+from scene4m.captions import LABELS
+from scene4m.core import ClipSpec, get_preset
+from scene4m.describe import ClipArrays, Describer, calibrate, load_checkpoint, save_checkpoint, tokenize_arrays, write_sentences
+from scene4m.evaluate import evaluate_folder
+from scene4m.finetune import FinetuneConfig, caption_entry, finetune
+from scene4m.media import write_wav
+from scene4m.run import run_pipeline
+from scene4m.tokenize import tokenize_dataset
+from scene4m.toystreet import render_sound, sample_scene
+from scene4m.video_tokenizer import VideoTokenizer
+from test_finetune import TEST
+from test_run import SMALL
+
+
+class Heard:
+    "A data set of sounds and pictures."
+    def keys(self, split=None):
+        return [f"c{i}" for i in range(8)]
+
+    def row(self, key):
+        return dict(label=LABELS[int(key[1:])], split="train", group=key, captions=None, attributes=None, has_audio=True, has_video=True)
+
+    def stack(self, modality, keys):
+        rng = np.random.default_rng(0)
+        if modality == "mel":
+            return rng.standard_normal((len(keys), 80, 624)).astype(np.float16)
+        return rng.integers(0, 256, (len(keys), 16, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture(scope="module", params=["audio", "video"])
+def trained(request, tmp_path_factory):
+    "A folder that `finetune` wrote from tokens of one modality."
+    place = tmp_path_factory.mktemp(request.param)
+    tokenizer = AudioTokenizer() if request.param == "audio" else VideoTokenizer()
+    tokens = tokenize_dataset(Heard(), place / "tokens", **{f"{request.param}_tokenizer": tokenizer.eval()})
+    return request.param, finetune(tokens, place / "model", FinetuneConfig(steps=2, **TEST))
+
+
+def test_a_checkpoint_of_one_modality_describes_with_it(trained, tmp_path):
+    sense, folder = trained
+    checkpoint = load_checkpoint(folder, "cpu")
+    other = "video" if sense == "audio" else "audio"
+    assert getattr(checkpoint, f"{other}_tokenizer") is None and getattr(checkpoint, f"{sense}_tokenizer") is not None
+    clip = ClipArrays(np.zeros((16, 32, 32, 3), np.uint8), np.zeros((80, 624), np.float32), dict(audio="used", video="used"))
+    tokens = tokenize_arrays(checkpoint, [clip, clip])
+    assert tokens.has[sense].all() and not tokens.has[other].any()
+    calibrate(checkpoint, tokens, [LABELS[0], LABELS[1]])
+    again = load_checkpoint(save_checkpoint(tmp_path / "m", checkpoint.model, checkpoint.audio_tokenizer, checkpoint.video_tokenizer,
+                                            checkpoint.text, checkpoint.settings), "cpu")
+    assert write_sentences(again, tokens) == write_sentences(checkpoint, tokens)
+    assert not (tmp_path / "m" / f"{other}_tokenizer").exists()
+    scenes = [s for s in map(sample_scene, range(60)) if s.heard][:3]
+    rows = ["file,label"]
+    for i, scene in enumerate(scenes):
+        write_wav(tmp_path / f"{i}.wav", render_sound(scene), 16_000)
+        rows.append(f"{i}.wav,{scene.label}")
+    said = Describer(again)(tmp_path / "0.wav")
+    assert said.senses["audio"] == ("used" if sense == "audio" else "missing")
+    (tmp_path / "truth.csv").write_text("\n".join(rows))
+    assert evaluate_folder(tmp_path, tmp_path / "m", workers=0, out=tmp_path / "report", device="cpu")["n"] == 3
+
+
+def test_a_sentence_is_read_as_long_as_it_was_trained(trained, monkeypatch):
+    "45 words, their end and the sentinels: as many as training takes of a long caption."
+    from scene4m import describe
+    _, folder = trained
+    checkpoint = load_checkpoint(folder, "cpu")
+    words = list(range(210, 210 + 60))
+    entry = caption_entry([words], FinetuneConfig().max_words)
+    learnt = entry["tensor"][0][~entry["target_mask"][0]].tolist()
+    asked = {}
+    monkeypatch.setattr(describe, "generate_text", lambda model, batch, **kw: asked.update(kw) or [words])
+    clip = ClipArrays(np.zeros((16, 32, 32, 3), np.uint8), np.zeros((80, 624), np.float32), dict(audio="used", video="used"))
+    write_sentences(checkpoint, tokenize_arrays(checkpoint, [clip]))
+    assert asked["max_tokens"] == FinetuneConfig().max_words == 48 and len(learnt) <= asked["max_tokens"]
+
+
+def test_frames_of_another_size_train_and_describe(tmp_path):
+    quick = {**SMALL, "data": dict(n_train=8, n_val=4, n_test=4, ceiling=None)}
+    preset = replace(get_preset("toy", **quick), clip=ClipSpec(size=64))
+    torch.manual_seed(0)
+    report = run_pipeline(tmp_path, preset=preset, workers=1, say=lambda line: None, device="cpu")
+    checkpoint = load_checkpoint(tmp_path / "model", "cpu")
+    assert report["n"] == 4 and checkpoint.video_tokenizer.grid() == (2, 16, 16) and checkpoint.clip.size == 64
