@@ -634,7 +634,7 @@ def plan_steps(run) -> int:
 # %% ../nbs/33_finetune.ipynb #bb5d3903
 def check_names(config: FinetuneConfig, ds: TokenDataset):
     "Raises `BadInput` for a modality in the schemes or weights that nobody knows; audio and video are known where the data lack them."
-    known = ["caption", "audio", "video", *ds.modalities]
+    known = ["caption", "category", "audio", "video", *ds.modalities]
     schemes = {m: f"the scheme {s!r}" for s in config.schemes if s not in ("both", "none") for m in s.split("+")}
     for name, where in (schemes | dict.fromkeys(config.weights, "the weights")).items():
         if name not in known: raise BadInput(f"There is no modality {name!r}, as in {where}.{did_you_mean(name, known)}")

@@ -1,4 +1,5 @@
 "What a model is trained on is what it describes with: one modality alone, frames of another size, sentences of full length."
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 
 from scene4m.audio_tokenizer import AudioTokenizer
 from scene4m.captions import LABELS
-from scene4m.core import ClipSpec, get_preset
+from scene4m.core import ClipSpec, TrainingFailed, get_preset
 from scene4m.describe import ClipArrays, Describer, calibrate, load_checkpoint, save_checkpoint, tokenize_arrays, write_sentences
 from scene4m.evaluate import evaluate_folder
 from scene4m.finetune import FinetuneConfig, caption_entry, finetune
@@ -83,10 +84,22 @@ def test_a_sentence_is_read_as_long_as_it_was_trained(trained, monkeypatch):
     assert asked["max_tokens"] == FinetuneConfig().max_words == 48 and len(learnt) <= asked["max_tokens"]
 
 
-def test_frames_of_another_size_train_and_describe(tmp_path):
+def test_frames_of_another_size_train_and_a_rate_that_was_too_high_is_lowered(tmp_path):
+    "The whole run on frames of 64 pixels; the audio tokenizer and then 4M diverge, and the same command goes on with a lower rate."
     quick = {**SMALL, "data": dict(n_train=8, n_val=4, n_test=4, ceiling=None)}
-    preset = replace(get_preset("toy", **quick), clip=ClipSpec(size=64))
-    torch.manual_seed(0)
-    report = run_pipeline(tmp_path, preset=preset, workers=1, say=lambda line: None, device="cpu")
+
+    def run(audio_lr, lr):
+        rates = dict(audio={**quick["audio"], "lr": audio_lr}, train={**quick["train"], "lr": lr})
+        preset = replace(get_preset("toy", **quick | rates), clip=ClipSpec(size=64))
+        return run_pipeline(tmp_path, preset=preset, workers=1, say=lambda line: None, device="cpu")
+
+    with pytest.raises(TrainingFailed, match=r"AudioTokenizer, step \d: .*with a lower learning rate than 1e\+30 goes on"):
+        run(1e30, 1e30)
+    with pytest.raises(TrainingFailed, match=r"Step \d: .*with a lower learning rate, for example --set train.lr=5e\+29"):
+        run(1e-3, 1e30)
+    assert not (tmp_path / "training" / "model.safetensors").exists()
+    report = run(1e-3, 1e-3)
     checkpoint = load_checkpoint(tmp_path / "model", "cpu")
     assert report["n"] == 4 and checkpoint.video_tokenizer.grid() == (2, 16, 16) and checkpoint.clip.size == 64
+    notes = [json.loads((tmp_path / p).read_text())["rates"] for p in ("audio_tokenizer/training.json", "training/run.json")]
+    assert notes == [[[0, 1e30], [0, 1e-3]], [dict(step=0, lr=[1e30]), dict(step=0, lr=[1e-3])]]
