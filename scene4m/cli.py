@@ -416,7 +416,8 @@ def score_table(
 # %% ../nbs/60_cli.ipynb #8fb63ef4
 @command()
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="Folder of clips with labels.csv, truth.csv or manifest.csv, or one folder per label.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(
+        help="Folder of clips with labels.csv, truth.csv or manifest.csv, or one folder per label.", show_default=False)],
     model: Model = None, out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for report.html and report.json.")] = None,
     limit: Limit = None, labels: LabelsFile = None, workers: Workers = CORES, as_json: AsJson = False, device: Device = None,
 ):

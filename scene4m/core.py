@@ -146,7 +146,9 @@ def pick_device(name: str | None = None) -> torch.device:
     return device
 
 def has_fast_bf16(device: torch.device | str = "cpu") -> bool:
-    "Whether bfloat16 matrix products are done in hardware: compute capability 8.0 and later, or a CPU with avx512_bf16 or AMX; `SCENE4M_FAST_BF16` overrules the CPU's."
+    """Whether bfloat16 matrix products are done in hardware: compute capability 8.0 and later, or a CPU with avx512_bf16 or AMX.
+
+    For a CPU the environment variable `SCENE4M_FAST_BF16` overrules, 0 or 1."""
     device = torch.device(device)
     if device.type == "cuda":     # `is_bf16_supported` also says yes to GPUs that only emulate it
         return bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)

@@ -363,7 +363,7 @@ def _file_row(folder: Path, line: dict, label: str, taken) -> FileRow:
 # %% ../nbs/13_curation.ipynb #f4aa6118
 def folder_rows(
     folder,                  # a folder of clips
-    labels_file=None,        # csv with columns file, label and, where known, group, split, captions, attributes, heard; else one of `LISTS` beside the clips
+    labels_file=None,        # csv: file, label and, where known, group, split, captions, attributes, heard; else one of `LISTS` beside the clips
     labels=None,             # labels to keep; None keeps all
     limit: int | None = None,   # stop after so many clips
 ) -> list[FileRow]:

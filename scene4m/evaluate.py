@@ -57,7 +57,9 @@ def read_truth(
     "The clips of a folder with their answers. Raises `BadInput` as `folder_rows` does, and where no label is known or no row can be understood."
     if not Path(folder).is_dir(): raise BadInput(f"{folder}: there is no such folder; make one with `scene4m toy --n 100 --out {folder}`.")
     clips = [known_clip(row) for row in folder_rows(folder, labels_file) if labels is None or row.label in labels]
-    if not clips: raise BadInput(f"{labels_file or folder}: none of its labels is one the model knows; the first known ones are {', '.join(labels[:3])}.")
+    if not clips:
+        known = ", ".join(labels[:3])
+        raise BadInput(f"{labels_file or folder}: none of its labels is one the model knows; the first known ones are {known}.")
     if all(c.refused for c in clips): raise BadInput(clips[0].refused)
     return clips
 
@@ -328,7 +330,8 @@ def abstention_figures(checkpoint, tokens, sentences: list, p: np.ndarray, truth
     "On how many clips the model commits itself, and how often the category is right where it does and where it does not."
     named = named_categories(checkpoint, sentences, p)
     unsure = np.array([bool(doubt(checkpoint, float(p[i, j]), {k: tokens.strange[k][i] for k in SENSES})) for i, j in enumerate(named)])
-    right = np.array([checkpoint.labels[j] == t for j, t in zip(named, truth)]); mean = lambda where: float(right[where].mean()) if where.any() else None
+    right = np.array([checkpoint.labels[j] == t for j, t in zip(named, truth)])
+    mean = lambda where: float(right[where].mean()) if where.any() else None
     return dict(n=len(truth), abstains=float(unsure.mean()), right_when_sure=mean(~unsure), right_when_unsure=mean(unsure))
 
 # %% ../nbs/41_evaluate.ipynb #ev000005
@@ -522,7 +525,8 @@ def write_report(evaluation: Evaluation, out: Path, examples: int = 10) -> Path:
     counts = Counter(labels); share = [dict(category=k, clips=v, share=percent(v / len(labels))) for k, v in counts.most_common()]
     unread = report.get("refused", 0)
     steps = report.get("steps", {})
-    body = [verdict_html(report), f"<p>{report['n']} clips that training never saw, {unread} more that could not be read. World {report['world_version']}.</p>",
+    body = [verdict_html(report),
+            f"<p>{report['n']} clips that training never saw, {unread} more that could not be read. World {report['world_version']}.</p>",
             part("What it names rightly", sense_table(report), scene_table(report), detail_table(report)),
             ceiling_part(report), part("Are both senses used?", nats_table(report)), part("Further figures", other_table(report)),
             part("Which category is taken for which", figure_html(confusion(labels, answers, list(evaluation.labels)))),

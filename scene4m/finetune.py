@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 from .captions import FOURM_TOKENIZER, Attributes, TextTokenizer, grammar_texts, write_caption
-from .core import (BadInput, ConfigMismatch, StopSoon, TrainingFailed, atomic_write, autocast, did_you_mean, fingerprint, has_fast_bf16, import_torchaudio,
-                          machine, make_generator, make_rng, pick_device, progress, read_json, seed_everything, write_json)
+from .core import (BadInput, ConfigMismatch, StopSoon, TrainingFailed, atomic_write, autocast, did_you_mean, fingerprint,
+                          has_fast_bf16, import_torchaudio, machine, make_generator, make_rng, pick_device, progress, read_json,
+                          seed_everything, write_json)
 from .fourm import FourM
 from .masking import Text, TokenGrid, UnifiedMasking, collate, seen_entry
 from .vq import load_tokenizer

@@ -465,7 +465,7 @@ def _mono(pieces: list) -> list:
 
 # %% ../nbs/10_media.ipynb #490819a6
 def _decode_audio(stream, packets, clock, longest: float = 3600.0):
-    "Yields (seconds or None, rate, weights, float32 (channels, N)) for each decoded frame, up to `longest` seconds; what does not decode is left out."
+    "(seconds or None, rate, weights, float32 (channels, N)) of each decoded frame, up to `longest` seconds; what does not decode is left out."
     import av
     context, total = stream.codec_context, 0.0
     for packet in [*packets, None]:
@@ -528,7 +528,7 @@ class Clip:
 
 # %% ../nbs/10_media.ipynb #10a0003a
 def modality_states(has_audio, silent, has_video) -> dict:
-    "What a clip gives to each modality: `used`, `missing`, or for a muted sound `silent`, which counts as not heard. The rule of training and describing alike."
+    "What a clip gives to each modality: `used`, `missing`, or for a muted sound `silent`: not heard, in training as in describing."
     sound = "missing" if not has_audio else "silent" if silent else "used"
     return dict(audio=sound, video="used" if has_video else "missing")
 

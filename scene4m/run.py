@@ -110,7 +110,8 @@ def make_street(out: Path, preset: Preset, seed: int, workers: int) -> None:
 # %% ../nbs/42_run.ipynb #a4e02f68
 def curate_folder(data: Path, out: Path, preset: Preset, workers: int, clips=None, labels_file=None) -> None:
     "Curates a folder of labelled clips, or VGG-Sound's list with the folder `clips`, into `out/data`."
-    manifest = curate(data, out / "data", clips=clips, labels_file=labels_file, clip=preset.clip, store=("frames",), features=dict(mel=MelFeature()), workers=workers)
+    manifest = curate(data, out / "data", clips=clips, labels_file=labels_file, clip=preset.clip, store=("frames",),
+                      features=dict(mel=MelFeature()), workers=workers)
     if not (manifest.status == "kept").any():
         reasons = ", ".join(f"{k} {v}" for k, v in manifest.reason.value_counts().items())
         raise BadInput(f"{data}: no clip in it could be used ({reasons or 'it is empty'}).")

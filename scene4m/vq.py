@@ -671,7 +671,8 @@ def train_tokenizer(
 ) -> list:                      # rows: step, loss, error, perplexity, used, seconds
     """Trains a tokenizer and returns its history. Stopped at any moment, the same call goes on and ends with the same weights.
 
-    Raises `BadInput` without clips or with one that is not finite, `ConfigMismatch` if `out` holds another training, `TrainingFailed` before a step that is not finite;
+    Raises `BadInput` without clips or with one that is not finite, `ConfigMismatch` if `out` holds another training,
+    `TrainingFailed` before a step that is not finite;
     after that the call may be repeated with a lower `config.lr`."""
     if len(data) == 0: raise BadInput("There are no clips to train on.")
     trainer = TokenizerTrainer(tok, data, config, lengths, names); key = training_key(tok, data, config); out = None if out is None else Path(out)
