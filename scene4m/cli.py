@@ -297,7 +297,7 @@ def finetune(
     sizes = dict(recipe.model); begin, words = sizes.pop("pretrained", None), sizes.pop("text", None)
     config = {**recipe.train, "model": sizes | dict(recipe.train.get("model", {})), "seed": seed}
     if device: config["device"] = device
-    typer.echo(f"The model is in {train(tokens, out, FinetuneConfig(**config), model=begin, text=words)}")
+    typer.echo(f"The model is in {train(tokens, out, FinetuneConfig(**config), model=begin, text=words, renew='clips')}")
 
 # %% ../nbs/60_cli.ipynb #81252d94
 def describe_clips(

@@ -6,10 +6,11 @@
 __all__ = ['TOY', 'PRESETS', 'DURATIONS', 'LATER', 'Scene4MError', 'BadInput', 'ConfigMismatch', 'TrainingFailed', 'ClipSpec',
            'Preset', 'did_you_mean', 'get_preset', 'fingerprint', 'derive_seed', 'make_generator', 'make_rng',
            'seed_everything', 'pick_device', 'has_fast_bf16', 'autocast', 'machine', 'import_torchaudio',
-           'atomic_write', 'file_hash', 'write_json', 'read_json', 'progress', 'Timer', 'steps_for', 'StopSoon']
+           'atomic_write', 'file_hash', 'set_aside', 'write_json', 'read_json', 'progress', 'Timer', 'steps_for',
+           'StopSoon']
 
 # %% ../nbs/00_core.ipynb #8dc7c9c0
-import contextlib, difflib, hashlib, importlib, json, os, platform, signal, sys, threading, time, types
+import contextlib, difflib, hashlib, importlib, json, os, platform, shutil, signal, sys, threading, time, types
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -224,6 +225,15 @@ def file_hash(path) -> str:
     "SHA-256 of a file's bytes, in hexadecimal digits."
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+def set_aside(folder) -> None:
+    "Renames a folder to `folder.old`, in place of an earlier one: what is made anew begins with nothing, and what was there is not lost."
+    folder = Path(folder)
+    old = folder.with_name(f"{folder.name}.old")
+    try:
+        if old.exists(): shutil.rmtree(old)
+        if folder.exists(): os.replace(folder, old)
+    except OSError as e: raise BadInput(f"{folder}: cannot be renamed to {old.name} ({e.strerror or e}); choose another folder.") from e
 
 def write_json(path, obj) -> Path:
     "Writes `obj` as indented JSON, atomically."

@@ -8,10 +8,10 @@ __all__ = ['TYPES', 'ABOVE_0', 'STORED', 'MET', 'Stages', 'time_left', 'expected
            'split_settings', 'sized_tokenizer', 'check_tokenizer', 'check_training', 'check_base', 'tokenizer_class',
            'train_sense', 'sound_lengths', 'trained_elsewhere', 'senses_of', 'train_both', 'make_tokens', 'train_model',
            'put_together', 'validation_clips', 'stored_clip', 'run_pipeline', 'run_facts', 'seconds_of', 'steps_of',
-           'count_files', 'folder_state', 'write_held_out']
+           'count_files', 'folder_state', 'learnt', 'weights_in', 'named_files', 'tokens_in', 'write_held_out']
 
 # %% ../nbs/42_run.ipynb #fdb9aafc
-import csv, io, os
+import csv, io, os, shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, fields
 from multiprocessing import get_context
@@ -23,7 +23,7 @@ import torch
 
 from .captions import TextTokenizer
 from .core import (LATER, BadInput, ClipSpec, ConfigMismatch, Preset, Timer, atomic_write, autocast, did_you_mean, file_hash, fingerprint,
-                          get_preset, pick_device, read_json, write_json)
+                          get_preset, pick_device, read_json, set_aside, write_json)
 from .cosmos import CosmosTokenizer
 from .curation import ClipDataset, curate, vggsound_rows
 from .describe import Checkpoint, ClipArrays, acquaint, calibrate, save_checkpoint, tokenize_arrays
@@ -44,16 +44,21 @@ class Stages:
         say=print,          # where one line per stage goes
         expected=None,      # {stage: about how many seconds it takes}: only the proportions count, the pace is measured on the way
     ):
-        self.out, self.say, self.chain, self.seconds = Path(out), say, "", {}
+        self.out, self.say, self.seconds = Path(out), say, {}
         self.expected, self.pace = dict(expected or {}), 1.0
         try: (self.out / "stages").mkdir(parents=True, exist_ok=True)
         except OSError as e: raise BadInput(f"{out}: this folder cannot be made ({e.strerror}); choose another with --out.") from e
 
-    def __call__(self, name: str, settings, work):
-        "Does `work()` unless a stage of this name, with these settings and the same stages before it, has been finished here."
-        self.chain = fingerprint([self.chain, name, settings]); note = self.out / "stages" / f"{name}.json"
+    def __call__(self,
+        name: str,
+        reads,        # everything that decides what comes out: settings, and the content of what is read
+        work,
+        makes: str = "",   # a file of the run that the stage leaves
+    ):
+        "Does `work()` unless a stage of this name that read the same has been finished here and what it made is still there."
+        key, note = fingerprint([name, reads]), self.out / "stages" / f"{name}.json"
         own = self.expected.pop(name, 0.0)
-        if note.exists() and read_json(note).get("settings") == self.chain:
+        if note.exists() and read_json(note).get("reads") == key and (self.out / makes).exists():
             self.seconds[name] = read_json(note)["seconds"]
             self.say(f"✓ {name}: done before, in {self.seconds[name]:.0f} s")
             return
@@ -64,7 +69,7 @@ class Stages:
             with Timer() as t: work()
         finally: os.environ.pop(LATER, None)
         if own: self.pace = t.seconds / own
-        self.seconds[name] = t.seconds; write_json(note, dict(settings=self.chain, seconds=t.seconds))
+        self.seconds[name] = t.seconds; write_json(note, dict(reads=key, seconds=t.seconds))
         self.say(f"✓ {name}: {t.seconds:.0f} s")
 
 def time_left(seconds: float) -> str:
@@ -99,6 +104,10 @@ class StreetSplits:
     def __getitem__(self, i):
         first, second = self.parts
         return first[i] if i < len(first) else second[i - len(first)]
+    @property
+    def config(self) -> list:
+        "What decides the clips."
+        return [WORLD_VERSION, *map(vars, self.parts)]
 
 # %% ../nbs/42_run.ipynb #46353402
 def make_street(out: Path, preset: Preset, seed: int, workers: int) -> None:
@@ -226,6 +235,7 @@ def train_sense(
     seed: int = 0,
     threads: int | None = None,    # None: as many as torch takes by itself
     device: str | None = None,
+    renew: str = "clips",    # what is trained anew, as in `train_tokenizer`
 ) -> list:               # history
     "Trains one tokenizer on the training clips of a data set and writes it to `out`."
     if threads: torch.set_num_threads(threads)
@@ -237,7 +247,7 @@ def train_sense(
     tokenizer = sized_tokenizer(sense, own | dict(seed=seed), sizes)
     train = tokenizer.training_config(**loop, seed=seed)
     lengths = sound_lengths(dataset, keys) if sense == "audio" else None
-    return train_tokenizer(tokenizer, arrays, train, out=out, lengths=lengths, names=keys)
+    return train_tokenizer(tokenizer, arrays, train, out=out, lengths=lengths, names=keys, renew=renew)
 
 def sound_lengths(dataset, keys) -> np.ndarray | None:
     "How many columns of each clip's spectrogram are sound and not filling; None where all are full."
@@ -261,11 +271,13 @@ def train_both(out: Path, preset: Preset, seed: int, device: str | None = None) 
     "Trains the two tokenizers at the same time, each in a process with half of the cores; one that is finished already is copied."
     found = {s: trained_elsewhere(getattr(preset, s), preset.clip) for s in senses_of(out / "data")}
     todo = [s for s in found if found[s] is None]
-    for s in set(found) - set(todo): found[s].save_pretrained(out / f"{s}_tokenizer")
+    for s in set(found) - set(todo):
+        (out / f"{s}_tokenizer" / "training.json").unlink(missing_ok=True)      # of another tokenizer, trained here before
+        found[s].save_pretrained(out / f"{s}_tokenizer")
     if not todo: return
     threads = max(1, torch.get_num_threads() // len(todo))
     with ProcessPoolExecutor(len(todo), get_context("spawn")) as pool:
-        jobs = [pool.submit(train_sense, s, out / "data", out / f"{s}_tokenizer", getattr(preset, s), seed, threads, device) for s in todo]
+        jobs = [pool.submit(train_sense, s, out / "data", out / f"{s}_tokenizer", getattr(preset, s), seed, threads, device, "all") for s in todo]
         for job in jobs: job.result()
 
 # %% ../nbs/42_run.ipynb #0bda48e0
@@ -280,13 +292,15 @@ def train_model(out: Path, preset: Preset, seed: int, say=print, device: str | N
     own = dict(preset.model); base, words = own.pop("pretrained", None), own.pop("text", None)      # a trained model to start from, and its words
     settings = dict(preset.train) if base else dict(preset.train, model=own | dict(preset.train.get("model", {})))
     config = FinetuneConfig(**settings | (dict(device=device) if device else {}), seed=seed); say(f"  in {arithmetic(config)}")
-    finetune(out / "tokens", out / "training", config, model=base, text=words)
+    finetune(out / "tokens", out / "training", config, model=base, text=words, renew="all")
 
 # %% ../nbs/42_run.ipynb #5c933a24
 MET = 800      # training clips that say what is familiar
 
 def put_together(out: Path, preset: Preset, seed: int, world: str | None, device: str | None = None) -> None:
-    "Calibrates on validation clips and writes the finished checkpoint to `out/model`."
+    "Calibrates on validation clips and writes the finished checkpoint to `out/model`, whole or not at all."
+    new = out / "model.new"
+    shutil.rmtree(new, ignore_errors=True)
     device, there = pick_device(device), senses_of(out / "data")
     audio, video = (load_tokenizer(out / f"{s}_tokenizer", device) if s in there else None for s in ("audio", "video"))
     model = FourM.from_pretrained(out / "training").to(device); text = TextTokenizer.from_file(out / "training" / "text_tokenizer.json")
@@ -295,11 +309,14 @@ def put_together(out: Path, preset: Preset, seed: int, world: str | None, device
     dataset = ClipDataset(out / "data"); known = validation_clips(checkpoint, dataset)
     if known: calibrate(checkpoint, *known)
     keys = dataset.keys("train") or dataset.keys(); acquaint(checkpoint, (stored_clip(dataset, k) for k in keys[::max(1, -(-len(keys) // MET))]))
-    save_checkpoint(out / "model", model, audio, video, text, checkpoint.settings, preset.clip, checkpoint.familiar,
+    save_checkpoint(new, model, audio, video, text, checkpoint.settings, preset.clip, checkpoint.familiar,
                     checkpoint.labels)
     labels = dict(zip(dataset.manifest.key, dataset.manifest.label)); heard = set(dataset.keys(modality="audio"))
     keys = [k for k in keys if k in heard and labels[k] in checkpoint.labels]
-    if keys: save_judge(train_judge(dataset.stack("mel", keys), [labels[k] for k in keys], checkpoint.labels, seed=seed), out / "model")
+    if keys: save_judge(train_judge(dataset.stack("mel", keys), [labels[k] for k in keys], checkpoint.labels, seed=seed), new)
+    set_aside(out / "model")
+    os.replace(new, out / "model")
+    shutil.rmtree(out / "model.old", ignore_errors=True)
 
 # %% ../nbs/42_run.ipynb #9cd9d5e7
 def validation_clips(checkpoint, dataset, limit: int = 150) -> tuple:
@@ -336,18 +353,26 @@ def run_pipeline(
     if data is not None and not (Path(data).is_file() if clips else Path(data).is_dir()):
         raise BadInput(f"{data}: there is no such {'list' if clips else 'folder'}.")
     if data is None:
-        stage("clips", [asdict(preset.clip), preset.data, seed, world], lambda: make_street(out, preset, seed, workers))
+        stage("clips", [asdict(preset.clip), preset.data, seed, world], lambda: make_street(out, preset, seed, workers), "data/manifest.parquet")
         if preset.data.get("ceiling"): stage("ceiling", preset.data["ceiling"], lambda: measure_ceiling(out, preset.data["ceiling"], seed, workers))
-    else: stage("clips", [asdict(preset.clip), str(Path(data).resolve()), folder_state(Path(clips or data)), labels_file and file_hash(labels_file)],
-                lambda: curate_folder(Path(data), out, preset, workers, clips, labels_file))
+    else:
+        lists = [file_hash(f) for f in (clips and data, labels_file) if f]
+        stage("clips", [asdict(preset.clip), str(Path(data).resolve()), folder_state(Path(clips or data)), lists],
+              lambda: curate_folder(Path(data), out, preset, workers, clips, labels_file), "data/manifest.parquet")
     test, held_out = (out / "test", None) if data is None else (Path(clips or data), write_held_out(Path(data), out, clips))
     read_truth(test, labels_file=held_out)      # where there is nothing to judge, that is said before the training
-    stage("tokenizers", [preset.audio, preset.video, seed], lambda: train_both(out, preset, seed, device))
-    stage("tokens", [], lambda: make_tokens(out, device))
-    stage("4M", [preset.model, preset.train, seed], lambda: train_model(out, preset, seed, say, device))
-    stage("calibration", [MET], lambda: put_together(out, preset, seed, world, device))
+    dataset, both = ClipDataset(out / "data"), [out / f"{s}_tokenizer" for s in ("audio", "video")]
+    stage("tokenizers", [learnt(dataset), preset.audio, preset.video, named_files(preset.audio, preset.video), seed],
+          lambda: train_both(out, preset, seed, device))
+    stage("tokens", [dataset.identity, weights_in(*both)], lambda: make_tokens(out, device), "tokens/tokens.json")
+    stage("4M", [tokens_in(out / "tokens"), preset.model, preset.train, named_files(preset.model), seed],
+          lambda: train_model(out, preset, seed, say, device), "training/model.safetensors")
+    stage("calibration", [dataset.identity, weights_in(out / "training", *both), MET, seed], lambda: put_together(out, preset, seed, world, device),
+          "model/describe.json")
     facts = lambda: dict(seconds=seconds_of(stage, out), **run_facts(out, world))
-    stage("evaluation", [], lambda: evaluate_folder(test, out / "model", workers, out=out, extra=facts(), labels_file=held_out, device=device))
+    judged = [dataset.identity if held_out else None, file_hash(held_out or test / "truth.csv"), weights_in(out / "model")]
+    stage("evaluation", judged, lambda: evaluate_folder(test, out / "model", workers, out=out, extra=facts(), labels_file=held_out, device=device),
+          "report.html")
     return read_json(out / "report.json")
 
 # %% ../nbs/42_run.ipynb #1df3f32d
@@ -368,7 +393,9 @@ def run_facts(out: Path, world: str | None = None) -> dict:
 # %% ../nbs/42_run.ipynb #9a39e110
 def seconds_of(stage: Stages, out: Path) -> dict:
     "Seconds of every stage; of a training that was interrupted, all of its parts."
-    return stage.seconds | {"4M": max(stage.seconds["4M"], read_json(out / "training" / "run.json")["seconds"])}
+    notes = {"4M": [out / "training" / "run.json"], "tokenizers": [out / f"{s}_tokenizer" / "training.json" for s in ("audio", "video")]}
+    trained = {name: max([read_json(f)["seconds"] for f in files if f.exists()], default=0) for name, files in notes.items()}
+    return {name: max(seconds, trained.get(name, 0)) for name, seconds in stage.seconds.items()}
 
 def steps_of(out: Path) -> dict:
     "Steps of every training of a run."
@@ -381,8 +408,30 @@ def count_files(folder) -> int:
     return sum(p.is_file() for p in Path(folder).rglob("*"))
 
 def folder_state(data: Path) -> str:
-    "A fingerprint of the names, sizes and times of a folder's files: another one means other clips."
-    return fingerprint(sorted((str(p.relative_to(data)), p.stat().st_size, p.stat().st_mtime_ns) for p in data.rglob("*") if p.is_file()))
+    "A fingerprint of the names, sizes and times of a folder's files: under another one the clips have to be looked at."
+    found = ((str(p.relative_to(data)), p.stat()) for p in data.rglob("*") if p.is_file())
+    return fingerprint(sorted((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in found))
+
+def learnt(dataset: ClipDataset) -> str:
+    "A fingerprint of the training clips as tokenizers read them: labels and words are none of their business."
+    m = dataset.manifest
+    rows = m[m.split == "train"] if (m.split == "train").any() else m
+    columns = ["key", "content", "duration", "has_audio", "has_video", "silent"]
+    return fingerprint([dataset.about["settings"], rows[columns].astype(str).to_numpy()])
+
+def weights_in(*folders) -> list:
+    "The content of every file of some models but pictures, logs and notes: a name for what they answer."
+    kinds = (".safetensors", ".jit", "config.json", "tokenizer.json", "describe.json")
+    return [[str(f.relative_to(folder)), file_hash(f)] for folder in folders for f in sorted(Path(folder).rglob("*")) if f.name.endswith(kinds)]
+
+def named_files(*settings) -> list:
+    "The content of the models and files that settings name."
+    named = [Path(v) for s in settings for v in s.values() if isinstance(v, str | Path) and Path(v).exists()]
+    return [weights_in(v) if v.is_dir() else file_hash(v) for v in named]
+
+def tokens_in(folder: Path) -> list:
+    "The content of the tokens in a folder: what its ledger says of every shard."
+    return [read_json(folder / "tokens.json"), *(read_json(p)["sha256"] for p in sorted((folder / "ledger").glob("shard-*.json")))]
 
 # %% ../nbs/42_run.ipynb #80dc70e2
 def write_held_out(data: Path, out: Path, clips=None) -> Path:

@@ -8,7 +8,7 @@ __all__ = ['FORMAT', 'FOLDER_LIMIT', 'SHARD_SIZE', 'token_dtype', 'file_stem', '
            'tokenize_dataset', 'TokenTable', 'TokenDataset', 'BatchOrder', 'TokenBatches', 'token_batches']
 
 # %% ../nbs/25_tokenize.ipynb #ca28e94e
-import hashlib, io, json, tarfile, warnings
+import hashlib, io, json, shutil, tarfile, warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -115,8 +115,8 @@ def token_row(row) -> dict:
     if hasattr(attributes, "to_dict"): attributes = attributes.to_dict()
     text = {k: None if row.get(k) is None or row.get(k) != row.get(k) else str(row.get(k)) for k in ("key", "label", "split", "group")}
     states = modality_states(row.get("has_audio", True), row.get("silent", False), row.get("has_video", True))
-    return dict(**text, captions=list(parsed(row.get("captions"), [])), attributes=attributes, silent=bool(row.get("silent", False)),
-                has_audio=states["audio"] == "used", has_video=states["video"] == "used")
+    return dict(**text, content=str(row.get("content") or ""), captions=list(parsed(row.get("captions"), [])), attributes=attributes,
+                silent=bool(row.get("silent", False)), has_audio=states["audio"] == "used", has_video=states["video"] == "used")
 
 # %% ../nbs/25_tokenize.ipynb #4970e711
 def encode_clips(
@@ -124,9 +124,14 @@ def encode_clips(
     rows: list,              # rows of the clips, as `token_row` gives them
     sense: Sense,
     batch_size: int = 64,
+    known: dict | None = None,   # content → ids of clips that were encoded before
 ) -> np.ndarray:             # (len(rows), n); a clip without this sense has zeros, and its row says so
     "The ids of one sense for the clips in `rows`."
-    have = [i for i, r in enumerate(rows) if r[sense.flag]]; ids = None
+    known = known or {}; there = [i for i, r in enumerate(rows) if r[sense.flag] and r["content"] in known]
+    have = [i for i, r in enumerate(rows) if r[sense.flag] and r["content"] not in known]; ids = None
+    if there:
+        found = np.stack([known[rows[i]["content"]] for i in there]); ids = np.zeros((len(rows), found.shape[1]), found.dtype)
+        ids[there] = found
     for start in range(0, len(have), batch_size):
         part = have[start:start + batch_size]
         out = sense.encode(dataset.stack(sense.stored, [rows[i]["key"] for i in part]))
@@ -209,20 +214,28 @@ def tokenize_dataset(
     layout: str = "auto",     # `folder`, `shards`, or by the number of clips
     save_tokenizers: bool = True,   # keep a copy of the tokenizers beside the tokens
 ) -> Path:                    # `out_dir`
-    "Turns every clip into tokens. Raises `ConfigMismatch` if `out_dir` holds tokens of other tokenizers."
+    """Turns every clip into tokens.
+
+    What `out_dir` holds of the same clips by the same tokenizers stays; tokens of other tokenizers are removed before the first new one is written."""
     dataset, out, prepare = _as_dataset(dataset_dir), Path(out_dir), prepare or {}
     both = dict(audio=(audio_stored, audio_tokenizer), video=(video_stored, video_tokenizer))
     senses = [Sense(name, stored, t, prepare.get(name)) for name, (stored, t) in both.items() if t is not None]
     if not senses: raise BadInput("There is no tokenizer to use; give an audio tokenizer, a video tokenizer or both.")
     keys = list(dataset.keys())
     if not keys: raise BadInput(f"{dataset_dir}: there are no clips to tokenize.")
-    layout = _open_tokens(out, senses, len(keys), layout)
-    about = _about(dataset, senses, keys)
-    head = dict(format=FORMAT, layout=layout, clips=len(keys), shard_size=SHARD_SIZE, modalities=about, complete=False)
-    if not (out/"tokens.json").exists(): write_json(out/"tokens.json", head)
-    if save_tokenizers: _save_tokenizers(out, senses)
-    _write_shards(dataset, out, layout, keys, senses, about, batch_size)
-    write_json(out/"tokens.json", dict(head, complete=True))
+    old, about = _old_head(out), _about(dataset, senses, keys)
+    head = dict(format=FORMAT, layout=_layout(layout, old, len(keys)), clips=len(keys), shard_size=SHARD_SIZE,
+                data=getattr(dataset, "about", {}).get("settings", ""), modalities=about, complete=False)
+    if old and any(old.get(k) != json.loads(json.dumps(head[k])) for k in ("format", "layout", "data", "modalities")):
+        _remove_tokens(out, old)
+    shards = _shards(dataset, keys, head)
+    if _left(out, shards, old) or not old.get("complete"):
+        known = _known_ids(out, old) if (out/"tokens.json").exists() else {}
+        write_json(out/"tokens.json", head)
+        if save_tokenizers: _save_tokenizers(out, senses)
+        _write_shards(dataset, out, head, shards, senses, batch_size, known)
+        _sweep(out, head, shards)
+        write_json(out/"tokens.json", dict(head, complete=True))
     return out
 
 # %% ../nbs/25_tokenize.ipynb #69d60165
@@ -246,30 +259,62 @@ def _save_tokenizers(out: Path, senses: list):
         if hasattr(s.tokenizer, "save_pretrained") and not (out/f"{s.name}_tokenizer"/"config.json").exists():
             s.tokenizer.save_pretrained(out/f"{s.name}_tokenizer")
 
-def _write_shards(dataset, out, layout, keys, senses, about, batch_size):
-    starts = range(0, len(keys), SHARD_SIZE); bar = progress(desc="tokenize", total=len(keys))
-    for number, start in enumerate(starts):
-        rows = [token_row(dict(dataset.row(k), key=k)) for k in keys[start:start + SHARD_SIZE]]
-        settings = fingerprint([FORMAT, layout, about, rows], 16)
+def _shards(dataset, keys: list, head: dict) -> list:
+    "Rows of every shard, and a fingerprint of them and of what makes tokens of them."
+    parts = [[token_row(dict(dataset.row(k), key=k)) for k in keys[i:i + SHARD_SIZE]] for i in range(0, len(keys), SHARD_SIZE)]
+    made_by = [head[k] for k in ("format", "layout", "data", "modalities")]
+    return [(rows, fingerprint([*made_by, rows], 16)) for rows in parts]
+
+def _left(out: Path, shards: list, old: dict) -> bool:
+    "Whether any shard is still to be made, or the folder holds more clips than are asked for."
+    done = all(shard_is_done(out, number, settings) for number, (_, settings) in enumerate(shards))
+    return not done or old.get("clips") != sum(len(rows) for rows, _ in shards)
+
+def _write_shards(dataset, out, head, shards, senses, batch_size, known):
+    bar = progress(desc="tokenize", total=head["clips"])
+    for number, (rows, settings) in enumerate(shards):
         if not shard_is_done(out, number, settings):
-            ids = {s.name: encode_clips(dataset, rows, s, batch_size) for s in senses}
+            ids = {s.name: encode_clips(dataset, rows, s, batch_size, known.get(s.name)) for s in senses}
             for s in senses:
-                if ids[s.name] is None: ids[s.name] = np.zeros((len(rows), about[s.name]["tokens"]), token_dtype(s.tokenizer.vocab_size))
-            write_shard(out, number, layout, rows, ids, settings)
+                n = head["modalities"][s.name]["tokens"]
+                if ids[s.name] is None: ids[s.name] = np.zeros((len(rows), n), token_dtype(s.tokenizer.vocab_size))
+            write_shard(out, number, head["layout"], rows, ids, settings)
         bar.update(len(rows))
     bar.close()
 
 # %% ../nbs/25_tokenize.ipynb #2e895a3b
-def _open_tokens(out: Path, senses: list, n: int, layout: str) -> str:
-    "The layout of `out`, after making sure that it holds no tokens of other tokenizers."
+def _old_head(out: Path) -> dict:
+    return read_json(out/"tokens.json") if (out/"tokens.json").exists() else {}
+
+def _layout(layout: str, old: dict, n: int) -> str:
+    "The layout that there is, or the one asked for; `auto` goes by the number of clips."
     if layout not in ("auto", "folder", "shards"): raise BadInput(f"There is no layout {layout!r}; choose auto, folder or shards.")
-    if not (out/"tokens.json").exists(): return ("folder" if n <= FOLDER_LIMIT else "shards") if layout == "auto" else layout
-    old = read_json(out/"tokens.json")
-    for s in senses:
-        have = old["modalities"].get(s.name, {}).get("fingerprint")
-        if have != s.tokenizer.fingerprint:
-            raise ConfigMismatch(f"{out}: its {s.name} tokens are by tokenizer {have}, not {s.tokenizer.fingerprint}; use another folder.")
-    return old["layout"]
+    return old.get("layout") or (layout if layout != "auto" else "folder" if n <= FOLDER_LIMIT else "shards")
+
+def _remove_tokens(out: Path, old: dict):
+    "Removes the tokens of other tokenizers, and those tokenizers; what says that they are there goes first."
+    (out/"tokens.json").unlink(missing_ok=True)
+    for name in ("ledger", "rows", *old.get("modalities", {}), *(f"{m}_tokenizer" for m in old.get("modalities", {}))):
+        shutil.rmtree(out/name, ignore_errors=True)
+
+def _known_ids(out: Path, old: dict) -> dict:
+    "{modality: {content: ids}} of the clips in every shard that is whole."
+    known = {m: {} for m in old["modalities"]}
+    for path in sorted((out/"ledger").glob("shard-?????.json")):
+        try: rows, ids = read_shard(out, int(path.stem[6:]), old["layout"], old["modalities"])
+        except (ValueError, OSError, KeyError, TypeError): continue
+        for m, there in known.items():
+            there.update((r["content"], i) for r, i in zip(rows, ids[m]) if r.get("content") and r[f"has_{m}"])
+    return known
+
+def _sweep(out: Path, head: dict, shards: list):
+    "Removes what clips that are no longer there have left."
+    names = {f"shard-{number:05d}" for number in range(len(shards))}
+    stems = names if head["layout"] == "shards" else {file_stem(r["key"]) for rows, _ in shards for r in rows}
+    listed = dict.fromkeys(head["modalities"], stems) | dict(rows=names, ledger=names)
+    for folder, kept in listed.items():
+        for path in (out/folder).glob("[!.]*"):
+            if path.stem not in kept: path.unlink(missing_ok=True)
 
 # %% ../nbs/25_tokenize.ipynb #6f2c81d7
 def _read_whole(root: Path, about: dict) -> tuple:   # (rows, {modality: (n, tokens)}, what was left out)

@@ -9,12 +9,12 @@ __all__ = ['KINDS', 'nearest', 'usage', 'kmeans', 'Quantizer', 'first_codes', 'V
            'decode_ids', 'save_tokenizer', 'find_folder', 'download_tokenizer', 'read_weights', 'read_settings',
            'read_tokenizer', 'load_tokenizer', 'push_tokenizer', 'TrainConfig', 'training_config', 'batch_indices',
            'rate_at', 'beta_at', 'TokenizerTrainer', 'start_from_data', 'train_step', 'principal_axes', 'start_on_axes',
-           'start_network', 'count_steps', 'TrainingLog', 'training_key', 'save_checkpoint', 'check_weights',
-           'load_checkpoint', 'run_steps', 'finished_training', 'begun_training', 'how_to_go_on', 'train_tokenizer',
-           'evaluate_tokenizer']
+           'start_network', 'count_steps', 'TrainingLog', 'data_key', 'training_key', 'save_checkpoint',
+           'check_weights', 'load_checkpoint', 'run_steps', 'finished_training', 'begun_training', 'is_other_training',
+           'how_to_go_on', 'train_tokenizer', 'evaluate_tokenizer']
 
 # %% ../nbs/21_vq.ipynb #24105178
-import contextlib, copy, hashlib, importlib, math, time
+import contextlib, copy, functools, hashlib, importlib, math, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import (BadInput, ConfigMismatch, StopSoon, TrainingFailed, atomic_write, autocast, fingerprint, make_generator,
-                          pick_device, progress, read_json, steps_for, write_json)
+                          pick_device, progress, read_json, set_aside, steps_for, write_json)
 from .metrics import codebook_usage, perplexity
 
 # %% ../nbs/21_vq.ipynb #983fad93
@@ -460,6 +460,11 @@ class TokenizerTrainer:
         self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, betas=(0.9, 0.99), foreach=True)
         self.n, self.per_epoch = len(data), max(1, len(data) // config.batch_size)
 
+    @functools.cached_property
+    def content(self) -> str:
+        "What `data_key` says of the clips."
+        return data_key(self.data, self.lengths)
+
     def batch(self, step: int) -> tuple:
         "(batch, lengths) of a step, on the device."
         at = batch_indices(step, self.n, min(self.c.batch_size, self.n), self.c.seed)
@@ -568,10 +573,21 @@ class TrainingLog:
         self.rows.append(row); self.pending = []; return row
 
 # %% ../nbs/21_vq.ipynb #d4525ab7
-def training_key(tok: Tokenizer, data, c: TrainConfig) -> str:
+def data_key(data, lengths=None) -> str:
+    "A hash of every clip that is trained on, and of their lengths."
+    content = hashlib.blake2b(f"{np.shape(data)} {np.asarray(data[:1]).dtype}".encode(), digest_size=12)
+    for i in range(0, len(data), 64):
+        content.update(np.ascontiguousarray(data[i:i + 64]))
+    return fingerprint([content.hexdigest(), None if lengths is None else np.asarray(lengths).tolist()])
+
+def training_key(
+    tok: Tokenizer,
+    data,            # the clips, or what `data_key` says of them
+    c: TrainConfig,
+) -> str:
     "A name for what is trained on what and how: two trainings with the same name may continue each other."
     plain = {k: v for k, v in asdict(c).items() if k not in ("device", "log_every", "save_every")}
-    return fingerprint([tok.config, plain, list(np.shape(data)), np.asarray(data[:1]).astype(np.float64).sum().item()], 16)
+    return fingerprint([tok.config, plain, data if isinstance(data, str) else data_key(data)], 16)
 
 # %% ../nbs/21_vq.ipynb #82a05856
 def save_checkpoint(path, trainer: TokenizerTrainer, log: TrainingLog, step: int, steps: int, seconds: float, key: str):
@@ -590,7 +606,7 @@ def load_checkpoint(path, trainer: TokenizerTrainer, key: str) -> dict:
     "Reads what `save_checkpoint` wrote into the trainer. Raises `ConfigMismatch` if it is of another training, `BadInput` if damaged."
     try: state = torch.load(path, map_location=trainer.device, weights_only=True); found = state["key"]
     except Exception as e: raise BadInput(f"{path}: this checkpoint is damaged; delete it to begin again.") from e
-    if found != key: raise ConfigMismatch(f"{path}: another training was begun here; use another folder or resume=False.")
+    if found != key: raise ConfigMismatch(f"{path}: another training was begun here; use another folder.")
     full = [g["full"] for g in trainer.optimizer.param_groups]       # the rates asked for now, not those of the checkpoint
     trainer.tok.load_state_dict(state["model"]); trainer.optimizer.load_state_dict(state["optimizer"])
     for g, rate in zip(trainer.optimizer.param_groups, full): g["full"] = rate
@@ -614,7 +630,7 @@ def finished_training(tok: Tokenizer, out: Path, key: str, resume: bool) -> tupl
     "(history or None, steps or None) that an earlier run left in `out`; loads its weights if it had ended. Raises `ConfigMismatch` for another."
     note = read_json(out/"training.json") if (out/"training.json").exists() else {}
     if note.get("key") != key:
-        if note and resume: raise ConfigMismatch(f"{out}: another tokenizer was trained here; use another folder or resume=False.")
+        if note and resume: raise ConfigMismatch(f"{out}: another tokenizer was trained here, of other clips or with other settings; use another folder.")
         return None, None
     if not (resume and note["done"]): return None, note["steps"]
     tok.load_state_dict(read_weights(out)); tok.eval()
@@ -626,9 +642,16 @@ def begun_training(trainer: TokenizerTrainer, out: Path, key: str) -> str:
     note = read_json(out/"training.json") if (out/"training.json").exists() else {}
     if note.get("done", True) or not note.get("rates"): return key
     (_, first), (_, last) = note["rates"][0], note["rates"][-1]
-    if trainer.c.lr > last or training_key(trainer.tok, trainer.data, replace(trainer.c, lr=first)) != note["key"]: return key
+    if trainer.c.lr > last or training_key(trainer.tok, trainer.content, replace(trainer.c, lr=first)) != note["key"]: return key
     trainer.rates = note["rates"]
     return note["key"]
+
+def is_other_training(trainer: TokenizerTrainer, out: Path, key: str, renew: str) -> bool:
+    "Whether `out` holds a training of other clips, or for `renew=\"all\"` any other one."
+    note = read_json(out/"training.json") if (out/"training.json").exists() else {}
+    if not note or note["key"] == key: return False
+    with_its_rate = replace(trainer.c, lr=note.get("rates", [[0, note["config"]["lr"]]])[0][1])
+    return renew == "all" or training_key(trainer.tok, note.get("data", ""), with_its_rate) == note["key"]
 
 def how_to_go_on(trainer: TokenizerTrainer, path) -> str:
     "What to do after a step that failed."
@@ -643,7 +666,7 @@ def _train(trainer: TokenizerTrainer, key: str, steps: int, out, resume, show) -
     if out and resume and path.exists(): state = load_checkpoint(path, trainer, key)
     else: start_network(trainer)
     if trainer.c.lr != trainer.rates[-1][1]: trainer.rates.append([state["step"], trainer.c.lr])
-    note = dict(key=key, steps=steps, config=asdict(trainer.c), rates=trainer.rates, done=False)
+    note = dict(key=key, steps=steps, config=asdict(trainer.c), data=trainer.content, rates=trainer.rates, done=False)
     if out: write_json(out/"training.json", note)
     start, log = time.perf_counter(), TrainingLog(trainer.tok.vocab_size, state["rows"], state["pending"])
     spent = lambda: state["seconds"] + time.perf_counter() - start
@@ -668,6 +691,7 @@ def train_tokenizer(
     lengths=None,               # (N,) valid columns or frames of each clip, where clips are padded
     show: bool | None = None,   # progress bar; None = where there is a terminal
     names=None,                 # (N,) what the clips are called where one is at fault; None: their numbers
+    renew: str = "",            # what is made anew, the old folder set aside: `clips`, a training of other clips; `all`, with other settings too
 ) -> list:                      # rows: step, loss, error, perplexity, used, seconds
     """Trains a tokenizer and returns its history. Stopped at any moment, the same call goes on and ends with the same weights.
 
@@ -675,8 +699,10 @@ def train_tokenizer(
     `TrainingFailed` before a step that is not finite;
     after that the call may be repeated with a lower `config.lr`."""
     if len(data) == 0: raise BadInput("There are no clips to train on.")
-    trainer = TokenizerTrainer(tok, data, config, lengths, names); key = training_key(tok, data, config); out = None if out is None else Path(out)
+    trainer = TokenizerTrainer(tok, data, config, lengths, names)
+    key, out = training_key(tok, trainer.content, config), None if out is None else Path(out)
     if out and resume: key = begun_training(trainer, out, key)
+    if out and renew and is_other_training(trainer, out, key, renew): set_aside(out)
     history, steps = finished_training(tok, out, key, resume) if out else (None, None)
     if history is not None: return history
     return _train(trainer, key, steps or count_steps(trainer), out, resume, show)

@@ -21,8 +21,17 @@ def test_a_stage_is_skipped_until_its_settings_change(tmp_path):
     for setting in (1, 1, 2):
         stage = Stages(tmp_path, say=lambda line: None)
         stage("a", setting, lambda: done.append("a"))
-        stage("b", 0, lambda: done.append("b"))
-    assert done == ["a", "b", "a", "b"]
+        stage("b", [0, "what a made"], lambda: done.append("b"))
+    assert done == ["a", "b", "a"]                                              # b reads what it read before
+
+
+def test_a_stage_is_done_again_where_what_it_made_is_gone(tmp_path):
+    done = []
+    for _ in range(3):
+        Stages(tmp_path, say=lambda line: None)("a", 0, lambda: done.append((tmp_path / "made").touch()), "made")
+        if len(done) == 1:
+            (tmp_path / "made").unlink()
+    assert len(done) == 2
 
 
 def test_a_stage_that_fails_is_not_done(tmp_path):
