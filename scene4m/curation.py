@@ -7,7 +7,7 @@ __all__ = ['REASONS', 'COLUMNS', 'LISTS', 'BESIDE', 'PAPER_COUNTS', 'FAILURES', 
            'versions', 'CurationSettings', 'process_clip', 'FactoryRange', 'FileRow', 'read_row', 'safe_key',
            'read_lines', 'read_table', 'folder_rows', 'vggsound_list', 'failure_kind', 'read_downloads', 'clip_files',
            'vggsound_rows', 'class_table', 'join_captions', 'yt_dlp_fetch', 'fetch_options', 'download', 'unpack_clips',
-           'add_archive', 'FolderShard', 'TarShard', 'ShardJob', 'read_ledger', 'Before', 'do_shard', 'assign_splits',
+           'add_archive', 'FolderShard', 'TarShard', 'ShardJob', 'Before', 'read_ledger', 'do_shard', 'assign_splits',
            'assemble', 'summarise', 'verify_dataset', 'curate', 'ClipDataset', 'ClipLoader']
 
 # %% ../nbs/13_curation.ipynb #d08a3e76
@@ -893,6 +893,43 @@ class ShardJob:
     def hashed(self) -> Path: return Path(self.out) / "ledger" / f".{self.name}.hashes.json"
 
 # %% ../nbs/13_curation.ipynb #ecaf2926
+@dataclass
+class Before:
+    "What is known of a clip that was read before, and where its arrays lie."
+    row: dict
+    job: str       # the id of the shard it is in
+    name: str      # the name of that shard
+    files: dict    # of its ledger: path → size and checksum
+
+MEASURED = ("duration", "fps", "size", "crop", "has_audio", "has_video", "silent", "still", "rms", "decode", "versions", "content")
+
+def _read_before(item: FileRow, content: str, job: ShardJob) -> tuple[dict, dict] | None:
+    "Row and arrays of a clip that was read before from the same bytes; None where it must be read."
+    old = job.before.get(item.key)
+    if old is None or not content or item.reason: return None
+    if (old.row["file"], old.row["offset"], old.row["status"]) != (content, item.offset, "kept"): return None
+    try: arrays = {m: _array_before(job, old, m, item.key) for m in job.settings.modalities}
+    except (OSError, KeyError, ValueError, EOFError, tarfile.TarError): return None
+    return {**_row(item.raw()), **{c: old.row[c] for c in MEASURED}}, arrays
+
+def _array_before(job: ShardJob, old: Before, modality: str, key: str) -> np.ndarray:
+    folder = Path(job.out) / modality
+    if job.settings.layout == "folder":
+        data = (folder / f"{key}.npy").read_bytes()
+        if hashlib.sha256(data).hexdigest() != old.files[f"{modality}/{key}.npy"][1]: raise ValueError("another array")
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    aside = folder / f".before-{old.job}-{old.name}.tar"
+    path = aside if aside.exists() else folder / f"{old.name}.tar"
+    with open(path, "rb") as f:
+        start, size = _members(str(path), os.stat(path).st_mtime_ns)[key]
+        f.seek(start)
+        return np.load(io.BytesIO(f.read(size)), allow_pickle=False)
+
+@functools.lru_cache(maxsize=8)
+def _members(path: str, mtime: int) -> dict:
+    "Where the members of a tar lie in it."
+    with tarfile.open(path) as tar: return {m.name.removesuffix(".npy"): (m.offset_data, m.size) for m in tar if m.isfile()}
+
 def _one(item, job: ShardJob, reader) -> tuple[dict, dict | None]:
     "The row and the arrays of one item, whatever it is."
     if isinstance(item, FileRow):
@@ -947,14 +984,6 @@ def read_ledger(job: ShardJob) -> dict | None:
     return ledger
 
 # %% ../nbs/13_curation.ipynb #7d1b3757
-@dataclass
-class Before:
-    "What is known of a clip that was read before, and where its arrays lie."
-    row: dict
-    job: str       # the id of the shard it is in
-    name: str      # the name of that shard
-    files: dict    # of its ledger: path → size and checksum
-
 def _lay_aside(job: ShardJob, alone: bool = True):
     "Removes unfinished files of a shard, and puts what is finished where clips that are still true can be taken from."
     out = Path(job.out)
@@ -995,35 +1024,6 @@ def _recall(out: Path, jobs, hashes: dict):
         if key in undone: undone[key].before[key] = before
 
 # %% ../nbs/13_curation.ipynb #5a4a3d44
-MEASURED = ("duration", "fps", "size", "crop", "has_audio", "has_video", "silent", "still", "rms", "decode", "versions", "content")
-
-def _read_before(item: FileRow, content: str, job: ShardJob) -> tuple[dict, dict] | None:
-    "Row and arrays of a clip that was read before from the same bytes; None where it must be read."
-    old = job.before.get(item.key)
-    if old is None or not content or item.reason: return None
-    if (old.row["file"], old.row["offset"], old.row["status"]) != (content, item.offset, "kept"): return None
-    try: arrays = {m: _array_before(job, old, m, item.key) for m in job.settings.modalities}
-    except (OSError, KeyError, ValueError, EOFError, tarfile.TarError): return None
-    return {**_row(item.raw()), **{c: old.row[c] for c in MEASURED}}, arrays
-
-def _array_before(job: ShardJob, old: Before, modality: str, key: str) -> np.ndarray:
-    folder = Path(job.out) / modality
-    if job.settings.layout == "folder":
-        data = (folder / f"{key}.npy").read_bytes()
-        if hashlib.sha256(data).hexdigest() != old.files[f"{modality}/{key}.npy"][1]: raise ValueError("another array")
-        return np.load(io.BytesIO(data), allow_pickle=False)
-    aside = folder / f".before-{old.job}-{old.name}.tar"
-    path = aside if aside.exists() else folder / f"{old.name}.tar"
-    with open(path, "rb") as f:
-        start, size = _members(str(path), os.stat(path).st_mtime_ns)[key]
-        f.seek(start)
-        return np.load(io.BytesIO(f.read(size)), allow_pickle=False)
-
-@functools.lru_cache(maxsize=8)
-def _members(path: str, mtime: int) -> dict:
-    "Where the members of a tar lie in it."
-    with tarfile.open(path) as tar: return {m.name.removesuffix(".npy"): (m.offset_data, m.size) for m in tar if m.isfile()}
-
 def _make_shard(job: ShardJob, tick):
     s, rows, sums, shapes = job.settings, [], {}, {}
     files = (TarShard if s.layout == "shards" else FolderShard)(Path(job.out), job.name)
@@ -1122,7 +1122,7 @@ def _layout(rows, out: Path, layout: str, limit) -> str:
     return "shards" if count > 2000 else "folder"
 
 # %% ../nbs/13_curation.ipynb #c513df00
-def _rows_of(source, clips, labels, labels_file, captions, limit, refuse, hashes):
+def _rows_of(source, clips, labels, labels_file, captions, limit, refuse, hashes=None):
     "What the source holds: a list, a factory or an iterator."
     if isinstance(source, (str, os.PathLike)):
         if clips is not None: source = vggsound_rows(source, clips, LABELS if labels is None else labels, limit=limit)
@@ -1317,7 +1317,8 @@ def _refuse_equal_content(rows: dict, settings: CurationSettings):
 # %% ../nbs/13_curation.ipynb #45a8824f
 def _sweep(out: Path, settings: CurationSettings, ledgers: list, jobs: list):
     "Removes shards and arrays that an earlier, longer list of clips left behind."
-    for path in [*(out / "ledger").glob(".before-*"), *(p for m in settings.modalities for p in (out / m).glob(".before-*.tar"))]:
+    stale = [p for p in (out / "ledger").glob(".shard-*.hashes.json") if p not in {j.hashed for j in jobs}]
+    for path in [*stale, *(out / "ledger").glob(".before-*"), *(p for m in settings.modalities for p in (out / m).glob(".before-*.tar"))]:
         with _disk(path): path.unlink(missing_ok=True)
     listed = {p for l in ledgers for p in l["files"]} | {f"ledger/{j.name}.json" for j in jobs}
     ending = "tar" if settings.layout == "shards" else "npy"

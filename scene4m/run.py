@@ -421,7 +421,7 @@ def learnt(dataset: ClipDataset) -> str:
 
 def weights_in(*folders) -> list:
     "The content of every file of some models but pictures, logs and notes: a name for what they answer."
-    kinds = (".safetensors", ".jit", "config.json", "tokenizer.json", "describe.json")
+    kinds = (".safetensors", ".jit", "config.json", "tokenizer.json", "describe.json", "world.json")
     return [[str(f.relative_to(folder)), file_hash(f)] for folder in folders for f in sorted(Path(folder).rglob("*")) if f.name.endswith(kinds)]
 
 def named_files(*settings) -> list:

@@ -82,7 +82,7 @@ def test_class_folders_without_a_list(tmp_path):
         (tmp_path / label).mkdir()
         (tmp_path / label / "a.wav").write_bytes(b"RIFF")
     assert {r.label for r in folder_rows(tmp_path)} == {DOG, LABELS[0], "opera"}
-    assert {(c.label, c.file) for c in read_truth(tmp_path)} == {(x, tmp_path / x / "a.wav") for x in (DOG, LABELS[0])}
+    assert {(c.label, c.file) for c in read_truth(tmp_path, LABELS)} == {(x, tmp_path / x / "a.wav") for x in (DOG, LABELS[0])}
 
 
 def test_columns_and_labels_may_have_blanks_and_capitals(folder):
