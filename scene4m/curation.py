@@ -892,7 +892,7 @@ class ShardJob:
     @property
     def hashed(self) -> Path: return Path(self.out) / "ledger" / f".{self.name}.hashes.json"
 
-# %% ../nbs/13_curation.ipynb #ecaf2926
+# %% ../nbs/13_curation.ipynb #ecaf2901
 @dataclass
 class Before:
     "What is known of a clip that was read before, and where its arrays lie."
@@ -930,6 +930,7 @@ def _members(path: str, mtime: int) -> dict:
     "Where the members of a tar lie in it."
     with tarfile.open(path) as tar: return {m.name.removesuffix(".npy"): (m.offset_data, m.size) for m in tar if m.isfile()}
 
+# %% ../nbs/13_curation.ipynb #ecaf2926
 def _one(item, job: ShardJob, reader) -> tuple[dict, dict | None]:
     "The row and the arrays of one item, whatever it is."
     if isinstance(item, FileRow):

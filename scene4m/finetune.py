@@ -633,7 +633,7 @@ def plan_steps(run) -> int:
     if c.seconds is None: raise BadInput("Say how long to train: steps, epochs or seconds.")
     return max(1, int(c.seconds / seconds_per_step(run)))
 
-# %% ../nbs/33_finetune.ipynb #bb5d3903
+# %% ../nbs/33_finetune.ipynb #bb5d3901
 def check_names(config: FinetuneConfig, ds: TokenDataset):
     "Raises `BadInput` for a modality in the schemes or weights that nobody knows; audio and video are known where the data lack them."
     known = ["caption", "category", "audio", "video", *ds.modalities]
@@ -653,6 +653,7 @@ def weights_key(model) -> str:
         digest.update(name.encode() + t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
+# %% ../nbs/33_finetune.ipynb #bb5d3903
 class Run:
     "One training run in one folder."
     def __init__(self, tokens, out, config: FinetuneConfig, model=None, text=None):
