@@ -1149,7 +1149,8 @@ def _stream_jobs(stream, out, settings, features):
 def _compare_stream(job):
     kept = [(row["key"], row["label"], row["content"]) for row in _read_rows(job)]
     given = [(c.key, c.label, _content(c)) for c in job.items if job.settings.labels is None or c.label in job.settings.labels]
-    if len(kept) != len(given) or any(a[:2] != b[:2] or (b[2] and a[2] != b[2]) for a, b in zip(given, kept)): raise ConfigMismatch(f"{job.out}: the stream gives other clips than last time; use another folder.")
+    if len(kept) != len(given) or any(a[:2] != b[:2] or (b[2] and a[2] != b[2]) for a, b in zip(given, kept)):
+        raise ConfigMismatch(f"{job.out}: the stream gives other clips than last time; use another folder.")
 
 # %% ../nbs/13_curation.ipynb #5f2882a4
 def _jobs(source, out, settings, features, limit):

@@ -200,7 +200,8 @@ def check_tokenizer(sense: str, settings: dict, clip: ClipSpec) -> None:
 def check_training(settings: dict) -> None:
     "Raises `BadInput` for settings with which 4M cannot be trained."
     config = FinetuneConfig(**settings); stages_of(config); autocast("cpu", config.precision)
-    if (config.steps, config.epochs, config.seconds) == (None, None, None): raise BadInput("Say how long to train 4M: train.steps, epochs or seconds.")
+    if (config.steps, config.epochs, config.seconds) == (None, None, None):
+        raise BadInput("Say how long to train 4M: train.steps, epochs or seconds.")
     for name in config.trackers:
         if name not in TRACKERS: raise BadInput(f"There is no tracker {name!r}; choose among {', '.join(TRACKERS)}.")
 
@@ -214,7 +215,7 @@ def check_base(settings: dict) -> None:
     if base is None or not config.is_file(): return
     caption = config_modalities(read_json(config)).get("caption")
     if caption is not None and caption.vocab_size != size:
-        raise ConfigMismatch(f"{words or base}: the text tokenizer has {size} tokens and the model {caption.vocab_size}; they do not belong together.")
+        raise ConfigMismatch(f"{words or base}: the text tokenizer has {size} tokens, the model {caption.vocab_size}; they do not belong together.")
 
 # %% ../nbs/42_run.ipynb #5e1a07a4
 STORED = dict(audio="mel", video="frames")     # what each tokenizer learns from

@@ -216,7 +216,7 @@ def tokenize_dataset(
 ) -> Path:                    # `out_dir`
     """Turns every clip into tokens.
 
-    What `out_dir` holds of the same clips by the same tokenizers stays; tokens of other tokenizers are removed before the first new one is written."""
+    What `out_dir` holds of the same clips by the same tokenizers stays; tokens of other tokenizers are removed before a new one is written."""
     dataset, out, prepare = _as_dataset(dataset_dir), Path(out_dir), prepare or {}
     both = dict(audio=(audio_stored, audio_tokenizer), video=(video_stored, video_tokenizer))
     senses = [Sense(name, stored, t, prepare.get(name)) for name, (stored, t) in both.items() if t is not None]

@@ -630,7 +630,8 @@ def finished_training(tok: Tokenizer, out: Path, key: str, resume: bool) -> tupl
     "(history or None, steps or None) that an earlier run left in `out`; loads its weights if it had ended. Raises `ConfigMismatch` for another."
     note = read_json(out/"training.json") if (out/"training.json").exists() else {}
     if note.get("key") != key:
-        if note and resume: raise ConfigMismatch(f"{out}: another tokenizer was trained here, of other clips or with other settings; use another folder.")
+        if note and resume:
+            raise ConfigMismatch(f"{out}: another tokenizer was trained here, of other clips or with other settings; use another folder.")
         return None, None
     if not (resume and note["done"]): return None, note["steps"]
     tok.load_state_dict(read_weights(out)); tok.eval()

@@ -513,7 +513,8 @@ def given_tokens(describer, sample: Sample, senses=SENSES) -> dict:
 def sample_sentence(describer, given: dict, temperature: float, seed: int = 0) -> str:
     "A sentence drawn at random: the higher the temperature, the bolder."
     ck = describer.checkpoint; generator = make_generator("sentence", seed)
-    return ck.text.decode(generate_text(ck.model, sense_batch(given), rows=1, max_tokens=ck.caption_tokens, temperature=temperature, generator=generator)[0])
+    how = dict(max_tokens=ck.caption_tokens, temperature=temperature, generator=generator)
+    return ck.text.decode(generate_text(ck.model, sense_batch(given), rows=1, **how)[0])
 
 # %% ../nbs/50_widgets.ipynb #188de6f6
 def hide_tokens(
