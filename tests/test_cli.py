@@ -187,12 +187,10 @@ def test_ctrl_c_is_one_line_and_130_and_the_same_command_goes_on(tmp_path):
     def clips(): return {p: p.stat().st_mtime_ns for p in street.glob("**/[!.]*.mp4")}
     args = [sys.executable, "-m", "scene4m", "toy", "--n", "400", "--workers", "1", "--out", str(street)]
     running = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(600):
-        if len(clips()) >= 2:
-            break
+    while running.poll() is None and len(clips()) < 2:
         time.sleep(0.1)
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate()
     assert running.returncode == 130, err
     assert "Stopped." in err and "goes on" in err and "Traceback" not in err
     kept = clips()

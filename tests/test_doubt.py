@@ -12,11 +12,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from scene4m import cli, describe, evaluate, media, widgets
+from scene4m import cli, describe, evaluate, widgets
 from scene4m.captions import LABELS, parse_caption
 from scene4m.core import ClipSpec
-from scene4m.describe import SHIPPED, Describer, describe_long, load_arrays, load_checkpoint, save_checkpoint, to_vtt
-from scene4m.media import read_clip, write_clip, write_wav
+from scene4m.describe import SHIPPED, Describer, describe_long, load_arrays, save_checkpoint, to_vtt
+from scene4m.media import read_clip, write_clip
 from scene4m.toystreet import sample_scene, street_clip, street_seed, write_scene
 
 pytestmark = pytest.mark.skipif(not (SHIPPED / "config.json").exists(), reason="no checkpoint is in the package")

@@ -138,8 +138,8 @@ def test_killed_anywhere_the_same_command_ends_in_the_same_weights(tokens, tmp_p
     settings = dict(steps=60, ema=0.9, save_every=0.0, muon_lr=1.0, stages=[dict(noise=0.2)])
     subprocess.run(command(tokens, tmp_path / "calm", **settings), check=True, env=ENVIRONMENT)
     for at in (3, 25):
-        job = subprocess.Popen(command(tokens, tmp_path / "wild", **settings), env=ENVIRONMENT); limit = time.time() + 60
-        while time.time() < limit and job.poll() is None:
+        job = subprocess.Popen(command(tokens, tmp_path / "wild", **settings), env=ENVIRONMENT)
+        while job.poll() is None:
             try: done = len(rows(tmp_path / "wild"))
             except OSError: done = 0
             if done >= at: break
@@ -170,11 +170,11 @@ def test_two_processes_learn_what_one_does(tokens, tmp_path):
 
 def test_ctrl_c_is_a_pause(tokens, tmp_path):
     settings = dict(steps=60)
-    job = subprocess.Popen(command(tokens, tmp_path / "wild", **settings), env=ENVIRONMENT, stderr=subprocess.PIPE); limit = time.time() + 60
-    while time.time() < limit and job.poll() is None:
+    job = subprocess.Popen(command(tokens, tmp_path / "wild", **settings), env=ENVIRONMENT, stderr=subprocess.PIPE)
+    while job.poll() is None:
         if (tmp_path / "wild" / "log.csv").exists() and len(rows(tmp_path / "wild")) >= 5: break
         time.sleep(0.002)
-    job.send_signal(signal.SIGINT); _, err = job.communicate(timeout=60)
+    job.send_signal(signal.SIGINT); _, err = job.communicate()
     assert job.returncode and b"KeyboardInterrupt" in err
     state = torch.load(tmp_path / "wild" / "last.pt", weights_only=True); assert 5 <= state["step"] < 60
     finetune(tokens, tmp_path / "wild", FinetuneConfig(**TEST, **settings)); finetune(tokens, tmp_path / "calm", FinetuneConfig(**TEST, **settings))
@@ -242,8 +242,8 @@ def test_a_frozen_trunk_stays(tokens, tmp_path):
 def test_stages_follow_each_other_and_survive_a_kill(tokens, tmp_path):
     stages = [dict(train="new", share=0.5, lr=1e-2), dict(train="all", share=0.5)]; settings = dict(steps=40, stages=stages, save_every=0.0)
     subprocess.run(command(tokens, tmp_path / "calm", **settings), check=True, env=ENVIRONMENT)
-    job = subprocess.Popen(command(tokens, tmp_path / "wild", **settings), env=ENVIRONMENT); limit = time.time() + 60
-    while time.time() < limit and job.poll() is None:
+    job = subprocess.Popen(command(tokens, tmp_path / "wild", **settings), env=ENVIRONMENT)
+    while job.poll() is None:
         if (tmp_path / "wild" / "log.csv").exists() and len(rows(tmp_path / "wild")) >= 24: break
         time.sleep(0.002)
     job.kill(); job.wait()

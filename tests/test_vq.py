@@ -185,9 +185,8 @@ def test_stopped_at_any_moment_it_ends_with_the_same_weights(tmp_path, how):
     whole = SmallTokenizer(); history = train_tokenizer(whole, DATA, CONFIG); out = tmp_path/"out"
     job = subprocess.Popen([sys.executable, "-c", RUN.format(tests=str(Path(__file__).parent), out=str(out))], stderr=subprocess.DEVNULL,
                            env={**os.environ, "OMP_NUM_THREADS": "1"})
-    limit = time.time() + 120
-    while not (out/"checkpoint.pt").exists() and job.poll() is None and time.time() < limit: time.sleep(0.01)
-    job.send_signal(how); assert job.wait(60) != 0 and (out/"checkpoint.pt").exists() and not (out/"config.json").exists()
+    while not (out/"checkpoint.pt").exists() and job.poll() is None: time.sleep(0.01)
+    job.send_signal(how); assert job.wait() != 0 and (out/"checkpoint.pt").exists() and not (out/"config.json").exists()
     again = SmallTokenizer(); rows = train_tokenizer(again, DATA, replace(CONFIG, save_every=0.05), out=out)
     assert again.fingerprint == whole.fingerprint and not (out/"checkpoint.pt").exists()
     assert [(r["step"], r["loss"], r["perplexity"]) for r in rows] == [(r["step"], r["loss"], r["perplexity"]) for r in history]
