@@ -163,7 +163,7 @@ def measure_text(size: str, rounds: int, n: int = 120) -> dict:
     "Which share of clips of the toy street get the same greedy sentence from the checkpoint in the package in fewer bits, and which the same meaning."
     import torch
     from scene4m import toystreet
-    from scene4m.captions import parse_caption
+    from scene4m.worlds.street import parse_caption
     from scene4m.describe import ClipArrays, load_checkpoint, sense_batch, tokenize_arrays
     from scene4m.generate import eight_bit, generate_drafted, generate_text
     checkpoint = load_checkpoint(device="cpu"); clips = []; n = n if size == "b" else 4

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from scene4m import toystreet
-from scene4m.captions import LABELS, write_caption
+from scene4m.worlds.street import LABELS, write_caption
 from scene4m.core import machine, make_generator, make_rng
 from scene4m.describe import SENSES, ClipArrays, imagine, load_checkpoint, tokenize_arrays
 from scene4m.evaluate import judge_mels, load_judge

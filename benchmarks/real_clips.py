@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]   # scripts beside this one are named like packages
 
-from scene4m.captions import DOG, ENGINE, MAN, POLICE, WOMAN, parse_caption
+from scene4m.worlds.street import DOG, ENGINE, MAN, POLICE, WOMAN, parse_caption
 from scene4m.core import Scene4MError, get_preset, write_json
 from scene4m.describe import SENSES, SHIPPED, Describer, load_checkpoint, look
 from scene4m.evaluate import read_clips

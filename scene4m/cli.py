@@ -154,6 +154,7 @@ def run(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; left out, runs/NAME.")] = None,
     data: Annotated[Path | None, typer.Option("--data", "-d", help="Folder of labelled clips or VGG-Sound's list; left out, the toy street.")] = None,
     clips: Annotated[Path | None, typer.Option(help="Folder of the clips that the list names.")] = None, labels: LabelsFile = None,
+    captions: Annotated[Path | None, typer.Option(help="Sentences for each label: JSON, YAML or csv.")] = None,
     preset: PresetName = "toy", seed: Seed = 0, workers: Workers = CORES, settings: Settings = None, device: Device = None,
     list_settings: Annotated[bool, typer.Option("--settings", help="List what --set can change, and do nothing else.")] = False,
     allow_bad: Annotated[bool, typer.Option("--allow-bad", help="End with status 0 even if the model is no better than a constant answer.")] = False,
@@ -166,7 +167,7 @@ def run(
     from scene4m.evaluate import verdict
     from scene4m.run import run_pipeline
     out = out or Path("runs") / (data.resolve().stem if data else preset)
-    report = run_pipeline(out, data=data, clips=clips, labels_file=labels, preset=recipe, seed=seed, workers=workers, device=device)
+    report = run_pipeline(out, data=data, clips=clips, labels_file=labels, captions=captions, preset=recipe, seed=seed, workers=workers, device=device)
     typer.echo(f"The report: {out / 'report.html'}\nIts figures: {out / 'report.json'}")
     if bad := verdict(report):
         typer.secho(bad, fg="red", bold=True, err=True)
@@ -185,7 +186,7 @@ def toy(
 # %% ../nbs/60_cli.ipynb #1d94b9b4
 VggList = Annotated[Path | None, typer.Option("--vggsound", help="VGG-Sound's csv; the folder then holds clips named ID_START.mp4.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Stop after so many clips.")]
-Captions = Annotated[list[Path] | None, typer.Option(help="csv of human captions or further labels, joined by id; may be given twice.")]
+Captions = Annotated[list[Path] | None, typer.Option(help="Sentences for each label (JSON, YAML, csv), or csv of captions or further labels by id; may be given twice.")]
 Shard = Annotated[int, typer.Option(min=0, help="Make every --of-th shard from this number on; a scheduler counts them.")]
 
 # %% ../nbs/60_cli.ipynb #1d94b9s1

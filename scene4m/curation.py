@@ -20,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .captions import LABELS
+from .worlds.street import LABELS
 from .core import BadInput, ClipSpec, ConfigMismatch, atomic_write, file_hash, fingerprint, make_rng, progress, read_json, write_json
 from .media import REASONS as READ_REASONS, ClipRefused, FrameSpec, IsolatedReader, endings, modality_states, read_clip, to_int16
+from .world import World, is_dictionary, labels_in, read_captions, world_of
 
 # %% ../nbs/13_curation.ipynb #e20dfa59
 @dataclass
@@ -226,6 +227,7 @@ class FileRow:
     size: int = 0            # bytes
     other_labels: str = "[]" # JSON
     heard: bool | None = None    # whether the thing itself makes a sound, where the list says so
+    seen: bool | None = None     # whether the thing itself can be seen
     reason: str = ""         # known before reading: a key of REASONS
     message: str = ""
 
@@ -360,10 +362,10 @@ def _file_row(folder: Path, line: dict, label: str, taken) -> FileRow:
         with contextlib.suppress(OSError, ValueError): size = os.stat(folder / name).st_size
     try: known = _attributes(line.get("attributes") or "")
     except (ValueError, RecursionError) as e: reason, message = "bad row", f"{name}: its row in the list cannot be understood ({e})."
-    heard = {"true": True, "false": False}.get((line.get("heard") or "").strip().lower())
+    heard, seen = ({"true": True, "false": False}.get((line.get(n) or "").strip().lower()) for n in ("heard", "seen"))
     text, group, split = name.encode("utf-8", "backslashreplace").decode(), line.get("group") or None, line.get("split") or None
     return FileRow(safe_key(name, taken), str(folder / name), text, label, group, split, _captions(line.get("captions") or ""), known,
-                   size=size, heard=heard, reason=reason, message=message)
+                   size=size, heard=heard, seen=seen, reason=reason, message=message)
 
 # %% ../nbs/13_curation.ipynb #f4aa6118
 def folder_rows(
@@ -380,7 +382,7 @@ def folder_rows(
     for line in told:
         parts = Path(line.get("file") or "").parts
         label = (line.get("label") or "").strip() or (parts[0] if len(parts) > 1 and not lists else "")
-        if labels is not None and label not in labels: continue
+        if labels is not None and not set(labels_in(label)) & set(labels): continue
         row = _file_row(folder, line, label, taken)
         if not lists and not _is_media(row.path):
             told_why = f"{row.source!r}: its ending is not that of a clip; if it is one, name it in a list."
@@ -1389,6 +1391,25 @@ def verify_dataset(folder) -> list[str]:
             if not (folder / path).exists() or file_hash(folder / path) != digest: wrong.append(path)
     return wrong
 
+# %% ../nbs/13_curation.ipynb #8c9c9w01
+def _world(source, manifest, captions: dict) -> World:
+    "The world of a data set: the one that comes with the source, widened by what else the clips say; else the one that they speak of."
+    kept = manifest[manifest.status == "kept"]
+    rows = [dict(label=l, attributes=json.loads(a) if isinstance(a, str) and a else None) for l, a in zip(kept.label, kept.attributes)]
+    found, given = world_of(rows, captions), getattr(source, "world", None)
+    if given is None and isinstance(source, (str, os.PathLike)) and (Path(source) / "world.json").exists():
+        given = World.load(source)
+    if given is None: return found
+    more = tuple(label for label in found.labels if label not in given.labels)
+    return replace(given, labels=given.labels + more, captions={**given.captions, **captions}) if more or captions else given
+
+def _sentences(captions) -> tuple:      # ({label: sentences}, files of captions by id)
+    "Files of captions, of either kind."
+    files = [captions] if isinstance(captions, (str, os.PathLike)) else list(captions or ())
+    words = {k: v for f in files if is_dictionary(f) for k, v in read_captions(f).items()}
+    by_id = [f for f in files if not is_dictionary(f)]
+    return words, by_id
+
 # %% ../nbs/13_curation.ipynb #8c9c980e
 def curate(
     source,                    # a folder, the csv of VGG-Sound, or `RawClip`s: a list, an iterator, or a factory with `len` and `[i]`
@@ -1398,7 +1419,7 @@ def curate(
     clip: ClipSpec = ClipSpec(),
     labels=None,               # labels to keep; None keeps all of a folder, and the fourteen of the paper from the csv
     labels_file=None,          # csv that names files and labels, if it does not lie beside the clips
-    captions=None,             # csv files with human captions or further labels, joined by id
+    captions=None,             # a dictionary label → sentences (JSON, YAML, csv), or csv files with captions or further labels, joined by id
     features: dict | None = None,   # {name: f(frames, wave, valid) -> array}, computed in the same pass; picklable
     views: dict | None = None,      # {name: FrameSpec}: further pictures from the same decode, for files
     store=("frames", "audio"), # arrays to store
@@ -1416,8 +1437,9 @@ def curate(
     began, out = time.perf_counter(), Path(out)
     _check_numbers(shard, of, shard_size, limit, engine)
     labels = None if labels is None else (labels,) if isinstance(labels, str) else tuple(labels)
+    words, by_id = _sentences(captions)
     hashes = _known_hashes(out)
-    rows = _rows_of(source, clips, labels, labels_file, captions, limit, refuse, hashes)
+    rows = _rows_of(source, clips, labels, labels_file, by_id, limit, refuse, hashes)
     layout = _layout(rows, out, layout, limit)
     settings = CurationSettings(clip, _names(store, views, features), tuple((views or {}).items()),
                                 tuple((k, _describe_feature(f)) for k, f in (features or {}).items()), _known_reasons(refuse), min_seconds,
@@ -1427,6 +1449,7 @@ def curate(
         _recall(out, jobs, hashes)
         made = _run_jobs(jobs, shard, of, workers, engine, address)
         manifest = assemble(out, settings, made)
+        _world(source, manifest, words).save(out)
     manifest.attrs["seconds"] = time.perf_counter() - began
     return manifest
 
@@ -1444,6 +1467,7 @@ class ClipDataset:
         try: self.all_rows = pd.read_parquet(self.folder / "manifest.parquet")       # also the refused clips
         except (OSError, ValueError) as e: raise BadInput(f"{self.folder}: the manifest is damaged ({e}); run the same command again.") from e
         self.manifest = self.all_rows[self.all_rows.status == "kept"].reset_index(drop=True)
+        self.world = World.load(self.folder) if (self.folder / "world.json").exists() else None
         self._place, self._tars = {k: i for i, k in enumerate(self.manifest.key)}, {}
 
     @property

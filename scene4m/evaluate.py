@@ -6,11 +6,11 @@
 __all__ = ['SCENARIOS', 'WAYS', 'KnownClip', 'read_truth', 'known_clip', 'derange', 'read_clips', 'MelJudge', 'train_judge',
            'judge_mels', 'save_judge', 'load_judge', 'swap_sounds', 'scenario_answers', 'caption_nats', 'nats_gained',
            'confusion_of_senses', 'Evaluation', 'percent_right', 'percent', 'accuracies', 'share_right',
-           'evaluate_clips', 'can_be_heard', 'share_of_commonest', 'category_figures', 'attribute_figures',
-           'text_figures', 'scene_figures', 'abstention_figures', 'imagine_and_judge', 'evaluate_folder',
-           'run_evaluation', 'example_places', 'example_html', 'sense_table', 'scene_table', 'detail_table',
-           'nats_table', 'other_table', 'reconstruction_figures', 'curve_figures', 'verdict', 'verdict_html',
-           'write_report', 'ceiling_part']
+           'evaluate_clips', 'can_be_heard', 'share_of_commonest', 'category_figures', 'known_truth',
+           'attribute_figures', 'text_figures', 'scene_figures', 'abstention_figures', 'imagine_and_judge',
+           'evaluate_folder', 'run_evaluation', 'example_places', 'example_html', 'sense_table', 'scene_table',
+           'detail_table', 'nats_table', 'other_table', 'reconstruction_figures', 'curve_figures', 'verdict',
+           'verdict_html', 'write_report', 'confusion_part', 'ceiling_part']
 
 # %% ../nbs/41_evaluate.ipynb #a5d4e709
 import json
@@ -23,17 +23,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .captions import ATTRIBUTE_VALUES, Attributes, label_places
 from .core import BadInput, Scene4MError, Timer, atomic_write, machine, make_generator, progress, read_json, write_json
 from .curation import FileRow, folder_rows
 from .describe import (SENSES, ClipTokens, Describer, by_senses, category_probabilities, doubt, imagine, keep_senses, load_arrays, load_checkpoint,
-                              named_categories, read_out, sense_batch, take, tokenize_arrays)
+                              confidences, named_categories, read_out, sense_batch, take, tokenize_arrays)
 from .generate import score_text
 from .media import read_clip
 from .metrics import (attribute_accuracy, bleu, bootstrap_interval, caption_diversity, chance_level, cider_d,
                              expected_calibration_error, log_mel_error_db, moving_psnr, psnr, reliability_curve, rouge_l)
 from .show import (audio_reconstruction, clip_player, confusion, figure_html, html_page, loss_curves, reliability, table_html,
                           video_reconstruction)
+from .world import World, label_places, labels_in
 
 # %% ../nbs/41_evaluate.ipynb #84cfc0dc
 @dataclass
@@ -41,12 +41,23 @@ class KnownClip:
     "A clip whose answer is known."
     file: Path
     label: str
-    attributes: Attributes        # with only the label set where nothing else is known
+    attributes: dict              # what is known of it; None where something cannot be perceived
     captions: list                # reference sentences
     group: str = ""
     detailed: bool = False        # whether the attributes are known
     heard: bool | None = None     # whether the thing itself makes a sound; None where the list does not say
     refused: str = ""             # why the clip cannot be used, where that is known before it is opened
+    seen: bool | None = None      # whether the thing itself can be seen
+
+    @property
+    def labels(self) -> tuple:
+        "Its labels, one or several; any of them is right."
+        return labels_in(self.label)
+
+    @property
+    def first(self) -> str:
+        "The label that it is counted under."
+        return next(iter(self.labels), "")
 
 # %% ../nbs/41_evaluate.ipynb #84cfc0s1
 def read_truth(
@@ -56,9 +67,9 @@ def read_truth(
 ) -> list:              # of KnownClip
     "The clips of a folder with their answers. Raises `BadInput` as `folder_rows` does, and where no label is known or no row can be understood."
     if not Path(folder).is_dir(): raise BadInput(f"{folder}: there is no such folder; make one with `scene4m toy --n 100 --out {folder}`.")
-    clips = [known_clip(row) for row in folder_rows(folder, labels_file) if labels is None or row.label in labels]
+    clips = [known_clip(row) for row in folder_rows(folder, labels_file) if not labels or set(labels_in(row.label)) & set(labels)]
     if not clips:
-        known = ", ".join(labels[:3])
+        known = ", ".join((labels or ())[:3])
         raise BadInput(f"{labels_file or folder}: none of its labels is one the model knows; the first known ones are {known}.")
     if all(c.refused for c in clips): raise BadInput(clips[0].refused)
     return clips
@@ -66,11 +77,10 @@ def read_truth(
 def known_clip(row: FileRow) -> KnownClip:
     "What a row of such a list says."
     detail, refused = json.loads(row.attributes or "{}"), row.message
-    label = row.label if row.label in ATTRIBUTE_VALUES["label"] else None
-    try: attributes = Attributes.from_dict({**detail, "label": label})
-    except (ValueError, TypeError, BadInput) as e:
-        attributes, refused = Attributes(label), f"{row.source}: its row in the list cannot be understood ({e})."
-    return KnownClip(Path(row.path), row.label, attributes, list(row.captions), row.group or row.source, bool(detail), row.heard, refused)
+    detail.pop("label", None)
+    odd = [n for n, v in detail.items() if not isinstance(v, (str, bool, int, float, type(None)))]
+    if odd: detail, refused = {}, f"{row.source}: its row in the list cannot be understood ({odd[0]!r} has no plain value)."
+    return KnownClip(Path(row.path), row.label, detail, list(row.captions), row.group or row.source, bool(detail), row.heard, refused, row.seen)
 
 # %% ../nbs/41_evaluate.ipynb #3c84d1be
 SCENARIOS = {"both": ("audio", "video"), "audio": ("audio",), "video": ("video",), "none": ()}
@@ -239,7 +249,7 @@ def percent(x) -> str:
 # %% ../nbs/41_evaluate.ipynb #634becs1
 def accuracies(named: list, clips: list, places) -> dict:
     "Category accuracy of some of the clips with their number and a 95 % interval by source."
-    right = [float(named[i] == clips[i].label) for i in places]
+    right = [float(named[i] in clips[i].labels) for i in places]
     return share_right(right, [clips[i].group for i in places])
 
 def share_right(right: list, groups: list) -> dict:
@@ -256,22 +266,25 @@ def evaluate_clips(
     seed: int = 0,
 ) -> Evaluation:
     "Every figure of the report for clips that have been read."
-    labels = [c.label for c in clips]; tokens = tokenize_arrays(checkpoint, arrays)
+    labels = [c.first for c in clips]; tokens = tokenize_arrays(checkpoint, arrays)
+    several = [c.labels for c in clips]; groups = [c.group for c in clips]
     said, believed = scenario_answers(checkpoint, tokens, swap := derange(labels, seed)); p = believed["both"]
-    named = {k: [checkpoint.labels[j] for j in q.argmax(1)] for k, q in believed.items()}
+    named = {k: [checkpoint.labels[j] for j in q.argmax(1)] if checkpoint.labels else [None] * len(q) for k, q in believed.items()}
     hear = [i for i, c in enumerate(clips) if tokens.has["audio"][i] and can_be_heard(c)]
-    see = [i for i, c in enumerate(clips) if tokens.has["video"][i] and c.attributes.on_screen is not False]
+    see = [i for i, c in enumerate(clips) if tokens.has["video"][i] and c.seen is not False]
     senses = dict(both=range(len(clips)), audio=hear, video=see, none=range(len(clips)))
+    if not checkpoint.labels: senses = dict.fromkeys(senses, [])
     by_sense = {k: accuracies(named[k], clips, list(v)) for k, v in senses.items()}
-    report = dict(n=len(clips), **category_figures(by_sense, p, labels, checkpoint.labels), **attribute_figures(said["both"], clips),
-                  **text_figures(said["both"], clips), by_scene=scene_figures(named["both"], said["both"], clips),
-                  abstention=abstention_figures(checkpoint, tokens, said["both"], p, labels), senses=confusion_of_senses(said, named, labels, swap))
-    told = [c.captions[0] if c.captions else c.label for c in clips]; groups = [c.group for c in clips]
+    report = dict(n=len(clips), **category_figures(by_sense, p, several, checkpoint.labels),
+                  **attribute_figures(said["both"], clips, checkpoint.world),
+                  **text_figures(said["both"], clips), by_scene=scene_figures(named["both"], said["both"], clips, checkpoint.world),
+                  abstention=abstention_figures(checkpoint, tokens, said["both"], p, several), senses=confusion_of_senses(said, named, labels, swap))
+    told = [c.captions[0] if c.captions else c.first for c in clips]
     report["nats_gained"] = nats_gained(checkpoint, tokens, told, swap, groups)
-    imagined = imagine_and_judge(checkpoint, tokens, see, labels, judge, groups)
+    imagined = imagine_and_judge(checkpoint, tokens, senses["video"], several, judge, groups)
     report |= dict(imagined_sound_accuracy=imagined["accuracy"], imagined_sound_details=imagined)
     commonest = [k for k, _ in Counter(labels).most_common(5)]
-    report["chance"] |= dict(imagined_sound_accuracy=share_of_commonest([labels[i] for i in see]),
+    report["chance"] |= dict(imagined_sound_accuracy=share_of_commonest([labels[i] for i in senses["video"]]),
                              likelihood_top5=sum(l in commonest for l in labels) / len(labels))
     report["chance"]["category_accuracy_by_sense"] = {k: share_of_commonest([labels[i] for i in v]) for k, v in senses.items()}
     return Evaluation(report, clips, arrays, tokens, said, p, [], named, checkpoint.labels)
@@ -287,25 +300,33 @@ def share_of_commonest(labels: list) -> float | None:
 
 # %% ../nbs/41_evaluate.ipynb #e8d75576
 def category_figures(by_sense: dict, p: np.ndarray, truth: list, labels) -> dict:
-    "Category accuracy by sense, first and among the first five; and how far the confidence can be trusted."
+    "Category accuracy by sense, first and among the first five; and how far the confidence can be trusted. Any of a clip's labels is right."
+    out = dict(category_accuracy=by_sense["both"]["accuracy"], category_accuracy_by_sense={k: v["accuracy"] for k, v in by_sense.items()},
+               by_sense_details=by_sense, likelihood=dict(top1=None, top5=None), ece=None, reliability=None)
+    if not len(labels): return out
     order = [[labels[j] for j in row] for row in np.argsort(-p, 1)]
-    right = np.array([row[0] == t for row, t in zip(order, truth)])
-    likely = dict(top1=float(right.mean()), top5=float(np.mean([t in row[:5] for row, t in zip(order, truth)])))
-    return dict(category_accuracy=by_sense["both"]["accuracy"], category_accuracy_by_sense={k: v["accuracy"] for k, v in by_sense.items()},
-                by_sense_details=by_sense, likelihood=likely, ece=expected_calibration_error(p.max(1), right),
-                reliability={k: v.tolist() for k, v in reliability_curve(p.max(1), right).items()})
+    right = np.array([row[0] in t for row, t in zip(order, truth)])
+    likely = dict(top1=float(right.mean()), top5=float(np.mean([bool(set(row[:5]) & set(t)) for row, t in zip(order, truth)])))
+    return out | dict(likelihood=likely, ece=expected_calibration_error(p.max(1), right),
+                      reliability={k: v.tolist() for k, v in reliability_curve(p.max(1), right).items()})
 
 # %% ../nbs/41_evaluate.ipynb #e8d755s1
-def attribute_figures(sentences: list, clips: list) -> dict:
+def known_truth(clip: KnownClip, world: World) -> dict:
+    "Label and attributes of a clip, as far as its world knows such attributes."
+    return dict({n: v for n, v in clip.attributes.items() if n in world.attributes}, label=clip.labels)
+
+def attribute_figures(sentences: list, clips: list, world: World) -> dict:
     "Accuracy of every attribute where it is known; None on folders that only have labels."
-    known = [i for i, c in enumerate(clips) if c.detailed]; names = ("colour", "count", "motion", "night", "rain", "near", "on_screen")
+    truths = [known_truth(c, world) if c.detailed else {} for c in clips]
+    known = [i for i, t in enumerate(truths) if len(t) > 1]; names = tuple(world.attributes)
     nothing = dict(attribute_accuracy=dict.fromkeys(names), exact_accuracy=None, invented_rate=None)
-    labels = [c.label for c in clips]; chance = dict(category_accuracy=share_of_commonest(labels))
+    chance = dict(category_accuracy=share_of_commonest([c.first for c in clips]))
     if not known: return nothing | dict(chance=chance | nothing)
-    truths = [clips[i].attributes for i in known]; got, guess = attribute_accuracy([sentences[i] for i in known], truths), chance_level(truths)
-    chance |= dict(attribute_accuracy={n: guess[n]["accuracy"] for n in names}, exact_accuracy=guess["exact"], invented_rate=0.0,
-                   motion_given_category=guess["motion_given_category"]["accuracy"])
-    return dict(attribute_accuracy={n: got[n]["accuracy"] for n in names}, attribute_details={n: got[n] for n in names},
+    said, truths = [world.parse(sentences[i]) for i in known], [truths[i] for i in known]
+    got, guess = attribute_accuracy(said, truths), chance_level(truths); none = dict(n=0, accuracy=None)
+    chance |= dict(attribute_accuracy={n: guess.get(n, none)["accuracy"] for n in names}, exact_accuracy=guess["exact"], invented_rate=0.0,
+                   given_category={n: g["accuracy"] for n, g in guess["given_category"].items()})
+    return dict(attribute_accuracy={n: got.get(n, none)["accuracy"] for n in names}, attribute_details={n: got.get(n, none) for n in names},
                 exact_accuracy=got["exact"], invented_rate=got["invented_rate"], invented=got.get("invented"), chance=chance)
 
 # %% ../nbs/41_evaluate.ipynb #e8d755s2
@@ -316,21 +337,22 @@ def text_figures(sentences: list, clips: list) -> dict:
     return dict(cider_d=cider_d(cands, refs), bleu=list(bleu(cands, refs)), rouge_l=rouge_l(cands, refs), diversity=caption_diversity(sentences))
 
 # %% ../nbs/41_evaluate.ipynb #86ce5376
-def scene_figures(named: list, sentences: list, clips: list) -> dict:
+def scene_figures(named: list, sentences: list, clips: list, world: World) -> dict:
     "Category accuracy apart for clips that are seen and heard, only heard and only seen, with the share that states what cannot be perceived."
     kinds = {"seen and heard": (True, True), "only heard": (False, True), "only seen": (True, False)}; out = {}
     for name, kind in kinds.items():
-        here = [i for i, c in enumerate(clips) if c.detailed and (c.attributes.on_screen is not False, can_be_heard(c)) == kind]
-        made_up = attribute_accuracy([sentences[i] for i in here], [clips[i].attributes for i in here])["invented_rate"] if here else None
-        out[name] = accuracies(named, clips, here) | dict(chance=share_of_commonest([clips[i].label for i in here]), invented_rate=made_up)
+        here = [i for i, c in enumerate(clips) if c.detailed and (c.seen is not False, can_be_heard(c)) == kind]
+        made_up = attribute_accuracy([world.parse(sentences[i]) for i in here], [known_truth(clips[i], world) for i in here])["invented_rate"] if here else None
+        out[name] = accuracies(named, clips, here) | dict(chance=share_of_commonest([clips[i].first for i in here]), invented_rate=made_up)
     return out
 
 # %% ../nbs/41_evaluate.ipynb #86ce53s1
 def abstention_figures(checkpoint, tokens, sentences: list, p: np.ndarray, truth: list) -> dict:
     "On how many clips the model commits itself, and how often the category is right where it does and where it does not."
-    named = named_categories(checkpoint, sentences, p)
-    unsure = np.array([bool(doubt(checkpoint, float(p[i, j]), {k: tokens.strange[k][i] for k in SENSES})) for i, j in enumerate(named)])
-    right = np.array([checkpoint.labels[j] == t for j, t in zip(named, truth)])
+    sure = confidences(checkpoint, tokens, sentences, p)
+    named = named_categories(checkpoint, sentences, p) if checkpoint.labels else [None] * len(truth)
+    unsure = np.array([bool(doubt(checkpoint, float(c), {k: tokens.strange[k][i] for k in SENSES})) for i, c in enumerate(sure)])
+    right = np.array([j is not None and checkpoint.labels[j] in t for j, t in zip(named, truth)])
     mean = lambda where: float(right[where].mean()) if where.any() else None
     return dict(n=len(truth), abstains=float(unsure.mean()), right_when_sure=mean(~unsure), right_when_unsure=mean(unsure))
 
@@ -342,7 +364,7 @@ def imagine_and_judge(checkpoint, tokens, places: list, labels: list, judge, gro
     for i in range(0, len(places) if judge is not None else 0, 64):
         part = places[i:i + 64]; ids = imagine(checkpoint, {"video": tokens.ids["video"][part]}, "audio")
         found = judge_mels(judge, checkpoint.audio_tokenizer.decode(ids).cpu())
-        right += [checkpoint.labels[f] == labels[p] for f, p in zip(found, part)]
+        right += [checkpoint.labels[f] in labels[p] for f, p in zip(found, part)]
     return share_right(right, None if groups is None else [groups[p] for p in places[:len(right)]])
 
 # %% ../nbs/41_evaluate.ipynb #40d11a69
@@ -382,19 +404,19 @@ def run_evaluation(folder, model=None, workers: int = 2, limit: int | None = Non
     judge = load_judge(checkpoint.folder)
     evaluation = evaluate_clips(checkpoint, *map(list, zip(*kept)), judge=judge)
     evaluation.refused = refused; evaluation.report["refused"] = len(refused)
-    evaluation.report["unknown_labels"] = sorted({r.label for r in folder_rows(folder, labels_file)} - {"", *checkpoint.labels})
+    evaluation.report["unknown_labels"] = sorted({l for r in folder_rows(folder, labels_file) for l in labels_in(r.label)} - set(checkpoint.labels))
     mark = Path(folder) / "street.json"      # a toy street says of which world it is
-    evaluation.report["world_version"] = (read_json(mark) if mark.exists() else checkpoint.settings).get("world_version")
+    evaluation.report["world_version"] = read_json(mark).get("world_version") if mark.exists() else checkpoint.world.version
     return evaluation
 
 # %% ../nbs/41_evaluate.ipynb #34dcdd2d
 def example_places(evaluation: Evaluation, n: int = 10) -> list:
     "Clips to show: half right, half wrong where there are enough, of different categories as far as possible."
-    right = [n == c.label for n, c in zip(evaluation.named["both"], evaluation.clips)]
+    right = [n in c.labels for n, c in zip(evaluation.named["both"], evaluation.clips)]
     def spread(wanted):
         seen = Counter(); out = []
         for i in range(len(right)):
-            if right[i] == wanted: out.append((seen[evaluation.clips[i].label], i)); seen[evaluation.clips[i].label] += 1
+            if right[i] == wanted: out.append((seen[evaluation.clips[i].first], i)); seen[evaluation.clips[i].first] += 1
         return [i for _, i in sorted(out)]
     good, bad = spread(True), spread(False); n_bad = min(len(bad), max(n // 2, n - len(good)))
     return good[:n - n_bad] + bad[:n_bad]
@@ -409,9 +431,9 @@ def example_html(evaluation: Evaluation, i: int, checkpoint) -> str:
     said = Describer(checkpoint).describe_arrays([keep_senses(a, s) for s in WAYS.values()], [c.file.name] * 3)
     rows = [dict(what="the truth", sentence=c.captions[0] if c.captions else c.label)]
     rows += [dict(what=f"the model, {name}", sentence=d.description) for name, d in zip(WAYS, said)]
-    verdict = "Right" if evaluation.named["both"][i] == c.label else "Wrong"
+    verdict = "Right" if evaluation.named["both"][i] in c.labels else "Wrong"
     if said[0].abstains: verdict = "Does not know"
-    else:
+    elif evaluation.labels:
         j = int(np.argmax(evaluation.probabilities[i]))
         rows.append(dict(what="likeliest category", sentence=f"{evaluation.labels[j]} ({evaluation.probabilities[i, j]:.0%})"))
     if a.part: rows.append(dict(what="how much of it", sentence=a.part))
@@ -520,7 +542,7 @@ def write_report(evaluation: Evaluation, out: Path, examples: int = 10) -> Path:
     "Writes `report.json` and `report.html` into `out`."
     report = dict(evaluation.report); extra = {k: report.pop(k) for k in ("curves", "model") if k in report}
     write_json(out / "report.json", report); checkpoint = load_checkpoint(extra.get("model"), "cpu")
-    labels = [c.label for c in evaluation.clips]; answers = evaluation.named["both"]
+    labels = [c.first for c in evaluation.clips]
     part = lambda title, *html: f"<section><h2>{title}</h2>{''.join(html)}</section>"
     counts = Counter(labels); share = [dict(category=k, clips=v, share=percent(v / len(labels))) for k, v in counts.most_common()]
     unread = report.get("refused", 0)
@@ -529,9 +551,9 @@ def write_report(evaluation: Evaluation, out: Path, examples: int = 10) -> Path:
             f"<p>{report['n']} clips that training never saw, {unread} more that could not be read. World {report['world_version']}.</p>",
             part("What it names rightly", sense_table(report), scene_table(report), detail_table(report)),
             ceiling_part(report), part("Are both senses used?", nats_table(report)), part("Further figures", other_table(report)),
-            part("Which category is taken for which", figure_html(confusion(labels, answers, list(evaluation.labels)))),
+            confusion_part(evaluation),
             part("Is it as sure as it is right?",
-                 figure_html(reliability({k: np.array(v) for k, v in report["reliability"].items()}, report["ece"]))),
+                 figure_html(reliability({k: np.array(v) for k, v in report["reliability"].items()}, report["ece"]))) if report["reliability"] else "",
             part("What the tokens keep", reconstruction_figures(evaluation, checkpoint)), part("Training", curve_figures(extra)),
             part("Clips and what is said about them", *(example_html(evaluation, i, checkpoint) for i in example_places(evaluation, examples))),
             part("The clips", table_html(share, "Held-out clips by category")),
@@ -542,6 +564,15 @@ def write_report(evaluation: Evaluation, out: Path, examples: int = 10) -> Path:
     return out / "report.html"
 
 # %% ../nbs/41_evaluate.ipynb #ee1a5cs1
+def confusion_part(evaluation: Evaluation, most: int = 20) -> str:
+    "Which category is taken for which, for the commonest labels; empty where there are none."
+    pairs = list(zip((c.first for c in evaluation.clips), evaluation.named["both"]))
+    shown = {k for k, _ in Counter(k for k, _ in pairs).most_common(most)}
+    names = [label for label in evaluation.labels if label in shown]
+    pairs = [(t, a) for t, a in pairs if t in shown and a in shown]
+    if not pairs: return ""
+    return f"<section><h2>Which category is taken for which</h2>{figure_html(confusion(*map(list, zip(*pairs)), names))}</section>"
+
 def ceiling_part(report: dict) -> str:
     "What a small classifier that looks at the pixels themselves reaches: the most that the picture gives away."
     ceiling = report.get("pixel_ceiling")

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SCHEMES', 'RECIPES', 'TRACKERS', 'FROM_CLIPS', 'LORA_TARGETS', 'Stage', 'FinetuneConfig', 'stages_of', 'stage_ends',
-           'scene_modalities', 'text_tokenizer_for', 'check_fit', 'check_tokenizers', 'labels_of', 'with_category',
-           'grid_entry', 'caption_entry', 'CaptionSource', 'Part', 'predictions', 'make_part', 'Schemes',
-           'codes_nearby', 'draw_slips', 'let_slip', 'SenseDropout', 'RandomBudgets', 'attention_kind', 'uses_bf16',
-           'arithmetic', 'start_text', 'start_from_codebooks', 'start_encoder_silent', 'start_model',
+           'scene_modalities', 'text_tokenizer_for', 'check_fit', 'check_tokenizers', 'world_for', 'with_category',
+           'draw_category', 'grid_entry', 'caption_entry', 'CaptionSource', 'Part', 'predictions', 'make_part',
+           'Schemes', 'codes_nearby', 'draw_slips', 'let_slip', 'SenseDropout', 'RandomBudgets', 'attention_kind',
+           'uses_bf16', 'arithmetic', 'start_text', 'start_from_codebooks', 'start_encoder_silent', 'start_model',
            'renew_embeddings', 'weight_groups', 'learning_rate', 'Muon', 'Optimiser', 'to_device', 'total_counts',
            'step_losses', 'sum_gradients', 'CsvLog', 'TensorboardLog', 'ServiceLog', 'open_trackers', 'Saver',
            'seconds_per_step', 'plan_steps', 'check_names', 'clips_key', 'weights_key', 'Run', 'learning_rates',
@@ -23,13 +23,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .captions import FOURM_TOKENIZER, Attributes, TextTokenizer, grammar_texts, write_caption
+from .captions import FOURM_TOKENIZER, TextTokenizer
 from .core import (BadInput, ConfigMismatch, StopSoon, TrainingFailed, atomic_write, autocast, did_you_mean, fingerprint,
                           has_fast_bf16, import_torchaudio, machine, make_generator, make_rng, pick_device, progress, read_json,
                           seed_everything, set_aside, write_json)
 from .fourm import FourM
 from .masking import Text, TokenGrid, UnifiedMasking, collate, seen_entry
 from .vq import load_tokenizer
+from .world import World, labels_in
 from .tokenize import BatchOrder, TokenDataset
 
 # %% ../nbs/33_finetune.ipynb #9210c7b9
@@ -110,9 +111,8 @@ def scene_modalities(ds: TokenDataset, text: TextTokenizer, max_words: int = 48)
     return [*grids, Text("caption", text.vocab_size, max_words)]
 
 def text_tokenizer_for(ds: TokenDataset) -> TextTokenizer:
-    "A tokenizer that knows every word of the grammar and of the data set's captions and labels."
-    own = [c for r in ds.rows for c in r["captions"]] + sorted({r["label"] or "" for r in ds.rows})
-    return TextTokenizer.train([*grammar_texts(), *own])
+    "A tokenizer that knows every word of the world and of the data set's captions."
+    return TextTokenizer.train([*ds.world.texts(), *(c for r in ds.rows for c in r["captions"])])
 
 def check_fit(model: FourM, ds: TokenDataset, text: TextTokenizer):
     "Raises `ConfigMismatch` unless the model's vocabularies and grids are those of the tokens and the words."
@@ -136,30 +136,34 @@ def check_tokenizers(folder, ds: TokenDataset):
                                  "tokenize again with the model's tokenizer.")
 
 # %% ../nbs/33_finetune.ipynb #157584c1
-def labels_of(
+def world_for(
     ds: TokenDataset,
-    model=None,         # a checkpoint folder to go on from: its labels stay as they are
-) -> list:              # empty where no clip has a label
-    "The labels of the clips, in alphabetical order. Raises `ConfigMismatch` for one that the model does not know."
-    found = sorted({r["label"] for r in ds.rows if r.get("label")})
-    note = Path(model) / "world.json" if isinstance(model, (str, Path)) else None
-    if note is None or not note.exists():
-        return found
-    known = read_json(note)["labels"]
-    unknown = [label for label in found if label not in known]
-    if known and unknown:
-        raise ConfigMismatch(f"{model}: this model does not know the label {unknown[0]!r}; it knows {', '.join(known[:5])} …")
+    model=None,         # a checkpoint folder to go on from: its world stays as it is
+) -> World:
+    "The world to learn. Raises `ConfigMismatch` for a label that the model does not know."
+    if not isinstance(model, (str, Path)) or not (Path(model) / "world.json").exists():
+        return ds.world
+    known, found = World.load(model), ds.world.labels
+    unknown = [label for label in found if label not in known.labels]
+    if known.labels and unknown:
+        raise ConfigMismatch(f"{model}: this model does not know the label {unknown[0]!r}; it knows {', '.join(known.labels[:5])} …")
     return known
 
-def with_category(ds: TokenDataset, labels: list) -> TokenDataset:
-    "The same clips with the modality `category`, one token: the place of each clip's label among `labels`."
+def with_category(ds: TokenDataset, labels: tuple) -> TokenDataset:
+    "The same clips with the modality `category`, one token: the place of each clip's (first) label among `labels`."
     place = {label: i for i, label in enumerate(labels)}
-    about = dict(fingerprint=fingerprint(labels), vocab_size=len(labels), grid=[1, 1], tokens=1)
     out = copy.copy(ds)
-    out.rows = [dict(r, has_category=r.get("label") in place) for r in ds.rows]
+    out.choices = [[place[label] for label in labels_in(r.get("label")) if label in place] for r in ds.rows]
+    out.rows = [dict(r, has_category=bool(c)) for r, c in zip(ds.rows, out.choices)]
+    about = dict(fingerprint=fingerprint(labels), vocab_size=len(labels), grid=[1, 1], tokens=1)
     out.modalities = dict(ds.modalities, category=about)
-    out._ids = dict(ds._ids, category=np.array([[place.get(r.get("label"), 0)] for r in ds.rows]))
+    out._ids = dict(ds._ids, category=np.array([[*c, 0][:1] for c in out.choices]))
     return out
+
+def draw_category(ds: TokenDataset, places, seeds) -> np.ndarray:
+    "One of each clip's labels as a token, `(B, 1)`."
+    drawn = [ds.choices[i][int(seed) % len(ds.choices[i])] if ds.choices[i] else 0 for i, seed in zip(places, seeds)]
+    return np.array(drawn, np.int64)[:, None]
 
 # %% ../nbs/33_finetune.ipynb #f3ae35aa
 def grid_entry(
@@ -190,19 +194,14 @@ def caption_entry(
 
 # %% ../nbs/33_finetune.ipynb #ed729de3
 class CaptionSource:
-    "Caption ids for clips, worded anew every time where the attributes are known."
-    def __init__(self, rows: list, text: TextTokenizer):
-        self.text, self.ids = text, {}
-        self.attributes = [Attributes.from_dict(r["attributes"]) if r.get("attributes") else None for r in rows]
-        self.captions = [r["captions"] for r in rows]
-        self.labels = [r.get("label") for r in rows]
+    "Caption ids for clips, worded anew every time as far as their world allows."
+    def __init__(self, rows: list, text: TextTokenizer, world: World):
+        self.text, self.world, self.ids = text, world, {}
+        self.known = [(labels_in(r.get("label")), r.get("attributes"), r["captions"]) for r in rows]
 
     def words(self, i: int, seed: int) -> str:
         "A caption of clip `i`."
-        rng = np.random.Generator(np.random.PCG64(seed))
-        if self.attributes[i] is not None and self.attributes[i].label: return write_caption(self.attributes[i], rng)
-        if self.captions[i]: return self.captions[i][int(rng.integers(len(self.captions[i])))]
-        return self.labels[i] or ""
+        return self.world.write(*self.known[i], np.random.Generator(np.random.PCG64(seed)))
 
     def __call__(self, places, seeds) -> list:
         "Ids for the clips at `places`, each drawn with its own seed."
@@ -305,7 +304,7 @@ class SenseDropout(Schemes):
             if m in self.seen[scheme]: batch[m] = seen_entry(self.slipped(m, ids, slips[m]) if m in slips else ids)
             elif c.targets: batch[m] = grid_entry(ids, torch.from_numpy(draws[m]).argsort(1), shown[m], min(c.targets, ids.shape[1]))
         if has.get("category"):
-            batch["category"] = grid_entry(torch.from_numpy(self.ds.ids("category", places)), torch.zeros(len(places), 1), 0, 1)
+            batch["category"] = grid_entry(torch.from_numpy(draw_category(self.ds, places, seeds)), torch.zeros(len(places), 1), 0, 1)
         batch["caption"] = caption_entry(self.captions(places, seeds), c.max_words, seen="caption" in self.seen[scheme])
         return make_part(batch, places)
 
@@ -331,6 +330,7 @@ class RandomBudgets:
     def sample(self, place: int, text: list, seed: int) -> dict:
         "The entries of one clip; a sense that it lacks is blank."
         ids = {m: self.ds.ids(m, np.array([place]))[0] for m in self.ds.modalities if self.present[m][place]}
+        if "category" in ids: ids["category"] = draw_category(self.ds, [place], [seed])[0]
         return self.masking({**ids, "caption": text}, torch.Generator().manual_seed(seed))
 
 RECIPES = dict(toy=SenseDropout, paper=RandomBudgets)
@@ -660,8 +660,8 @@ class Run:
         from accelerate import Accelerator
         self.config, self.out, self.device = config, Path(out), pick_device(config.device)
         self.ds = tokens if isinstance(tokens, TokenDataset) else TokenDataset(tokens)
-        self.labels = labels_of(self.ds, model)
-        if self.labels: self.ds = with_category(self.ds, self.labels)
+        self.learnt = world_for(self.ds, model)
+        if self.learnt.labels: self.ds = with_category(self.ds, self.learnt.labels)
         self.places = self.ds.split("train")
         if not len(self.places): raise BadInput(f"{self.ds.root}: no clip belongs to the split 'train'; nothing can be learnt.")
         self.text = start_text(text, model, self.ds); stages_of(config); check_names(config, self.ds)
@@ -671,7 +671,7 @@ class Run:
         self.batch_size = min(config.batch_size, len(self.places)) // world * world
         if not self.batch_size: raise BadInput(f"{len(self.places)} clips cannot be shared out over {world} processes.")
         self.order = BatchOrder(self.places, self.batch_size // world, config.seed, rank=rank, world=world)
-        self.data = RECIPES[config.preset](self.ds, CaptionSource(self.ds.rows, self.text), config, rank, world)
+        self.data = RECIPES[config.preset](self.ds, CaptionSource(self.ds.rows, self.text, self.learnt), config, rank, world)
         seed_everything(config.seed)
         self.model = start_model(model, self.ds, self.text, config).to(self.device).train()
         self.start = "" if model is None else weights_key(self.model)
@@ -915,7 +915,7 @@ def draw_log(rows: list) -> bytes:
 def finish(run: Run, loop: Loop, note: dict):
     "Writes the checkpoint folder: weights, words, tokenizers, and a note that it is done."
     run.model.eval().save_pretrained(run.out); run.text.save(run.out / "text_tokenizer.json")
-    write_json(run.out / "world.json", dict(labels=run.labels))
+    run.learnt.save(run.out)
     for m in run.ds.modalities:
         folder = f"{m}_tokenizer"
         if (run.ds.root / folder).is_dir() and not (run.out / folder).exists(): shutil.copytree(run.ds.root / folder, run.out / folder)

@@ -35,6 +35,8 @@ from .mel import MelFrontEnd, columns_for
 from .tokenize import tokenize_dataset
 from .toystreet import CEILING, WORLD_VERSION, StreetClips, pixel_ceiling, write_street
 from .vq import TrainConfig, find_folder, load_tokenizer, train_tokenizer
+from .world import World, labels_in
+from .worlds.street import WORLD
 
 # %% ../nbs/42_run.ipynb #41763d13
 class Stages:
@@ -98,6 +100,8 @@ class MelFeature:
 # %% ../nbs/42_run.ipynb #7df78cfa
 class StreetSplits:
     "The training and validation clips of the toy street as one sequence; a clip is made when it is asked for."
+    world = WORLD
+
     def __init__(self, n_train: int, n_val: int, seed: int, clip: ClipSpec = ClipSpec()):
         self.parts = StreetClips("train", n_train, seed, clip), StreetClips("val", n_val, seed, clip)
     def __len__(self): return sum(map(len, self.parts))
@@ -117,10 +121,10 @@ def make_street(out: Path, preset: Preset, seed: int, workers: int) -> None:
     write_street(out / "test", d["n_test"], seed=seed, split="test", workers=workers)
 
 # %% ../nbs/42_run.ipynb #a4e02f68
-def curate_folder(data: Path, out: Path, preset: Preset, workers: int, clips=None, labels_file=None) -> None:
+def curate_folder(data: Path, out: Path, preset: Preset, workers: int, clips=None, labels_file=None, captions=None) -> None:
     "Curates a folder of labelled clips, or VGG-Sound's list with the folder `clips`, into `out/data`."
-    manifest = curate(data, out / "data", clips=clips, labels_file=labels_file, clip=preset.clip, store=("frames",),
-                      features=dict(mel=MelFeature()), workers=workers)
+    manifest = curate(data, out / "data", clips=clips, labels_file=labels_file, captions=captions, clip=preset.clip,
+                      store=("frames",), features=dict(mel=MelFeature()), workers=workers)
     if not (manifest.status == "kept").any():
         reasons = ", ".join(f"{k} {v}" for k, v in manifest.reason.value_counts().items())
         raise BadInput(f"{data}: no clip in it could be used ({reasons or 'it is empty'}).")
@@ -298,23 +302,23 @@ def train_model(out: Path, preset: Preset, seed: int, say=print, device: str | N
 # %% ../nbs/42_run.ipynb #5c933a24
 MET = 800      # training clips that say what is familiar
 
-def put_together(out: Path, preset: Preset, seed: int, world: str | None, device: str | None = None) -> None:
+def put_together(out: Path, preset: Preset, seed: int, device: str | None = None) -> None:
     "Calibrates on validation clips and writes the finished checkpoint to `out/model`, whole or not at all."
     new = out / "model.new"
     shutil.rmtree(new, ignore_errors=True)
     device, there = pick_device(device), senses_of(out / "data")
     audio, video = (load_tokenizer(out / f"{s}_tokenizer", device) if s in there else None for s in ("audio", "video"))
     model = FourM.from_pretrained(out / "training").to(device); text = TextTokenizer.from_file(out / "training" / "text_tokenizer.json")
-    checkpoint = Checkpoint(out / "model", model.eval(), audio, video, text, dict(world_version=world), preset.clip,
-                            labels=tuple(read_json(out / "training" / "world.json")["labels"]))
+    checkpoint = Checkpoint(out / "model", model.eval(), audio, video, text, {}, preset.clip,
+                            world=World.load(out / "training"))
     dataset = ClipDataset(out / "data"); known = validation_clips(checkpoint, dataset)
     if known: calibrate(checkpoint, *known)
     keys = dataset.keys("train") or dataset.keys(); acquaint(checkpoint, (stored_clip(dataset, k) for k in keys[::max(1, -(-len(keys) // MET))]))
     save_checkpoint(new, model, audio, video, text, checkpoint.settings, preset.clip, checkpoint.familiar,
-                    checkpoint.labels)
+                    checkpoint.world)
     labels = dict(zip(dataset.manifest.key, dataset.manifest.label)); heard = set(dataset.keys(modality="audio"))
-    keys = [k for k in keys if k in heard and labels[k] in checkpoint.labels]
-    if keys: save_judge(train_judge(dataset.stack("mel", keys), [labels[k] for k in keys], checkpoint.labels, seed=seed), new)
+    keys = [k for k in keys if k in heard and set(labels_in(labels[k])) & set(checkpoint.labels)]
+    if keys: save_judge(train_judge(dataset.stack("mel", keys), [labels_in(labels[k])[0] for k in keys], checkpoint.labels, seed=seed), new)
     set_aside(out / "model")
     os.replace(new, out / "model")
     shutil.rmtree(out / "model.old", ignore_errors=True)
@@ -322,9 +326,10 @@ def put_together(out: Path, preset: Preset, seed: int, world: str | None, device
 # %% ../nbs/42_run.ipynb #9cd9d5e7
 def validation_clips(checkpoint, dataset, limit: int = 150) -> tuple:
     "Tokens and labels of the validation clips (of training clips, where a small folder has no others)."
-    keys = [k for k in dataset.keys("val") or dataset.keys() if dataset.row(k)["label"] in checkpoint.labels][:limit]
+    known = {k: labels_in(dataset.row(k)["label"]) for k in dataset.keys("val") or dataset.keys()}
+    keys = [k for k, labels in known.items() if set(labels) & set(checkpoint.labels)][:limit]
     if not keys: return ()       # none with a label
-    return tokenize_arrays(checkpoint, [stored_clip(dataset, k) for k in keys]), [dataset.row(k)["label"] for k in keys]
+    return tokenize_arrays(checkpoint, [stored_clip(dataset, k) for k in keys]), [next(l for l in known[k] if l in checkpoint.labels) for k in keys]
 
 def stored_clip(dataset, key: str) -> ClipArrays:
     "A clip of a data set as a describer wants it."
@@ -344,6 +349,7 @@ def run_pipeline(
     clips=None,                 # the folder of the clips that VGG-Sound's list names
     labels_file=None,           # the list of the folder's clips and labels, if it does not lie in it
     device: str | None = None,  # None: the best there is
+    captions=None,              # a dictionary label → sentences: JSON, YAML or csv
 ) -> dict:                      # the figures of report.json
     """Everything from clips to the report, stage by stage; finished stages are skipped.
 
@@ -357,18 +363,19 @@ def run_pipeline(
         stage("clips", [asdict(preset.clip), preset.data, seed, world], lambda: make_street(out, preset, seed, workers), "data/manifest.parquet")
         if preset.data.get("ceiling"): stage("ceiling", preset.data["ceiling"], lambda: measure_ceiling(out, preset.data["ceiling"], seed, workers))
     else:
-        lists = [file_hash(f) for f in (clips and data, labels_file) if f]
+        lists = [file_hash(f) for f in (clips and data, labels_file, captions) if f]
         stage("clips", [asdict(preset.clip), str(Path(data).resolve()), folder_state(Path(clips or data)), lists],
-              lambda: curate_folder(Path(data), out, preset, workers, clips, labels_file), "data/manifest.parquet")
+              lambda: curate_folder(Path(data), out, preset, workers, clips, labels_file, captions), "data/manifest.parquet")
     test, held_out = (out / "test", None) if data is None else (Path(clips or data), write_held_out(Path(data), out, clips))
-    read_truth(test, labels_file=held_out)      # where there is nothing to judge, that is said before the training
+    if not any(c.labels or c.captions for c in read_truth(test, labels_file=held_out)):     # said before the training
+        raise BadInput(f"{data}: none of its clips has a label or a caption; there is nothing to learn and nothing to judge.")
     dataset, both = ClipDataset(out / "data"), [out / f"{s}_tokenizer" for s in ("audio", "video")]
     stage("tokenizers", [learnt(dataset), preset.audio, preset.video, named_files(preset.audio, preset.video), seed],
           lambda: train_both(out, preset, seed, device))
     stage("tokens", [dataset.identity, weights_in(*both)], lambda: make_tokens(out, device), "tokens/tokens.json")
     stage("4M", [tokens_in(out / "tokens"), preset.model, preset.train, named_files(preset.model), seed],
           lambda: train_model(out, preset, seed, say, device), "training/model.safetensors")
-    stage("calibration", [dataset.identity, weights_in(out / "training", *both), MET, seed], lambda: put_together(out, preset, seed, world, device),
+    stage("calibration", [dataset.identity, weights_in(out / "training", *both), MET, seed], lambda: put_together(out, preset, seed, device),
           "model/describe.json")
     facts = lambda: dict(seconds=seconds_of(stage, out), **run_facts(out, world))
     judged = [dataset.identity if held_out else None, file_hash(held_out or test / "truth.csv"), weights_in(out / "model")]
@@ -437,7 +444,7 @@ def tokens_in(folder: Path) -> list:
 # %% ../nbs/42_run.ipynb #80dc70e2
 def write_held_out(data: Path, out: Path, clips=None) -> Path:
     "Lists the held-out clips of a folder of one's own, or of a list with its folder `clips`, in `out/test/truth.csv`: the evaluation's list."
-    listed = {r.key: os.path.relpath(r.path, clips) for r in vggsound_rows(data, clips)} if clips else {}
+    listed = {r.key: os.path.relpath(r.path, clips) for r in vggsound_rows(data, clips) if r.path} if clips else {}
     dataset = ClipDataset(out / "data"); keys = dataset.keys("test") or dataset.keys("val") or dataset.keys()
     rows = [dataset.row(k) for k in keys]; text = io.StringIO()
     w = csv.DictWriter(text, ["file", "label", "group", "captions", "attributes"], lineterminator="\n"); w.writeheader()

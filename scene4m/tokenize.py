@@ -19,6 +19,7 @@ import torch
 
 from .core import BadInput, ConfigMismatch, atomic_write, fingerprint, make_generator, progress, read_json, write_json
 from .media import modality_states
+from .world import World, world_of
 
 # %% ../nbs/25_tokenize.ipynb #15812323
 FORMAT = 1         # version of the layout below
@@ -229,6 +230,7 @@ def tokenize_dataset(
     if old and any(old.get(k) != json.loads(json.dumps(head[k])) for k in ("format", "layout", "data", "modalities")):
         _remove_tokens(out, old)
     shards = _shards(dataset, keys, head)
+    _keep_world(dataset, out)
     if _left(out, shards, old) or not old.get("complete"):
         known = _known_ids(out, old) if (out/"tokens.json").exists() else {}
         write_json(out/"tokens.json", head)
@@ -243,6 +245,11 @@ def _as_dataset(dataset):
     if hasattr(dataset, "stack"): return dataset
     from scene4m.curation import ClipDataset
     return ClipDataset(dataset)
+
+def _keep_world(dataset, out: Path):
+    "The world goes where the tokens go: that of a data set in a folder, or an object's own `world`."
+    world = getattr(dataset, "world", None)
+    if world is not None: world.save(out)
 
 def _about(dataset, senses: list, keys: list) -> dict:
     "The description of every sense, from one clip that has it."
@@ -373,6 +380,11 @@ class TokenDataset(TokenTable, torch.utils.data.Dataset):
         self.check(**tokenizers)
         rows, ids, self.skipped = _read_whole(self.root, about)
         super().__init__(rows, ids)
+
+    @property
+    def world(self) -> World:
+        "What there is to describe: as the data set says, or else as its rows do."
+        return World.load(self.root) if (self.root/"world.json").exists() else world_of(self.rows)
 
     def check(self, **tokenizers):
         "Raises `ConfigMismatch` unless these tokenizers (or fingerprints) made the tokens: `check(audio=tokenizer)`."

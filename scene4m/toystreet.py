@@ -28,13 +28,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .captions import (ATTRIBUTE_VALUES, BUS, CAR, CHIME, COLOURED, COLOURS, COUNTABLE, CROWD, DOG, EATING, ENGINE, HAMMER, HORN,
-                              LABELS, MAN, MOTORCYCLE, POLICE, SKATEBOARD, WOMAN, Attributes, write_captions)
+from .worlds.street import (ATTRIBUTE_VALUES, BUS, CAR, CHIME, COLOURED, COLOURS, COUNTABLE, CROWD, DOG, EATING, ENGINE, HAMMER,
+                                   HORN, LABELS, MAN, MOTORCYCLE, POLICE, SKATEBOARD, WOMAN, WORLD, Attributes, write_captions)
 from .core import BadInput, ClipSpec, ConfigMismatch, atomic_write, progress, read_json, write_json
 from .media import write_clip
 
 # %% ../nbs/12_toystreet.ipynb #320be083
-WORLD_VERSION = "1.0"   # a score is comparable only within one version of the world
+WORLD_VERSION = WORLD.version   # a score is comparable only within one version of the world
 SECONDS, FPS, SIZE, SR = 10.0, 8, 96, 16_000
 FOUR_WAYS, TWO_WAYS = ("left", "right", "towards", "away"), ("left", "right")
 MOTIONS_OF = {BUS: FOUR_WAYS, ENGINE: ("still", "away"), MOTORCYCLE: FOUR_WAYS, CROWD: (*TWO_WAYS, "still"),
@@ -791,6 +791,7 @@ def write_street(
             rows = list(progress(pool.map(write_street_file, jobs, chunksize=4), "street", total=n))
     text = io.StringIO(newline=""); w = csv.DictWriter(text, rows[0], lineterminator="\n"); w.writeheader(); w.writerows(rows)
     atomic_write(folder / "truth.csv", text.getvalue())
+    WORLD.save(folder)
     return folder
 
 # %% ../nbs/12_toystreet.ipynb #244ff05b

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .captions import TextTokenizer, fetch_fourm_tokenizer, parse_caption
+from .captions import TextTokenizer, fetch_fourm_tokenizer
 from .core import BadInput, import_torchaudio, make_generator, progress
 from .finetune import caption_entry
 from .fourm import FourM
@@ -295,11 +295,16 @@ def train_summariser(
 # %% ../nbs/40_transfer.ipynb #eef44a77
 def what_survives(
     said: list,       # a description of each clip
-    truths: list,     # `Attributes` of each
+    truths: list,     # label and attributes of each clip
+    seen: list,       # whether the thing itself can be seen in it
+    parse,            # from a sentence to what it states, such as `World.parse`
+    names=(),         # attributes to report
 ) -> dict:            # shares of what could be perceived
-    "How much of thing, colour, number, motion and sound is in the descriptions; `sound`: the thing named where it can only be heard."
-    seen = [(s, t) for s, t in zip(said, truths) if t.on_screen is not False]; heard = [(s, t) for s, t in zip(said, truths) if t.on_screen is False]
-    out = attribute_accuracy([s for s, _ in seen], [t for _, t in seen]) if seen else {}
-    found = dict(thing=out.get("category"), **{n: out.get(n) for n in ("colour", "count", "motion")})
-    named = [parse_caption(s).label == t.label for s, t in heard]
+    "How much of the thing and its attributes is in the descriptions; `sound`: the thing named where it can only be heard."
+    records = [t if isinstance(t, dict) else t.to_dict() for t in truths]
+    pairs = [(parse(s), t, v) for s, t, v in zip(said, records, seen)]
+    look, heard = [(s, t) for s, t, v in pairs if v], [(s, t) for s, t, v in pairs if not v]
+    out = attribute_accuracy([s for s, _ in look], [t for _, t in look]) if look else {}
+    found = dict(thing=out.get("category"), **{n: out.get(n) for n in names})
+    named = [s["label"] == t["label"] for s, t in heard]
     return {n: v["accuracy"] for n, v in found.items() if v} | dict(sound=float(np.mean(named)) if named else None)

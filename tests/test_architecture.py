@@ -50,11 +50,12 @@ def uphill(sources: dict[str, str], number: dict[str, int]) -> list[str]:
 
 
 NUMBER = numbers(ROOT / "nbs")
-SOURCES = {m: (ROOT / NAME / f"{m}.py").read_text(encoding="utf-8") for m in NUMBER}
+SOURCES = {m: (ROOT / NAME / f"{m.replace('.', '/')}.py").read_text(encoding="utf-8") for m in NUMBER}
 
 
 def test_every_module_has_a_notebook():
-    modules = {p.stem for p in (ROOT / NAME).glob("*.py")} - {"__init__", "_modidx"}              # nbdev writes these two
+    found = (p.relative_to(ROOT / NAME).with_suffix("") for p in (ROOT / NAME).rglob("*.py"))
+    modules = {".".join(p.parts) for p in found if p.stem not in ("__init__", "_modidx")}           # nbdev writes these two
     assert modules == set(NUMBER), f"without a notebook: {modules - set(NUMBER)}; without a module: {set(NUMBER) - modules}"
 
 

@@ -10,106 +10,107 @@ import numpy as np
 import pytest
 
 from scene4m import captions as c
+from scene4m.worlds import street as s, vggsound as v
 from scene4m.core import BadInput, ConfigMismatch, make_rng
 
-VALUES = {name: (None, *values) for name, values in c.ATTRIBUTE_VALUES.items()}
+VALUES = {name: (None, *values) for name, values in s.ATTRIBUTE_VALUES.items()}
 
 
 def every_record(names, **rest):
-    for values in itertools.product(*(VALUES[n] for n in names)): yield c.Attributes(**dict(zip(names, values)), **rest)
+    for values in itertools.product(*(VALUES[n] for n in names)): yield s.Attributes(**dict(zip(names, values)), **rest)
 
 
 def test_parse_undoes_write_for_what_things_are_and_do():
     rng = make_rng("what")
     for a in every_record(("label", "colour", "count", "motion")):
-        a = c.Attributes(**{**a.to_dict(), **{n: VALUES[n][rng.integers(3)] for n in ("night", "rain", "near", "on_screen")}})
+        a = s.Attributes(**{**a.to_dict(), **{n: VALUES[n][rng.integers(3)] for n in ("night", "rain", "near", "on_screen")}})
         for _ in range(3):
-            text = c.write_caption(a, rng)
-            assert c.parse_caption(text) == a, text
+            text = s.write_caption(a, rng)
+            assert s.parse_caption(text) == a, text
 
 
 def test_parse_undoes_write_for_where_and_when():
     rng = make_rng("where")
-    for label in (None, *c.LABELS):
+    for label in (None, *s.LABELS):
         for a in every_record(("night", "rain", "near", "on_screen"), label=label, motion="left", count=2, colour="red"):
             for _ in range(4):
-                text = c.write_caption(a, rng)
-                assert c.parse_caption(text) == a, text
+                text = s.write_caption(a, rng)
+                assert s.parse_caption(text) == a, text
 
 
 def test_a_phrase_of_one_value_is_no_part_of_another():
-    forms = [(key, f) for key, fs in c.PHRASES.items() for f in fs]
+    forms = [(key, f) for key, fs in s.PHRASES.items() for f in fs]
     for (k1, f1), (k2, f2) in itertools.permutations(forms, 2): assert f1 not in f2, (k1, k2)
 
 
 @pytest.mark.parametrize("text", ["", " ", "qwertz uiop", "[PAD] [S_1]", "1234", "the the the the", "🎈", "a and in is are , ."])
-def test_nonsense_gives_an_empty_record(text): assert c.parse_caption(text) == c.Attributes()
+def test_nonsense_gives_an_empty_record(text): assert s.parse_caption(text) == s.Attributes()
 
 
 def test_a_broken_sentence_keeps_what_it_said():
-    assert c.parse_caption("close by and in view, three dogs in") == c.Attributes(c.DOG, count=3, near=True, on_screen=True)
-    assert c.parse_caption("A RED BUS, heading LEFT!") == c.Attributes(c.BUS, colour="red", motion="left")
+    assert s.parse_caption("close by and in view, three dogs in") == s.Attributes(s.DOG, count=3, near=True, on_screen=True)
+    assert s.parse_caption("A RED BUS, heading LEFT!") == s.Attributes(s.BUS, colour="red", motion="left")
 
 
 def test_the_first_of_two_contradicting_phrases_counts():
-    assert c.parse_caption("a car is heading left and heading right").motion == "left"
+    assert s.parse_caption("a car is heading left and heading right").motion == "left"
 
 
 def test_a_car_is_only_a_car_if_it_is_nothing_else():
-    for text, label in (("a police car honking the horn", c.POLICE), ("a car is honking", c.HORN), ("a car revving the engine", c.ENGINE),
-                        ("a car is here", c.CAR), ("a woman is eating", c.EATING), ("a crowd of men and women", c.CROWD)):
-        assert c.parse_caption(text).label == label
+    for text, label in (("a police car honking the horn", s.POLICE), ("a car is honking", s.HORN), ("a car revving the engine", s.ENGINE),
+                        ("a car is here", s.CAR), ("a woman is eating", s.EATING), ("a crowd of men and women", s.CROWD)):
+        assert s.parse_caption(text).label == label
 
 
 def test_every_form_is_used_and_captions_are_short():
     rng, seen, lengths = make_rng("forms"), set(), []
-    for a in every_record(("motion", "night", "rain", "near", "on_screen"), label=c.DOG, colour="red", count=2):
+    for a in every_record(("motion", "night", "rain", "near", "on_screen"), label=s.DOG, colour="red", count=2):
         for _ in range(3):
-            text = c.write_caption(a, rng).lower()
-            seen |= {f for fs in c.PHRASES.values() for f in fs if f in text}
+            text = s.write_caption(a, rng).lower()
+            seen |= {f for fs in s.PHRASES.values() for f in fs if f in text}
             if None not in a.to_dict().values(): lengths.append(len(text.split()))
-    assert seen == {f for fs in c.PHRASES.values() for f in fs}
+    assert seen == {f for fs in s.PHRASES.values() for f in fs}
     assert 14 <= np.mean(lengths) <= 21 and max(lengths) <= 25
 
 
 def test_vocabulary():
-    words = {w for t in c.grammar_texts() for w in re.findall("[a-z]+", t)}
+    words = {w for t in s.grammar_texts() for w in re.findall("[a-z]+", t)}
     rng = make_rng("words")
-    texts = (c.write_caption(a, rng).lower() for a in every_record(("label", "count", "motion"), near=False, night=True))
+    texts = (s.write_caption(a, rng).lower() for a in every_record(("label", "count", "motion"), near=False, night=True))
     written = {w for t in texts for w in re.findall("[a-z]+", t)}
     assert len(words) < 150 and written <= words
 
 
 def test_dictionary_says_the_category_and_nothing_else():
-    for label, texts in c.PAPER_CAPTIONS.items():
+    for label, texts in v.PAPER_CAPTIONS.items():
         assert 3 <= len(texts) <= 4
-        for t in texts: assert c.parse_caption(t) == c.Attributes(label), t
+        for t in texts: assert s.parse_caption(t) == s.Attributes(label), t
 
 
 def test_captions_are_repeatable_and_distinct():
-    a = c.Attributes(c.MAN, "blue", 3, None, True, False, True, True)
-    assert c.write_captions(a, 6, 3) == c.write_captions(a, 6, 3)
-    assert len(set(c.write_captions(a, 6, 3))) == 6
-    assert 1 <= len(c.write_captions(c.Attributes(c.CROWD), 50, 0)) < 50
+    a = s.Attributes(s.MAN, "blue", 3, None, True, False, True, True)
+    assert s.write_captions(a, 6, 3) == s.write_captions(a, 6, 3)
+    assert len(set(s.write_captions(a, 6, 3))) == 6
+    assert 1 <= len(s.write_captions(s.Attributes(s.CROWD), 50, 0)) < 50
 
 
 @pytest.mark.parametrize("bad", [
     dict(label="cats"), dict(colour="Red"), dict(count=0), dict(count=1.5), dict(motion="up"), dict(rain="yes"), dict(near=0)])
 def test_impossible_values_are_refused(bad):
-    with pytest.raises(BadInput, match="cannot be"): c.Attributes(**bad)
+    with pytest.raises(BadInput, match="cannot be"): s.Attributes(**bad)
 
 
 def test_records_survive_json_numpy_and_pickle():
-    a = c.Attributes(c.DOG, "pink", np.int64(2), "still", np.bool_(True), False, None, True)
+    a = s.Attributes(s.DOG, "pink", np.int64(2), "still", np.bool_(True), False, None, True)
     assert type(a.count) is int and a.night is True
-    assert c.Attributes.from_dict(json.loads(json.dumps(a.to_dict()))) == a == pickle.loads(pickle.dumps(a))
-    assert hash(a) == hash(c.Attributes.from_dict(a.to_dict()))
+    assert s.Attributes.from_dict(json.loads(json.dumps(a.to_dict()))) == a == pickle.loads(pickle.dumps(a))
+    assert hash(a) == hash(s.Attributes.from_dict(a.to_dict()))
 
 
 # --- text tokens
 
 @pytest.fixture(scope="module")
-def tok(): return c.TextTokenizer.train(c.grammar_texts())
+def tok(): return c.TextTokenizer.train(s.grammar_texts())
 
 
 def test_special_ids(tok):
@@ -122,7 +123,7 @@ def test_special_ids(tok):
 def test_every_word_is_one_token_and_others_are_spelt(tok):
     rng = make_rng("tokens")
     for a in every_record(("label", "colour", "count")):
-        text = c.write_caption(a, rng)
+        text = s.write_caption(a, rng)
         assert len(tok.encode(text)) == len(re.findall(r"\w+|[.,]", text)) and tok.decode(tok.encode(text)) == text.lower()
     ids = tok.encode("an orange zebra-crossing")
     assert tok.UNK not in ids and tok.decode(ids) == "an orange zebra - crossing"
@@ -130,7 +131,7 @@ def test_every_word_is_one_token_and_others_are_spelt(tok):
 
 
 def test_merged_pieces_have_the_same_ids():
-    tok = c.TextTokenizer.train([c.write_caption(c.Attributes(label), make_rng(label)) for label in c.LABELS], vocab_size=280)
+    tok = c.TextTokenizer.train([s.write_caption(s.Attributes(label), make_rng(label)) for label in s.LABELS], vocab_size=280)
     assert tok.vocab_size == 280 and tok.tokenizer.token_to_id("[S_199]") == 203
     assert tok.decode(tok.encode("a dog is barking.")) == "a dog is barking."
 
@@ -140,7 +141,7 @@ def test_save_load_pickle(tok, tmp_path):
     path = tmp_path / "text_tokenizer.json"
     for again in (c.TextTokenizer.from_pretrained(tmp_path), c.TextTokenizer.from_file(path), pickle.loads(pickle.dumps(tok))):
         assert again.encode("two dogs in red") == tok.encode("two dogs in red") and again.vocab_size == tok.vocab_size
-    assert c.TextTokenizer.train(reversed(c.grammar_texts())).encode("wind chime") == tok.encode("wind chime")
+    assert c.TextTokenizer.train(reversed(s.grammar_texts())).encode("wind chime") == tok.encode("wind chime")
 
 
 def test_files_that_are_no_tokenizer(tmp_path):
@@ -171,6 +172,6 @@ def test_the_tokenizer_of_4m():
     assert tok.decode([tok.sentinel(1), *ids, tok.EOS, tok.sentinel(2)]) == text
     assert "dog" not in tok.tokenizer.decode(ids, skip_special_tokens=True)       # the trap that `decode` avoids
     rng = make_rng("4m")
-    for label in c.LABELS:
-        a = c.Attributes(label, "turquoise", 2, "towards", True, False, True, True)
-        assert c.parse_caption(tok.decode(tok.encode(c.write_caption(a, rng)))) == a
+    for label in s.LABELS:
+        a = s.Attributes(label, "turquoise", 2, "towards", True, False, True, True)
+        assert s.parse_caption(tok.decode(tok.encode(s.write_caption(a, rng)))) == a

@@ -247,7 +247,8 @@ def model(tmp_path_factory):
     import torch
 
     from scene4m.audio_tokenizer import AudioTokenizer, AudioTokenizerConfig
-    from scene4m.captions import LABELS, TextTokenizer, grammar_texts
+    from scene4m.captions import TextTokenizer
+    from scene4m.worlds.street import WORLD, grammar_texts
     from scene4m.describe import save_checkpoint
     from scene4m.fourm import FourM
     from scene4m.masking import Text, TokenGrid
@@ -258,7 +259,7 @@ def model(tmp_path_factory):
     text = TextTokenizer.train(grammar_texts())
     grids = [TokenGrid(n, t.vocab_size, tuple(t.grid())) for n, t in (("audio", audio), ("video", video))]
     net = FourM.toy([*grids, Text("caption", text.vocab_size, 48), TokenGrid("category", 14, (1, 1))], dim=32, encoder_depth=1, decoder_depth=1, num_heads=2)
-    return save_checkpoint(tmp_path_factory.mktemp("model"), net, audio, video, text, labels=LABELS)
+    return save_checkpoint(tmp_path_factory.mktemp("model"), net, audio, video, text, world=WORLD)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from scene4m import curation, media
-from scene4m.captions import LABELS
+from scene4m.worlds.street import LABELS
 from scene4m.core import BadInput, ClipSpec, ConfigMismatch
 from scene4m.curation import (ClipDataset, ClipLoader, FileRow, RawClip, assign_splits, class_table, clip_files, curate, download, failure_kind,
                               folder_rows, join_captions, read_table, safe_key, summarise, unpack_clips, verify_dataset, vggsound_list,

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from scene4m import cli, describe, evaluate, widgets
-from scene4m.captions import LABELS, parse_caption
+from scene4m.worlds.street import LABELS, parse_caption
 from scene4m.core import ClipSpec
 from scene4m.describe import SHIPPED, Describer, describe_long, load_arrays, save_checkpoint, to_vtt
 from scene4m.media import read_clip, write_clip
@@ -311,7 +311,8 @@ def test_the_likelihood_of_many_captions_is_computed_in_batches(folder, describe
 def with_cosmos(tmp_path_factory):
     "An untrained model that sees through COSMOS."
     from scene4m.audio_tokenizer import AudioTokenizer, AudioTokenizerConfig
-    from scene4m.captions import LABELS, TextTokenizer, grammar_texts
+    from scene4m.captions import TextTokenizer
+    from scene4m.worlds.street import WORLD, grammar_texts
     from scene4m.cosmos import load_cosmos, write_block_pair
     from scene4m.fourm import FourM
     from scene4m.masking import Text, TokenGrid
@@ -321,7 +322,7 @@ def with_cosmos(tmp_path_factory):
     text = TextTokenizer.train(grammar_texts())
     grids = [TokenGrid(n, t.vocab_size, tuple(t.grid())) for n, t in (("audio", audio), ("video", video))]
     net = FourM.toy([*grids, Text("caption", text.vocab_size, 48), TokenGrid("category", 14, (1, 1))], dim=32, encoder_depth=1, decoder_depth=1, num_heads=2)
-    return save_checkpoint(place / "model", net, audio, video, text, clip=ClipSpec(frames=17, size=32), labels=LABELS)
+    return save_checkpoint(place / "model", net, audio, video, text, clip=ClipSpec(frames=17, size=32), world=WORLD)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scene4m import evaluate as ev
-from scene4m.captions import BUS, DOG, LABELS, MAN, Attributes, write_captions
+from scene4m.worlds.street import BUS, DOG, LABELS, MAN, WORLD, Attributes, write_captions
 from scene4m.core import BadInput
 from scene4m.describe import SHIPPED, ClipTokens, load_checkpoint, write_sentences
 
@@ -17,7 +17,8 @@ shipped = pytest.mark.skipif(not (SHIPPED / "config.json").exists(), reason="no 
 
 def known(label, heard=True, group="", detailed=True, **attributes):
     a = Attributes(label, **{"night": False, "rain": False, "near": True, "on_screen": True, **attributes})
-    return ev.KnownClip(None, label, a, write_captions(a, 2, 0), group, detailed, heard)
+    truth = {k: v for k, v in a.to_dict().items() if k != "label"}
+    return ev.KnownClip(None, label, truth, write_captions(a, 2, 0), group, detailed, heard, seen=a.on_screen)
 
 
 def says(*labels): return [write_captions(Attributes(label), 1, 0)[0] for label in labels]
@@ -30,8 +31,8 @@ def test_lists_say_what_they_know(tmp_path):
         'file,label,group,captions,attributes,heard\na.mp4,dog barking,g1,"[""one"", ""two""]","{""night"": true, ""on_screen"": false}",False\n'
         "b.flac,dog barking,,a dog,,\nc.mp4,opera,,,,\n")
     a, b = ev.read_truth(tmp_path, LABELS)
-    assert (a.group, a.captions, a.heard, a.detailed, a.attributes.night) == ("g1", ["one", "two"], False, True, True)
-    assert (b.group, b.captions, b.heard, b.detailed, b.attributes) == ("b.flac", ["a dog"], None, False, Attributes(DOG))
+    assert (a.group, a.captions, a.heard, a.detailed, a.attributes["night"]) == ("g1", ["one", "two"], False, True, True)
+    assert (b.group, b.captions, b.heard, b.detailed, b.attributes) == ("b.flac", ["a dog"], None, False, {})
     (tmp_path / "truth.csv").write_text("file,label\nz.mp4,driving buses\n")
     assert [c.file.name for c in ev.read_truth(tmp_path)] == ["z.mp4"], "truth.csv comes before manifest.csv"
 
@@ -39,7 +40,7 @@ def test_lists_say_what_they_know(tmp_path):
 @pytest.mark.parametrize("text,match", [
     ("", "columns"), ("name,kind\na,b\n", "columns"), ("file,label\na.mp4,opera\n", "none of its labels"), ("\xff\xfe\x80", "UTF-8"),
     ('file,label,attributes\na.mp4,dog barking,"{night"\n', "a.mp4: its row"),
-    ('file,label,attributes\na.mp4,dog barking,"{""mood"": 3}"\n', "a.mp4: its row.*mood"),
+    ('file,label,attributes\na.mp4,dog barking,"{""mood"": [3]}"\n', "a.mp4: its row.*mood"),
 ], ids=["empty", "other columns", "unknown label", "not a text", "attributes", "unknown attribute"])
 def test_lists_that_are_of_no_use(tmp_path, text, match):
     (tmp_path / "truth.csv").write_bytes(text.encode("latin-1"))
@@ -71,22 +72,22 @@ def test_by_what_there_is_to_perceive():
     clips = [known(DOG), known(DOG, on_screen=False), known(BUS, on_screen=False, near=False), known(MAN, heard=False), known(MAN, detailed=False)]
     said = says(DOG, DOG, DOG, BUS, MAN)
     said[1] = write_captions(Attributes(DOG, colour="red"), 1, 0)[0]         # of what is off screen nobody knows the colour
-    got = ev.scene_figures([DOG, DOG, DOG, BUS, MAN], said, clips)
+    got = ev.scene_figures([DOG, DOG, DOG, BUS, MAN], said, clips, WORLD)
     assert {k: (v["n"], v["accuracy"], v["invented_rate"]) for k, v in got.items()} == {
         "seen and heard": (1, 1.0, 0.0), "only heard": (2, 0.5, 0.5), "only seen": (1, 0.0, 0.0)}
     assert got["only heard"]["chance"] == 0.5 and got["seen and heard"]["interval"] == [1.0, 1.0]
-    assert all(v["n"] == 0 and v["accuracy"] is None for v in ev.scene_figures([DOG], says(DOG), [known(DOG, detailed=False)]).values())
+    assert all(v["n"] == 0 and v["accuracy"] is None for v in ev.scene_figures([DOG], says(DOG), [known(DOG, detailed=False)], WORLD).values())
 
 
 def test_knowing_when_not_to_speak():
     p = np.full((4, len(LABELS)), 0.01); labels = [DOG, DOG, BUS, BUS]
     for i, q in enumerate((0.9, 0.3, 0.9, 0.2)): p[i, LABELS.index(DOG)] = q
     tokens = SimpleNamespace(strange=dict(audio=np.full(4, np.nan), video=np.full(4, np.nan)))
-    checkpoint = SimpleNamespace(settings=dict(threshold=0.5), labels=LABELS)
-    got = ev.abstention_figures(checkpoint, tokens, says(DOG, DOG, DOG, DOG), p, labels)
+    checkpoint = SimpleNamespace(settings=dict(threshold=0.5), labels=LABELS, world=WORLD)
+    got = ev.abstention_figures(checkpoint, tokens, says(DOG, DOG, DOG, DOG), p, [(l,) for l in labels])
     assert got == dict(n=4, abstains=0.5, right_when_sure=0.5, right_when_unsure=0.5)
     tokens.strange = dict(audio=np.full(4, 0.9), video=np.array([0.1, 0.9, 1.8, np.nan]))      # the third picture is like nothing in training
-    got = ev.abstention_figures(checkpoint, tokens, says(DOG, DOG, DOG, DOG), p, labels)
+    got = ev.abstention_figures(checkpoint, tokens, says(DOG, DOG, DOG, DOG), p, [(l,) for l in labels])
     assert got == dict(n=4, abstains=0.75, right_when_sure=1.0, right_when_unsure=1 / 3)
 
 
@@ -105,11 +106,11 @@ def test_nats_are_differences_to_knowing_nothing(monkeypatch):
 
 def test_chance_is_the_best_constant_answer():
     clips = [known(DOG, colour="red", count=1), known(DOG, colour="red", count=2), known(BUS, colour="blue", night=True), known(MAN, colour="red", count=2)]
-    got = ev.attribute_figures(says(DOG, DOG, BUS, MAN), clips)
+    got = ev.attribute_figures(says(DOG, DOG, BUS, MAN), clips, WORLD)
     assert got["chance"]["category_accuracy"] == 0.5 and got["chance"]["attribute_accuracy"]["colour"] == 0.75
     assert got["chance"]["attribute_accuracy"]["count"] == pytest.approx(2 / 3) and got["chance"]["attribute_accuracy"]["night"] == 0.75
     assert got["attribute_accuracy"]["colour"] == 0.0, "what is left out is not right"
-    bare = ev.attribute_figures(says(DOG), [known(DOG, detailed=False)])
+    bare = ev.attribute_figures(says(DOG), [known(DOG, detailed=False)], WORLD)
     assert bare["exact_accuracy"] is None and set(bare["attribute_accuracy"].values()) == {None} and bare["chance"]["category_accuracy"] == 1.0
 
 
@@ -127,7 +128,7 @@ def test_the_judge_is_kept_beside_the_model(tmp_path):
     ev.save_judge(judge, tmp_path); again = ev.load_judge(tmp_path)
     x = torch.from_numpy(mels)
     assert torch.allclose(judge(x), again(x), atol=0.02)          # kept in 16 bits
-    assert ev.imagine_and_judge(None, None, [], [], again) == ev.imagine_and_judge(None, None, [1, 2], [], None) == dict(n=0, accuracy=None, interval=None)
+    assert ev.imagine_and_judge(SimpleNamespace(audio_tokenizer=None), None, [], [], again) == ev.imagine_and_judge(SimpleNamespace(audio_tokenizer=None), None, [1, 2], [], None) == dict(n=0, accuracy=None, interval=None)
 
 
 # --- with a model

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scene4m.captions import LABELS, Attributes, TextTokenizer, grammar_texts, write_captions
+from scene4m.captions import TextTokenizer
+from scene4m.worlds.street import LABELS, Attributes, write_captions
 from scene4m.core import BadInput, ConfigMismatch, TrainingFailed
 from scene4m.finetune import (FinetuneConfig, CaptionSource, Part, Run, SenseDropout, Stage, attention_kind, finetune, grid_entry, learning_rate,
                               make_part, step_losses, caption_entry, text_tokenizer_for, total_counts, weight_groups)
@@ -25,6 +26,7 @@ class StandIn:
 class Clips:
     "Clip i carries its label in its sound; clips 1, 11, 21 … have no sound, clips 2, 12, 22 … no picture."
     def __init__(self, n=40): self.n = n
+    world = None
     def keys(self, split=None): return [f"clip{i}" for i in range(self.n)]
     def row(self, key):
         i = int(key[4:]); a = Attributes(LABELS[i % 14], night=i % 2 == 0)
@@ -76,7 +78,7 @@ def test_a_grid_shows_some_and_asks_for_others():
     first = (~e["target_mask"]).int().argmax(1); assert (e["decoder_attention_mask"][torch.arange(5), first] == 7).all()
 
 def test_no_part_holds_padding_on_the_encoder_side(tokens):
-    ds = TokenDataset(tokens); config = FinetuneConfig(**TEST); data = SenseDropout(ds, CaptionSource(ds.rows, text_tokenizer_for(ds)), config)
+    ds = TokenDataset(tokens); config = FinetuneConfig(**TEST); data = SenseDropout(ds, CaptionSource(ds.rows, text_tokenizer_for(ds), ds.world), config)
     for scheme, seen in (("both", {15, 9, 7}), ("audio", {7, 1}), ("video", {9, 1}), ("none", {1})):
         parts = data(3, np.arange(40), scheme)
         assert {p.seen for p in parts} == seen and sum(len(p.places) for p in parts) == 40
@@ -84,11 +86,11 @@ def test_no_part_holds_padding_on_the_encoder_side(tokens):
     assert set(data(0, np.arange(8), "audio")[0].counts) <= {"caption", "video"} and data(0, np.arange(8), "both")[0].order == ["caption"]
 
 def test_the_category_is_asked_for_in_every_step_and_never_shown(tokens):
-    run = Run(tokens, "unused", FinetuneConfig(steps=1, **TEST)); assert run.labels == sorted(LABELS)
+    run = Run(tokens, "unused", FinetuneConfig(steps=1, **TEST)); assert run.learnt.labels == tuple(sorted(LABELS))
     for scheme in run.data.names:
         for p in run.data(2, run.places, scheme):
             e = p.batch["category"]; assert e["input_mask"].all() and not e["target_mask"].any() and p.counts["category"] == len(p.places)
-            assert [run.labels[i] for i in e["tensor"][:, 0]] == [run.ds.rows[i]["label"] for i in p.places]
+            assert [run.learnt.labels[i] for i in e["tensor"][:, 0]] == [run.ds.rows[i]["label"] for i in p.places]
 
 def test_labels_are_learnt_and_kept(tokens, tmp_path):
     finetune(tokens, tmp_path / "r", FinetuneConfig(steps=60, lr=5e-3, **TEST)); log = rows(tmp_path / "r")
@@ -97,7 +99,7 @@ def test_labels_are_learnt_and_kept(tokens, tmp_path):
     class Few(Clips):
         def row(self, key): return dict(super().row(key), label="opera" if self.n == 21 else LABELS[0])
     few, strange = (tokenize_dataset(Few(n), tmp_path / f"t{n}", StandIn("a", (3, 2)), StandIn("v", (2, 2, 2))) for n in (20, 21))
-    assert Run(few, "unused", FinetuneConfig(steps=1, **TEST), tmp_path / "r").labels == sorted(LABELS)       # in the model's order
+    assert Run(few, "unused", FinetuneConfig(steps=1, **TEST), tmp_path / "r").learnt.labels == tuple(sorted(LABELS))       # in the model's order
     with pytest.raises(ConfigMismatch, match="does not know the label 'opera'"): finetune(strange, tmp_path / "x", FinetuneConfig(steps=1, **TEST), tmp_path / "r")
 
 def test_clips_without_a_label_have_no_category(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from scene4m import curation, run as run_module
 from scene4m.audio_tokenizer import AudioTokenizer
-from scene4m.captions import DOG, HORN, LABELS
+from scene4m.worlds.street import DOG, HORN, LABELS
 from scene4m.core import ConfigMismatch, file_hash, get_preset
 from scene4m.curation import ClipDataset, ShardJob, _jobs, curate
 from scene4m.evaluate import MelJudge

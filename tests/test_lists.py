@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from scene4m import curation, evaluate
-from scene4m.captions import DOG, LABELS
+from scene4m.worlds.street import DOG, LABELS
 from scene4m.core import BadInput
 from scene4m.curation import folder_rows
 from scene4m.evaluate import read_truth

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from scene4m import run
-from scene4m.captions import DOG
+from scene4m.worlds.street import DOG
 from scene4m.core import ClipSpec
 from scene4m.curation import ClipDataset, RawClip, curate
 from scene4m.describe import load_arrays

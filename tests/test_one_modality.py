@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scene4m.audio_tokenizer import AudioTokenizer
-from scene4m.captions import LABELS
+from scene4m.worlds.street import LABELS
 from scene4m.core import ClipSpec, TrainingFailed, get_preset
 from scene4m.describe import ClipArrays, Describer, calibrate, load_checkpoint, save_checkpoint, tokenize_arrays, write_sentences
 from scene4m.evaluate import evaluate_folder
@@ -55,7 +55,7 @@ def test_a_checkpoint_of_one_modality_describes_with_it(trained, tmp_path):
     assert tokens.has[sense].all() and not tokens.has[other].any()
     calibrate(checkpoint, tokens, [LABELS[0], LABELS[1]])
     again = load_checkpoint(save_checkpoint(tmp_path / "m", checkpoint.model, checkpoint.audio_tokenizer, checkpoint.video_tokenizer,
-                                            checkpoint.text, checkpoint.settings, labels=checkpoint.labels), "cpu")
+                                            checkpoint.text, checkpoint.settings, world=checkpoint.world), "cpu")
     assert write_sentences(again, tokens) == write_sentences(checkpoint, tokens)
     assert not (tmp_path / "m" / f"{other}_tokenizer").exists()
     scenes = [s for s in map(sample_scene, range(99)) if s.heard and s.label in LABELS[:8]][:3]

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scene4m.captions import BUS, DOG, TextTokenizer, grammar_texts
+from scene4m.captions import TextTokenizer
+from scene4m.worlds.street import BUS, DOG, grammar_texts
 from scene4m.core import BadInput, ClipSpec, get_preset, read_json
 from scene4m.cosmos import write_block_pair
 from scene4m.fourm import FourM

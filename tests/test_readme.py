@@ -23,11 +23,11 @@ def test_a_change_of_index_would_be_noticed(monkeypatch):
 
 
 def test_the_table_of_chapters_names_every_notebook_with_its_module():
-    rows = re.findall(r"^\| \[[^\]]+\]\(nbs/([\w.]+)\) \| `(\w+)` \| (?:`scene4m\.(\w+)`|–) \|", README, re.M)
+    rows = re.findall(r"^\| \[[^\]]+\]\(nbs/([\w.]+)\) \| `(\w+)` \| (?:`scene4m\.([\w.]+)`|–) \|", README, re.M)
     assert {f"{name}.ipynb" for _, name, _ in rows} == {p.name for p in NBS.glob("[0-9]*.ipynb")}
     for file, name, module in rows:
         source = (NBS / file).read_text(encoding="utf-8")
-        assert file == f"{name}.ipynb" and re.findall(r"#\|\s*default_exp\s+(\w+)", source) == [module] * bool(module), name
+        assert file == f"{name}.ipynb" and re.findall(r"#\|\s*default_exp\s+([\w.]+)", source) == [module] * bool(module), name
 
 
 def test_links_of_the_readme_lead_to_files():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scene4m.captions import DOG, HORN
+from scene4m.worlds.street import DOG, HORN
 from scene4m.core import BadInput, get_preset
 from scene4m.describe import Describer
 from scene4m.evaluate import derange, evaluate_folder, read_truth
@@ -57,7 +57,7 @@ def test_lists_of_clips(tmp_path):
         read_truth(tmp_path)
     with open(tmp_path / "labels.csv", "w", newline="") as f:
         csv.writer(f).writerows([["file", "label"], ["-a b.mp4", "dog barking"], ["c.mp4", "opera"]])
-    assert [c.file.name for c in read_truth(tmp_path, ["dog barking"])] == ["-a b.mp4"]
+    assert [c.file.name for c in read_truth(tmp_path, [DOG])] == ["-a b.mp4"]
     with pytest.raises(BadInput, match="could be read"):
         evaluate_folder(tmp_path, workers=0)
 
@@ -76,6 +76,14 @@ def test_a_folder_of_sounds_alone(tmp_path):
     assert report["n"] >= 1
     said = Describer.from_pretrained(tmp_path / "run" / "model")(write_scene(scenes[0], tmp_path / "clip.mp4"))
     assert said.senses == dict(audio="used", video="missing")
+
+
+def test_a_folder_that_cannot_be_judged_is_refused_before_the_training(tmp_path):
+    scene = next(s for s in map(sample_scene, range(400)) if s.heard)
+    (tmp_path / "sounds").mkdir(parents=True); write_wav(tmp_path / "sounds" / "a.wav", render_sound(scene), 16_000)
+    with pytest.raises(BadInput, match="none of its clips has a label"):
+        run_pipeline(tmp_path / "run", data=tmp_path / "sounds", preset=get_preset("toy", **SMALL), workers=1, say=lambda line: None)
+    assert not (tmp_path / "run" / "audio_tokenizer").exists() and not (tmp_path / "run" / "training").exists()
 
 
 @pytest.mark.slow

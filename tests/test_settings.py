@@ -8,7 +8,8 @@ import torch
 from typer.testing import CliRunner
 
 from scene4m import cli
-from scene4m.captions import FOURM_TOKENIZER, TextTokenizer, grammar_texts
+from scene4m.captions import FOURM_TOKENIZER, TextTokenizer
+from scene4m.worlds.street import grammar_texts
 from scene4m.core import PRESETS, BadInput, ClipSpec, ConfigMismatch, get_preset
 from scene4m.finetune import FinetuneConfig, Stage, check_names, stages_of
 from scene4m.fourm import FourM

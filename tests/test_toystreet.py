@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from scene4m import toystreet as ts
-from scene4m.captions import COLOURED, COLOURS, COUNTABLE, HAMMER, LABELS, MOVING, POLICE, Attributes, parse_caption
+from scene4m.worlds.street import COLOURED, COLOURS, COUNTABLE, HAMMER, LABELS, MOVING, POLICE, Attributes, parse_caption
 from scene4m.core import BadInput, ConfigMismatch
 from scene4m.media import read_clip
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from scene4m.captions import BUS, DOG, Attributes, TextTokenizer, grammar_texts
+from scene4m.captions import TextTokenizer
+from scene4m.worlds.street import BUS, DOG, WORLD, Attributes, grammar_texts
 from scene4m.core import BadInput
 from scene4m.fourm import FourM
 from scene4m.masking import Text, TokenGrid
@@ -150,7 +151,7 @@ def test_plain_summaries():
 
 def test_what_is_seen_and_what_is_only_heard_are_counted_apart():
     truths = [Attributes(label=BUS, colour="red", motion="left", on_screen=True), Attributes(label=DOG, on_screen=False)]
-    assert what_survives(["A red bus is driving and moving right.", "A dog barks."], truths) == dict(
+    assert what_survives(["A red bus is driving and moving right.", "A dog barks."], truths, [True, False], WORLD.parse, ("colour", "count", "motion")) == dict(
         thing=1.0, colour=1.0, count=None, motion=0.0, sound=1.0)
 
 

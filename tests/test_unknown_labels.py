@@ -4,14 +4,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scene4m.captions import LABELS, label_places
+from scene4m.world import label_places
+from scene4m.worlds.street import LABELS
 from scene4m.core import BadInput
 from scene4m.describe import calibrate
 from scene4m.evaluate import train_judge
 
 
 @pytest.mark.parametrize("use", [
-    label_places,
+    lambda labels: label_places(labels, LABELS),
     lambda labels: calibrate(SimpleNamespace(labels=LABELS), None, labels),
     lambda labels: train_judge(np.zeros((3, 80, 16), np.float32), labels, LABELS, steps=1),
 ], ids=["label_places", "calibrate", "train_judge"])
@@ -23,4 +24,4 @@ def test_an_unknown_label_is_told(use, wrong):
 
 
 def test_known_labels_have_places():
-    assert label_places(LABELS) == list(range(len(LABELS)))
+    assert label_places(LABELS, LABELS) == list(range(len(LABELS)))
