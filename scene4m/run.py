@@ -8,7 +8,8 @@ __all__ = ['TYPES', 'ABOVE_0', 'STORED', 'MET', 'Stages', 'time_left', 'expected
            'split_settings', 'sized_tokenizer', 'check_tokenizer', 'check_training', 'check_base', 'tokenizer_class',
            'train_sense', 'sound_lengths', 'trained_elsewhere', 'senses_of', 'train_both', 'make_tokens', 'train_model',
            'put_together', 'validation_clips', 'stored_clip', 'run_pipeline', 'run_facts', 'seconds_of', 'steps_of',
-           'count_files', 'folder_state', 'learnt', 'weights_in', 'named_files', 'tokens_in', 'write_held_out']
+           'count_files', 'folder_state', 'learnt', 'weights_in', 'named_files', 'tokens_in', 'check_answers',
+           'write_held_out']
 
 # %% ../nbs/42_run.ipynb #fdb9aafc
 import csv, io, os, shutil
@@ -367,8 +368,7 @@ def run_pipeline(
         stage("clips", [asdict(preset.clip), str(Path(data).resolve()), folder_state(Path(clips or data)), lists],
               lambda: curate_folder(Path(data), out, preset, workers, clips, labels_file, captions), "data/manifest.parquet")
     test, held_out = (out / "test", None) if data is None else (Path(clips or data), write_held_out(Path(data), out, clips))
-    if not any(c.labels or c.captions for c in read_truth(test, labels_file=held_out)):     # said before the training
-        raise BadInput(f"{data}: none of its clips has a label or a caption; there is nothing to learn and nothing to judge.")
+    check_answers(test, held_out)
     dataset, both = ClipDataset(out / "data"), [out / f"{s}_tokenizer" for s in ("audio", "video")]
     stage("tokenizers", [learnt(dataset), preset.audio, preset.video, named_files(preset.audio, preset.video), seed],
           lambda: train_both(out, preset, seed, device))
@@ -442,6 +442,11 @@ def tokens_in(folder: Path) -> list:
     return [read_json(folder / "tokens.json"), *(read_json(p)["sha256"] for p in sorted((folder / "ledger").glob("shard-*.json")))]
 
 # %% ../nbs/42_run.ipynb #80dc70e2
+def check_answers(folder: Path, held_out) -> None:
+    "Raises `BadInput` where no clip of a folder has a label or a caption: that is said before the training."
+    if not any(c.labels or c.captions for c in read_truth(folder, labels_file=held_out)):
+        raise BadInput(f"{folder}: none of its clips has a label or a caption; there is nothing to learn and nothing to judge.")
+
 def write_held_out(data: Path, out: Path, clips=None) -> Path:
     "Lists the held-out clips of a folder of one's own, or of a list with its folder `clips`, in `out/test/truth.csv`: the evaluation's list."
     listed = {r.key: os.path.relpath(r.path, clips) for r in vggsound_rows(data, clips) if r.path} if clips else {}
