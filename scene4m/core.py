@@ -65,7 +65,7 @@ TOY = Preset("toy",
     audio=dict(steps=260),
     video=dict(steps=300, decay=0.95, revive=0.05, continuous=0.05),      # a short training moves fewer codes
     model=dict(dim=160, encoder_depth=2, decoder_depth=3, num_heads=4, share_embedding=False),
-    train=dict(steps=400, batch_size=32, lr=3e-3, muon_lr=4 / 3, betas=(0.9, 0.99), weight_decay=0.0, warmup=0.03, targets=20, partial=0.5,
+    train=dict(steps=450, batch_size=32, lr=3e-3, muon_lr=4 / 3, betas=(0.9, 0.99), weight_decay=0.0, warmup=0.03, targets=20, partial=0.5,
                stages=({"noise": 0.1},), schemes={"both": 0.36, "audio": 0.2, "video": 0.32, "video+caption": 0.05, "caption": 0.05, "none": 0.02}))
 
 PRESETS = {

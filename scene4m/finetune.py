@@ -66,7 +66,8 @@ class FinetuneConfig:
     schemes: dict = field(default_factory=lambda: dict(SCHEMES))
     targets: int = 16                   # tokens of each unseen grid to predict; 0: words only
     partial: float = 0.0                # how often an unseen grid is partly seen
-    weights: dict = field(default_factory=lambda: dict(caption=1.0, audio=0.3, video=0.3, category=0.3))   # of the losses
+    # of the losses: a category weighs as much as two words of a caption
+    weights: dict = field(default_factory=lambda: dict(caption=1.0, audio=0.3, video=0.3, category=0.08))
     budgets: tuple = (128, 128)         # preset `paper`: tokens seen and predicted
     stages: tuple = ()                  # of `Stage` or of its settings; none: one for `toy`, frozen trunk and then everything for `paper`
     precision: str = "auto"
