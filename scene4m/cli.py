@@ -167,7 +167,8 @@ def run(
     from scene4m.evaluate import verdict
     from scene4m.run import run_pipeline
     out = out or Path("runs") / (data.resolve().stem if data else preset)
-    report = run_pipeline(out, data=data, clips=clips, labels_file=labels, captions=captions, preset=recipe, seed=seed, workers=workers, device=device)
+    read = dict(data=data, clips=clips, labels_file=labels, captions=captions)
+    report = run_pipeline(out, **read, preset=recipe, seed=seed, workers=workers, device=device)
     typer.echo(f"The report: {out / 'report.html'}\nIts figures: {out / 'report.json'}")
     if bad := verdict(report):
         typer.secho(bad, fg="red", bold=True, err=True)
@@ -186,7 +187,8 @@ def toy(
 # %% ../nbs/60_cli.ipynb #1d94b9b4
 VggList = Annotated[Path | None, typer.Option("--vggsound", help="VGG-Sound's csv; the folder then holds clips named ID_START.mp4.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Stop after so many clips.")]
-Captions = Annotated[list[Path] | None, typer.Option(help="Sentences for each label (JSON, YAML, csv), or csv of captions or further labels by id; may be given twice.")]
+Captions = Annotated[list[Path] | None, typer.Option(
+    help="Sentences for each label (JSON, YAML, csv), or csv of captions or further labels by id; may be given twice.")]
 Shard = Annotated[int, typer.Option(min=0, help="Make every --of-th shard from this number on; a scheduler counts them.")]
 
 # %% ../nbs/60_cli.ipynb #1d94b9s1

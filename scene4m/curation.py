@@ -1437,8 +1437,7 @@ def curate(
     began, out = time.perf_counter(), Path(out)
     _check_numbers(shard, of, shard_size, limit, engine)
     labels = None if labels is None else (labels,) if isinstance(labels, str) else tuple(labels)
-    words, by_id = _sentences(captions)
-    hashes = _known_hashes(out)
+    (words, by_id), hashes = _sentences(captions), _known_hashes(out)
     rows = _rows_of(source, clips, labels, labels_file, by_id, limit, refuse, hashes)
     layout = _layout(rows, out, layout, limit)
     settings = CurationSettings(clip, _names(store, views, features), tuple((views or {}).items()),

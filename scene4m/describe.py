@@ -421,7 +421,8 @@ def doubt(checkpoint: Checkpoint, confidence: float, strange: dict) -> str:
     "Why the model should not commit itself about a clip; empty where it may."
     odd = [word for s, word in (("audio", "the sound"), ("video", "the picture")) if strange[s] > 1]       # NaN is not
     if odd: return f"{' and '.join(odd)} {'are' if odd[1:] else 'is'} unlike anything in training"
-    if confidence < checkpoint.settings.get("threshold", 0.5): return "no category is likely enough" if checkpoint.labels else "no words are likely enough"
+    if confidence < checkpoint.settings.get("threshold", 0.5):
+        return "no category is likely enough" if checkpoint.labels else "no words are likely enough"
     return ""
 
 SHORTEST = 0.5       # seconds; in less than that nothing can be told apart

@@ -342,7 +342,8 @@ def scene_figures(named: list, sentences: list, clips: list, world: World) -> di
     kinds = {"seen and heard": (True, True), "only heard": (False, True), "only seen": (True, False)}; out = {}
     for name, kind in kinds.items():
         here = [i for i, c in enumerate(clips) if c.detailed and (c.seen is not False, can_be_heard(c)) == kind]
-        made_up = attribute_accuracy([world.parse(sentences[i]) for i in here], [known_truth(clips[i], world) for i in here])["invented_rate"] if here else None
+        stated, truths = [world.parse(sentences[i]) for i in here], [known_truth(clips[i], world) for i in here]
+        made_up = attribute_accuracy(stated, truths)["invented_rate"] if here else None
         out[name] = accuracies(named, clips, here) | dict(chance=share_of_commonest([clips[i].first for i in here]), invented_rate=made_up)
     return out
 
@@ -553,7 +554,8 @@ def write_report(evaluation: Evaluation, out: Path, examples: int = 10) -> Path:
             ceiling_part(report), part("Are both senses used?", nats_table(report)), part("Further figures", other_table(report)),
             confusion_part(evaluation),
             part("Is it as sure as it is right?",
-                 figure_html(reliability({k: np.array(v) for k, v in report["reliability"].items()}, report["ece"]))) if report["reliability"] else "",
+                 figure_html(reliability({k: np.array(v) for k, v in report["reliability"].items()}, report["ece"])))
+            if report["reliability"] else "",
             part("What the tokens keep", reconstruction_figures(evaluation, checkpoint)), part("Training", curve_figures(extra)),
             part("Clips and what is said about them", *(example_html(evaluation, i, checkpoint) for i in example_places(evaluation, examples))),
             part("The clips", table_html(share, "Held-out clips by category")),

@@ -365,7 +365,7 @@ def _given_category(truths, name: str) -> dict:
 
 # %% ../nbs/14_metrics.ipynb #d7064ba6
 def chance_level(truths: list) -> dict:
-    "What the best constant answer scores, under the names of `attribute_accuracy`, the answer with it; `given_category`: one answer for each category."
+    "What the best constant answer scores, under the names of `attribute_accuracy`, with the answer; `given_category`: one answer for each category."
     truths = [_record(t) for t in truths]
     if not truths: raise BadInput("There are no clips to measure.")
     names = dict.fromkeys(n for t in truths for n in _named(t))

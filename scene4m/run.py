@@ -75,6 +75,7 @@ class Stages:
         self.seconds[name] = t.seconds; write_json(note, dict(reads=key, seconds=t.seconds))
         self.say(f"✓ {name}: {t.seconds:.0f} s")
 
+# %% ../nbs/42_run.ipynb #41763d14
 def time_left(seconds: float) -> str:
     "Seconds in the unit that a person would use."
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -352,9 +353,7 @@ def run_pipeline(
     device: str | None = None,  # None: the best there is
     captions=None,              # a dictionary label → sentences: JSON, YAML or csv
 ) -> dict:                      # the figures of report.json
-    """Everything from clips to the report, stage by stage; finished stages are skipped.
-
-    Raises `BadInput` for a folder that cannot be used; what was finished before stays."""
+    "Everything from clips to the report; finished stages are skipped. Raises `BadInput` for a folder that cannot be used."
     out, preset = Path(out), get_preset(preset) if isinstance(preset, str) else preset
     check_preset(preset); pick_device(device)
     stage = Stages(out, say, expected_seconds(preset, data and count_files(clips or data))); world = WORLD_VERSION if data is None else None
