@@ -923,12 +923,12 @@ def _array_before(job: ShardJob, old: Before, modality: str, key: str) -> np.nda
     aside = folder / f".before-{old.job}-{old.name}.tar"
     path = aside if aside.exists() else folder / f"{old.name}.tar"
     with open(path, "rb") as f:
-        start, size = _members(str(path), os.stat(path).st_mtime_ns)[key]
+        start, size = _places_in_tar(str(path), os.stat(path).st_mtime_ns)[key]
         f.seek(start)
         return np.load(io.BytesIO(f.read(size)), allow_pickle=False)
 
 @functools.lru_cache(maxsize=8)
-def _members(path: str, mtime: int) -> dict:
+def _places_in_tar(path: str, mtime: int) -> dict:
     "Where the members of a tar lie in it."
     with tarfile.open(path) as tar: return {m.name.removesuffix(".npy"): (m.offset_data, m.size) for m in tar if m.isfile()}
 
