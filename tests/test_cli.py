@@ -355,11 +355,12 @@ def test_clips_to_tokens_to_model_command_by_command(tmp_path):
     street = tmp_path / "street"
     assert inside("toy", "--n", 3, "--split", "train", "--workers", 1, "--out", street).exit_code == 0
     data, audio, video, tokens, model = (tmp_path / n for n in ("data", "audio", "video", "tokens", "model"))
-    quick = ["--set", "audio.seconds=null", "--set", "audio.steps=4", "--set", "video.seconds=null", "--set", "video.steps=4",
-             "--set", "train.seconds=null", "--set", "train.steps=4", "--set", "train.batch_size=2", "--set", "model.dim=48"]
-    for args in (["curate", street, "--out", data, "--workers", 1], ["train-audio", data, "--out", audio, *quick],
-                 ["train-video", data, "--out", video, *quick], ["tokenize", data, "--out", tokens, "--audio", audio, "--video", video],
-                 ["finetune", tokens, "--out", model, *quick]):
+    def quick(*settings):
+        return [x for s in settings for x in ("--set", s)]
+    training = quick("train.steps=4", "train.batch_size=2", "model.dim=48")
+    for args in (["curate", street, "--out", data, "--workers", 1], ["train-audio", data, "--out", audio, *quick("audio.steps=4")],
+                 ["train-video", data, "--out", video, *quick("video.steps=4")], ["tokenize", data, "--out", tokens, "--audio", audio, "--video", video],
+                 ["finetune", tokens, "--out", model, *training]):
         done = inside(*args)
         assert done.exit_code == 0, (args[0], done.output)
     done = inside("describe", "--json", "--model", model, next(street.glob("*.mp4")))

@@ -1,4 +1,6 @@
 "Where things are computed: the device that is picked, what it can do, and the option that names it."
+from types import SimpleNamespace
+
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -88,7 +90,10 @@ def test_a_run_computes_where_it_is_told(monkeypatch, tmp_path):
         monkeypatch.setattr(run, name, lambda *args, name=name: said.setdefault(name, args[-1]))
     monkeypatch.setattr(run, "evaluate_folder", lambda *args, device, **kw: said.setdefault("evaluate_folder", device))
     monkeypatch.setattr(run, "make_street", lambda *args: None)
-    for name, found in dict(read_truth=None, seconds_of={}, run_facts={}, read_json={}).items():
+    data = SimpleNamespace(identity="clips")
+    stubs = dict(check_answers=None, ClipDataset=data, seconds_of={}, run_facts={}, read_json={})
+    stubs |= dict.fromkeys(("learnt", "weights_in", "tokens_in", "file_hash"), "content")
+    for name, found in stubs.items():
         monkeypatch.setattr(run, name, lambda *args, found=found, **kw: found)
     run.run_pipeline(tmp_path, preset=get_preset("toy"), say=lambda line: None, device="cpu")
     assert said == dict.fromkeys(("train_both", "make_tokens", "train_model", "put_together", "evaluate_folder"), "cpu")
