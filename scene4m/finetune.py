@@ -729,8 +729,11 @@ FROM_CLIPS = {"tokens", "clips", "words", "vocabulary", "size"}      # settings 
 def renew_run(run: Run, renew: str):
     "Sets the folder aside where it holds a run of other clips, or for `renew=\"all\"` any other one."
     note, now = run.out / "run.json", json.loads(json.dumps(run.settings(), default=str))
-    old = read_json(note)["settings"] if note.exists() else now
+    begun = read_json(note) if note.exists() else dict(settings=now)
+    old = begun["settings"]
     other = {k for k, v in now.items() if v != old.get(k)}
+    if other and not other & FROM_CLIPS and not begun.get("done") and only_slower(now, old):
+        other = set()      # an unfinished run goes on with a lower rate
     if run.main and other and (renew == "all" or other & FROM_CLIPS and other <= FROM_CLIPS): set_aside(run.out)
     run.accelerator.wait_for_everyone()
 

@@ -119,7 +119,8 @@ CHECK = """
 import importlib, json, pathlib, pkgutil, sys
 import scene4m
 assert pathlib.Path(scene4m.__file__).is_relative_to(sys.prefix), scene4m.__file__
-names = [m.name for m in pkgutil.iter_modules(scene4m.__path__) if not m.name.startswith("_")]
+names = [m.name.removeprefix("scene4m.") for m in pkgutil.walk_packages(scene4m.__path__, "scene4m.")]
+names = [n for n in names if not n.split(".")[-1].startswith("_")]
 for name in names: importlib.import_module(f"scene4m.{name}")
 print(json.dumps(dict(version=scene4m.__version__, modules=names, seen=[n for n in ("nbdev", "fastcore", "IPython") if n in sys.modules])))
 """
@@ -135,7 +136,9 @@ def test_the_wheel_installs_and_every_module_imports(wheel, tmp_path):
     told = imported(python, tmp_path)
     assert told["version"] == settings()["version"]
     with zipfile.ZipFile(wheel) as z:
-        packed = {Path(n).stem for n in z.namelist() if re.fullmatch(r"scene4m/[a-z]\w*\.py", n)}
+        files = [re.fullmatch(r"scene4m/((?:[a-z]\w*/)*)(\w+)\.py", n) for n in z.namelist()]
+    packed = {(m[1] + m[2]).replace("/", ".") for m in files if m and not m[2].startswith("_")}
+    packed |= {m[1].strip("/").replace("/", ".") for m in files if m and m[1] and m[2] == "__init__"}
     assert set(told["modules"]) == packed
     assert not {"nbdev", "fastcore"} & set(told["seen"])
     assert "describe" in sh(python, "-m", "scene4m", "--help", cwd=tmp_path)

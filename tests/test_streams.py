@@ -11,6 +11,7 @@ from scene4m.core import ClipSpec
 from scene4m.describe import Description, describe_long
 from scene4m.media import FrameSpec, probe, read_clip
 from scene4m.transfer import read_frames
+from scene4m.world import World
 
 
 def sound(path, seconds, codec, form=None, sr=48_000, loud=True, options=None):
@@ -35,7 +36,7 @@ def joined(path, *parts):
 class Listener:
     "Stands for a `Describer`: notes what each window holds, and never says the same twice."
     def __init__(self):
-        self.checkpoint = type("Checkpoint", (), dict(clip=ClipSpec(), front=None, model=None))()
+        self.checkpoint = type("Checkpoint", (), dict(clip=ClipSpec(), front=None, model=None, world=World()))()
         self.seen = []
 
     def __call__(self, path, start=0.0):
