@@ -93,7 +93,8 @@ def test_the_category_is_asked_for_in_every_step_and_never_shown(tokens):
             assert [run.learnt.labels[i] for i in e["tensor"][:, 0]] == [run.ds.rows[i]["label"] for i in p.places]
 
 def test_labels_are_learnt_and_kept(tokens, tmp_path):
-    finetune(tokens, tmp_path / "r", FinetuneConfig(steps=60, lr=5e-3, **TEST)); log = rows(tmp_path / "r")
+    weights = dict(caption=1.0, audio=0.3, video=0.3, category=0.3)
+    finetune(tokens, tmp_path / "r", FinetuneConfig(steps=60, lr=5e-3, weights=weights, **TEST)); log = rows(tmp_path / "r")
     start, end = (np.mean([float(r["loss_category"]) for r in part]) for part in (log[:5], log[-5:])); assert end < 0.5 * start
     assert json.loads((tmp_path / "r" / "world.json").read_text())["labels"] == sorted(LABELS)
     class Few(Clips):
