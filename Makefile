@@ -54,7 +54,7 @@ chromium:
 
 # --- what people come for
 
-run: setup  ## the whole fall on the toy street: some six minutes on two cores, ends in a report
+run: setup  ## everything from clips to a report, on the toy street
 	@echo "→ scene4m run $(ARGS)"
 	@$(BIN)/python -m scene4m run $(ARGS)
 
