@@ -1,4 +1,5 @@
 """Builds the package from settings.ini, the one place for name, version, requirements and extras."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -9,7 +10,10 @@ parser = ConfigParser(delimiters=["="], interpolation=None)
 parser.read(here / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("lab", "train", "download", "ray", "course", "dev")}
+extras = {
+    name: cfg[f"{name}_requirements"].split()
+    for name in ("lab", "train", "download", "ray", "course", "dev")
+}
 extras["dev"] = sorted({req for group in extras.values() for req in group})
 readme = here / "README.md"
 
@@ -29,6 +33,9 @@ setup(
     include_package_data=True,
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
-    entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
+    entry_points={
+        "console_scripts": cfg["console_scripts"].split(),
+        "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],
+    },
     zip_safe=False,
 )

@@ -7,6 +7,7 @@ Both have random weights and get the same batches. It prints CPU seconds and the
 and median over the rounds), and writes benchmarks/beside_4m.json. CPU seconds of one thread by default: what else
 the machine does changes them less than it changes the clock.
 """
+
 import argparse
 import importlib.util
 import json
@@ -20,8 +21,8 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)          # not this folder, whose scripts bear the names of packages
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")          # threads that wait shall not count as work
+sys.path[0] = str(ROOT)  # not this folder, whose scripts bear the names of packages
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait shall not count as work
 WORDS = 32
 PARTS = ("step", "caption-1", "caption-16")
 
@@ -44,15 +45,22 @@ def import_original(folder: Path) -> types.SimpleNamespace:
     stub("fourm.utils.timm")
     stub("fourm.utils.timm.registry", register_model=lambda f: f)
     schedules = ("cosine", "linear", "onex_temp", "linear_temp")
-    stub("fourm.utils.generation", continue_schedule=None, **{f"{s}_schedule": None for s in schedules})
+    stub(
+        "fourm.utils.generation",
+        continue_schedule=None,
+        **{f"{s}_schedule": None for s in schedules},
+    )
     stub("fourm.data")
     stub("fourm.data.modality_info", MODALITY_INFO={})
     from fourm.models import decoder_embeddings, encoder_embeddings, fm, fm_utils, generate
 
-    sample = random.sample          # ml-4m samples from a view of a dict, which Python 3.11 refuses
+    sample = random.sample  # ml-4m samples from a view of a dict, which Python 3.11 refuses
     fm.random = types.SimpleNamespace(sample=lambda items, n: sample(list(items), n))
     return types.SimpleNamespace(
-        reads=encoder_embeddings, writes=decoder_embeddings, model=fm.FourM, norm=fm_utils.LayerNorm,
+        reads=encoder_embeddings,
+        writes=decoder_embeddings,
+        model=fm.FourM,
+        norm=fm_utils.LayerNorm,
         sampler=generate.GenerationSampler,
     )
 
@@ -67,7 +75,9 @@ def original_model(original, size: dict):
         kind, length = ("seq", 256) if m.is_sequence else ("img", 196)
         about[name] = dict(id=i + 1, type=kind, max_tokens=length, vocab_size=m.vocab_size)
         if name == "rgb@224":
-            reads[name] = original.reads.ImageEncoderEmbedding(num_channels=3, patch_size=16, image_size=224)
+            reads[name] = original.reads.ImageEncoderEmbedding(
+                num_channels=3, patch_size=16, image_size=224
+            )
         elif m.is_sequence:
             shape = dict(vocab_size=m.vocab_size, max_length=256, padding_idx=0)
             reads[name] = original.reads.SequenceEncoderEmbedding(**shape)
@@ -78,8 +88,16 @@ def original_model(original, size: dict):
             writes[name] = original.writes.ImageTokenDecoderEmbedding(**shape, share_embedding=True)
     torch.manual_seed(0)
     model = original.model(
-        reads, writes, about, **size, qkv_bias=False, proj_bias=False, mlp_bias=False, gated_mlp=True,
-        act_layer=torch.nn.SiLU, norm_layer=partial(original.norm, eps=1e-6, bias=False),
+        reads,
+        writes,
+        about,
+        **size,
+        qkv_bias=False,
+        proj_bias=False,
+        mlp_bias=False,
+        gated_mlp=True,
+        act_layer=torch.nn.SiLU,
+        norm_layer=partial(original.norm, eps=1e-6, bias=False),
     )
     return model, about
 
@@ -92,11 +110,13 @@ def write_caption(original, model, about: dict, image: dict, n: int):
     sampler.merge_sequences_batched = lambda batch, out, target, tokenizer: out
     ids = torch.zeros(n, 256, dtype=torch.long)
     ids[:, 0] = 5
-    ids[:, 1:WORDS + 1] = 7
+    ids[:, 1 : WORDS + 1] = 7
     said = torch.ones(n, 256, dtype=torch.bool)
-    said[:, :WORDS + 1] = False
+    said[:, : WORDS + 1] = False
     caption = dict(
-        tensor=ids, input_mask=torch.ones(n, 256, dtype=torch.bool), target_mask=said,
+        tensor=ids,
+        input_mask=torch.ones(n, 256, dtype=torch.bool),
+        target_mask=said,
         decoder_attention_mask=torch.zeros(n, 256, dtype=torch.int),
     )
     batch = {"rgb@224": {k: t.clone() for k, t in image.items()}, "caption": caption}
@@ -125,7 +145,9 @@ def pairs(folder: Path, size: str, only) -> dict:
 
     def their_step():
         theirs.train().zero_grad()
-        copy = {m: {k: t.clone() for k, t in e.items()} for m, e in batch.items()}          # it changes its batch
+        copy = {
+            m: {k: t.clone() for k, t in e.items()} for m, e in batch.items()
+        }  # it changes its batch
         theirs(copy, num_encoder_tokens=128, num_decoder_tokens=128, loss_type="mod")[0].backward()
 
     def captions(n: int) -> tuple:
@@ -151,8 +173,10 @@ def measure(calls: tuple, rounds: int) -> dict:
     ours, theirs = times
     median = statistics.median
     return dict(
-        ours_s=[round(t, 2) for t in ours], ml4m_s=[round(t, 2) for t in theirs],
-        lowest_ratio=round(min(ours) / min(theirs), 3), median_ratio=round(median(ours) / median(theirs), 3),
+        ours_s=[round(t, 2) for t in ours],
+        ml4m_s=[round(t, 2) for t in theirs],
+        lowest_ratio=round(min(ours) / min(theirs), 3),
+        median_ratio=round(median(ours) / median(theirs), 3),
     )
 
 
@@ -161,7 +185,9 @@ if __name__ == "__main__":
     parser.add_argument("ml4m", type=Path, help="the folder of a copy of apple/ml-4m")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--size", choices=("b", "tiny"), default="b", help="`tiny` only looks whether it runs")
+    parser.add_argument(
+        "--size", choices=("b", "tiny"), default="b", help="`tiny` only looks whether it runs"
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "beside_4m.json")
     args = parser.parse_args()
@@ -178,4 +204,6 @@ if __name__ == "__main__":
             f"ratio {found[part]['lowest_ratio']:.2f} (lowest) {found[part]['median_ratio']:.2f} (median)",
             flush=True,
         )
-    args.out.write_text(json.dumps(dict(size=args.size, threads=args.threads, parts=found), indent=2) + "\n")
+    args.out.write_text(
+        json.dumps(dict(size=args.size, threads=args.threads, parts=found), indent=2) + "\n"
+    )

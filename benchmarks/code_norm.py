@@ -5,6 +5,7 @@
 trained on 640 clips and judged on 96 others. It prints the errors and writes benchmarks/code_norm.json. About two
 CPU minutes, and with `--data` a quarter of an hour more.
 """
+
 import argparse
 import json
 import os
@@ -13,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)          # not this folder, whose scripts bear the names of packages
+sys.path[0] = str(ROOT)  # not this folder, whose scripts bear the names of packages
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import nn
@@ -25,17 +26,31 @@ from scene4m.mel import MelFrontEnd
 from scene4m.run import STORED, tokenizer_class
 from scene4m.vq import CodeNorm, VectorQuantizer, evaluate_tokenizer, train_tokenizer, usage
 
-WAYS = {"careless": (False, 0.0), "revival": (False, 0.05), "k-means": (True, 0.0), "all of it": (True, 0.05)}
+WAYS = {
+    "careless": (False, 0.0),
+    "revival": (False, 0.05),
+    "k-means": (True, 0.0),
+    "all of it": (True, 0.05),
+}
 
 
 def street_patches() -> torch.Tensor:
     "The patches (40, 65, 768) of street sounds that the page looks at."
     front = MelFrontEnd()
-    mels = torch.stack([front(toystreet.render_sound(toystreet.sample_scene(i))) for i in range(40)])
-    return mels.unflatten(1, (5, 16)).unflatten(3, (13, 48)).permute(0, 3, 1, 2, 4).reshape(40, 65, 768)
+    mels = torch.stack(
+        [front(toystreet.render_sound(toystreet.sample_scene(i))) for i in range(40)]
+    )
+    return (
+        mels.unflatten(1, (5, 16))
+        .unflatten(3, (13, 48))
+        .permute(0, 3, 1, 2, 4)
+        .reshape(40, 65, 768)
+    )
 
 
-def train_small(patches, start: bool, revive: float, norm, seed: int, steps: int = 150, warm: int = 30) -> dict:
+def train_small(
+    patches, start: bool, revive: float, norm, seed: int, steps: int = 150, warm: int = 30
+) -> dict:
     "The page's autoencoder: its mean error and perplexity over the last twenty steps."
     torch.manual_seed(seed)
     g = torch.Generator().manual_seed(seed)
@@ -71,7 +86,11 @@ def train_real(sense: str, data: str, with_norm: bool, seed: int, steps: int) ->
 
     cls = tokenizer_class(sense)
     own = {f.name for f in fields(cls.config_class)}
-    settings = {k: v for k, v in getattr(get_preset("toy"), sense).items() if k not in ("seconds", "steps", "epochs")}
+    settings = {
+        k: v
+        for k, v in getattr(get_preset("toy"), sense).items()
+        if k not in ("seconds", "steps", "epochs")
+    }
     tok = cls(cls.config_class(**{k: v for k, v in settings.items() if k in own}, seed=seed))
     tok.norm = CodeNorm(tok.quantizer.dim) if with_norm else None
     loop = {k: v for k, v in settings.items() if k not in own}
@@ -87,7 +106,10 @@ def compare(name: str, train, seeds) -> list:
         row = dict(seed=seed, normalised=train(True, seed), plain=train(False, seed))
         rows.append(row)
         gain = 1 - row["plain"]["error"] / row["normalised"]["error"]
-        print(f"{name:10} seed {seed}   with {row['normalised']}   without {row['plain']}   {gain:+.1%}", flush=True)
+        print(
+            f"{name:10} seed {seed}   with {row['normalised']}   without {row['plain']}   {gain:+.1%}",
+            flush=True,
+        )
     return rows
 
 

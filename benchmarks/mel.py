@@ -4,6 +4,7 @@
 run in one process on one thread and in turns, and what counts is CPU time: so a busy machine changes the
 milliseconds but hardly the ratios.
 """
+
 import argparse
 import json
 import os
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)          # not this folder, whose scripts bear the names of packages
+sys.path[0] = str(ROOT)  # not this folder, whose scripts bear the names of packages
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
@@ -27,13 +28,22 @@ def calls() -> dict:
     torch.set_num_threads(1)
     wave = 0.1 * torch.randn(160_000, generator=torch.Generator().manual_seed(0))
     array = wave.numpy()
-    peer = import_torchaudio().transforms.MelSpectrogram(16_000, n_fft=1024, hop_length=256, n_mels=80)
+    peer = import_torchaudio().transforms.MelSpectrogram(
+        16_000, n_fft=1024, hop_length=256, n_mels=80
+    )
     front = MelFrontEnd()
     torch.testing.assert_close(mel_power(wave), peer(wave), rtol=1e-5, atol=0.0)
 
     def by_librosa():
         return librosa.feature.melspectrogram(
-            y=array, sr=16_000, n_fft=1024, hop_length=256, n_mels=80, htk=True, norm=None, pad_mode="reflect"
+            y=array,
+            sr=16_000,
+            n_fft=1024,
+            hop_length=256,
+            n_mels=80,
+            htk=True,
+            norm=None,
+            pad_mode="reflect",
         )
 
     return {
@@ -84,4 +94,6 @@ if __name__ == "__main__":
     args = parser.parse_args()
     found = measure(args.rounds)
     report(found)
-    args.out.write_text(json.dumps(dict(rounds=args.rounds, threads=1, ways=found), indent=2) + "\n")
+    args.out.write_text(
+        json.dumps(dict(rounds=args.rounds, threads=1, ways=found), indent=2) + "\n"
+    )

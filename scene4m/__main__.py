@@ -10,4 +10,5 @@ from .cli import main
 
 # %% ../nbs/61_main.ipynb #wm000011
 #| eval: false
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -20,89 +20,127 @@ from .vq import Tokenizer, VectorQuantizer, decode_ids, start_on_axes
 
 # %% ../nbs/22_audio_tokenizer.ipynb #94f8ccee
 def mel_patches(
-    x: torch.Tensor,   # (B, bands, T), both multiples of the patch
-    patch: tuple,      # bands and columns of a patch
-) -> torch.Tensor:     # (B, time, band, a·b)
+    x: torch.Tensor,  # (B, bands, T), both multiples of the patch
+    patch: tuple,  # bands and columns of a patch
+) -> torch.Tensor:  # (B, time, band, a·b)
     "Every block of a bands × b columns as one vector."
-    B, M, T = x.shape; a, b = patch
-    return x.reshape(B, M // a, a, T // b, b).permute(0, 3, 1, 2, 4).reshape(B, T // b, M // a, a * b)
+    B, M, T = x.shape
+    a, b = patch
+    return (
+        x.reshape(B, M // a, a, T // b, b).permute(0, 3, 1, 2, 4).reshape(B, T // b, M // a, a * b)
+    )
+
 
 def join_patches(x: torch.Tensor, patch: tuple) -> torch.Tensor:
     "(B, bands, T) from (B, time, band, a·b): the inverse of `mel_patches`."
-    B, t, f, _ = x.shape; a, b = patch
+    B, t, f, _ = x.shape
+    a, b = patch
     return x.reshape(B, t, f, a, b).permute(0, 2, 3, 1, 4).reshape(B, f * a, t * b)
 
 # %% ../nbs/22_audio_tokenizer.ipynb #9a6d9208
 PRESET = dict(
     ours=dict(width=128, blocks=2, mode="ema", decay=0.98, revive=0.2),
-    paper=dict(width=128, blocks=0, mode="gradient", decay=0.99, revive=0.0))
+    paper=dict(width=128, blocks=0, mode="gradient", decay=0.99, revive=0.0),
+)
+
 
 @dataclass(frozen=True)
 class AudioTokenizerConfig:
     "Everything that decides what an audio tokenizer is; None takes the preset's value. Raises `BadInput` for an unknown preset."
-    preset: str = "ours"          # `ours`, or `paper`: two plain convolutions 1 → 128 → 64 and back, codebook trained by gradient
-    bands: int = 80               # mel bands
-    columns: int = 624            # columns of the usual clip
-    patch: tuple = (16, 48)       # bands and columns per token
-    width: int | None = None      # channels inside
-    blocks: int | None = None     # residual blocks on either side (`ours`)
-    dim: int = 64                 # channels of a code
-    codes: int = 512              # size of the codebook
-    mode: str | None = None       # how the codebook learns: `ema` or `gradient`
-    beta: float = 0.25            # weight of the commitment loss
-    decay: float | None = None    # of the moving averages of the codebook
-    revive: float | None = None   # codes used less than this share of uniform use are moved; 0: never
-    mel: dict | None = None       # config of the `MelFrontEnd` whose spectrograms it reads, its statistics included; None: the default one
-    seed: int = 0                 # of the first weights
+
+    preset: str = "ours"  # `ours`, or `paper`: two plain convolutions 1 → 128 → 64 and back, codebook trained by gradient
+    bands: int = 80  # mel bands
+    columns: int = 624  # columns of the usual clip
+    patch: tuple = (16, 48)  # bands and columns per token
+    width: int | None = None  # channels inside
+    blocks: int | None = None  # residual blocks on either side (`ours`)
+    dim: int = 64  # channels of a code
+    codes: int = 512  # size of the codebook
+    mode: str | None = None  # how the codebook learns: `ema` or `gradient`
+    beta: float = 0.25  # weight of the commitment loss
+    decay: float | None = None  # of the moving averages of the codebook
+    revive: float | None = (
+        None  # codes used less than this share of uniform use are moved; 0: never
+    )
+    mel: dict | None = (
+        None  # config of the `MelFrontEnd` whose spectrograms it reads, its statistics included; None: the default one
+    )
+    seed: int = 0  # of the first weights
 
     def __post_init__(self):
-        if self.preset not in PRESET: raise BadInput(f"There is no preset {self.preset!r}; choose ours or paper.")
+        if self.preset not in PRESET:
+            raise BadInput(f"There is no preset {self.preset!r}; choose ours or paper.")
         for name, value in dict(PRESET[self.preset], mel=MelFrontEnd().config).items():
-            if getattr(self, name) is None: object.__setattr__(self, name, value)
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         object.__setattr__(self, "patch", tuple(self.patch))
-        if self.bands % self.patch[0]: raise BadInput(f"{self.bands} bands cannot be cut into patches of {self.patch[0]}.")
+        if self.bands % self.patch[0]:
+            raise BadInput(f"{self.bands} bands cannot be cut into patches of {self.patch[0]}.")
 
 # %% ../nbs/22_audio_tokenizer.ipynb #15492152
 class PaperEncoder(nn.Module):
     "Two strided convolutions, 1 → width → dim channels: one vector per patch, which sees its patch and nothing else."
+
     def __init__(self, c: AudioTokenizerConfig):
         super().__init__()
         a, b = (c.patch[0] // 4, c.patch[1] // 8), (4, 8)
-        self.conv1, self.conv2 = nn.Conv2d(1, c.width, a, stride=a), nn.Conv2d(c.width, c.dim, b, stride=b)
-    def forward(self, x, mask=None):     # (B, bands, T) → (B, time, band, dim)
+        self.conv1, self.conv2 = (
+            nn.Conv2d(1, c.width, a, stride=a),
+            nn.Conv2d(c.width, c.dim, b, stride=b),
+        )
+
+    def forward(self, x, mask=None):  # (B, bands, T) → (B, time, band, dim)
         return self.conv2(F.relu(self.conv1(x[:, None]))).permute(0, 3, 2, 1)
+
 
 class PaperDecoder(nn.Module):
     "The mirror of `PaperEncoder`: dim → width → 1 channels."
+
     def __init__(self, c: AudioTokenizerConfig):
         super().__init__()
         a, b = (c.patch[0] // 4, c.patch[1] // 8), (4, 8)
-        self.conv1, self.conv2 = nn.ConvTranspose2d(c.dim, c.width, b, stride=b), nn.ConvTranspose2d(c.width, 1, a, stride=a)
-    def forward(self, z, mask=None):     # (B, time, band, dim) → (B, bands, T)
+        self.conv1, self.conv2 = (
+            nn.ConvTranspose2d(c.dim, c.width, b, stride=b),
+            nn.ConvTranspose2d(c.width, 1, a, stride=a),
+        )
+
+    def forward(self, z, mask=None):  # (B, time, band, dim) → (B, bands, T)
         return self.conv2(F.relu(self.conv1(z.permute(0, 3, 2, 1))))[:, 0]
 
 # %% ../nbs/22_audio_tokenizer.ipynb #6c088d67
 class GridNorm(nn.BatchNorm2d):
     "Batch normalisation of (B, C, time, band) over real positions; padded ones become 0."
-    def forward(self,
-        x,            # (B, C, t, f)
-        mask=None,    # (B, t, f) bool, False where a position is padding
+
+    def forward(
+        self,
+        x,  # (B, C, t, f)
+        mask=None,  # (B, t, f) bool, False where a position is padding
     ):
-        if mask is None: return super().forward(x)
+        if mask is None:
+            return super().forward(x)
         out = x.new_zeros(x.shape).movedim(1, -1)
-        out[mask] = super().forward(x.movedim(1, -1)[mask][:, :, None, None])[:, :, 0, 0].to(out.dtype)
+        out[mask] = (
+            super().forward(x.movedim(1, -1)[mask][:, :, None, None])[:, :, 0, 0].to(out.dtype)
+        )
         return out.movedim(-1, 1)
+
 
 def only_real(x: torch.Tensor, mask=None) -> torch.Tensor:
     "`x` (B, C, t, f) with padded positions set to 0."
     return x if mask is None else x * mask[:, None].to(x.dtype)
 
+
 class GridBlock(nn.Module):
     "A residual block of two 3 × 3 convolutions on the grid of tokens."
+
     def __init__(self, width: int):
         super().__init__()
         self.norm1, self.norm2 = GridNorm(width), GridNorm(width)
-        self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+        self.conv1, self.conv2 = (
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+
     def forward(self, x, mask=None):
         h = self.conv1(F.silu(self.norm1(x, mask)))
         return x + only_real(self.conv2(F.silu(self.norm2(h, mask))), mask)
@@ -110,90 +148,145 @@ class GridBlock(nn.Module):
 # %% ../nbs/22_audio_tokenizer.ipynb #94af3032
 class PatchEncoder(nn.Module):
     "Patches by one linear map, then residual blocks on the grid."
+
     def __init__(self, c: AudioTokenizerConfig):
         super().__init__()
-        self.patch, self.first, self.last = c.patch, nn.Linear(c.patch[0] * c.patch[1], c.width), nn.Linear(c.width, c.dim)
+        self.patch, self.first, self.last = (
+            c.patch,
+            nn.Linear(c.patch[0] * c.patch[1], c.width),
+            nn.Linear(c.width, c.dim),
+        )
         self.blocks = nn.ModuleList(GridBlock(c.width) for _ in range(c.blocks))
-    def forward(self, x, mask=None):     # (B, bands, T) → (B, time, band, dim)
+
+    def forward(self, x, mask=None):  # (B, bands, T) → (B, time, band, dim)
         h = only_real(self.first(mel_patches(x, self.patch)).movedim(-1, 1), mask)
-        for block in self.blocks: h = block(h, mask)
+        for block in self.blocks:
+            h = block(h, mask)
         return self.last(h.movedim(1, -1))
+
 
 class PatchDecoder(nn.Module):
     "The mirror of `PatchEncoder`."
+
     def __init__(self, c: AudioTokenizerConfig):
         super().__init__()
-        self.patch, self.first, self.last = c.patch, nn.Linear(c.dim, c.width), nn.Linear(c.width, c.patch[0] * c.patch[1])
+        self.patch, self.first, self.last = (
+            c.patch,
+            nn.Linear(c.dim, c.width),
+            nn.Linear(c.width, c.patch[0] * c.patch[1]),
+        )
         self.blocks = nn.ModuleList(GridBlock(c.width) for _ in range(c.blocks))
-    def forward(self, z, mask=None):     # (B, time, band, dim) → (B, bands, T)
+
+    def forward(self, z, mask=None):  # (B, time, band, dim) → (B, bands, T)
         h = only_real(self.first(z).movedim(-1, 1), mask)
-        for block in self.blocks: h = block(h, mask)
+        for block in self.blocks:
+            h = block(h, mask)
         return join_patches(self.last(h.movedim(1, -1)), self.patch)
 
 # %% ../nbs/22_audio_tokenizer.ipynb #dac16f73
 class AudioTokenizer(Tokenizer):
     "Mel spectrogram (B, 80, T) ↔ ids (B, n): one token for each patch, row-major over (time, band)."
+
     config_class = AudioTokenizerConfig
     preferred = dict(lr=2e-3, batch_size=32, axes=512, continuous=0.02)
-    paper_training = dict(epochs=20, lr=1e-3, codebook_lr=1e-4, batch_size=32, beta=(0.01, 0.25), beta_epochs=5, continuous=0.0,
-                          schedule="constant", warmup=0.0, clip_grad=0.0)
+    paper_training = dict(
+        epochs=20,
+        lr=1e-3,
+        codebook_lr=1e-4,
+        batch_size=32,
+        beta=(0.01, 0.25),
+        beta_epochs=5,
+        continuous=0.0,
+        schedule="constant",
+        warmup=0.0,
+        clip_grad=0.0,
+    )
 
     def __init__(self, settings: AudioTokenizerConfig | None = None):
-        super().__init__(settings); c = self.settings; paper = c.preset == "paper"
+        super().__init__(settings)
+        c = self.settings
+        paper = c.preset == "paper"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(c.seed)
-            self.encoder, self.decoder = (PaperEncoder(c), PaperDecoder(c)) if paper else (PatchEncoder(c), PatchDecoder(c))
-        self.norm = None     # weights from before bring one
-        self.quantizer = VectorQuantizer(c.codes, c.dim, mode=c.mode, beta=c.beta, decay=c.decay, revive=c.revive, seed=c.seed)
+            self.encoder, self.decoder = (
+                (PaperEncoder(c), PaperDecoder(c)) if paper else (PatchEncoder(c), PatchDecoder(c))
+            )
+        self.norm = None  # weights from before bring one
+        self.quantizer = VectorQuantizer(
+            c.codes, c.dim, mode=c.mode, beta=c.beta, decay=c.decay, revive=c.revive, seed=c.seed
+        )
         self.front = MelFrontEnd.from_config(c.mel)
 
     def grid(self, shape=None) -> tuple:
         "Grid (time, band) of the ids of a batch of shape (…, 80, T), or of the usual clip."
-        c = self.settings; T = c.columns if shape is None else shape[-1]
+        c = self.settings
+        T = c.columns if shape is None else shape[-1]
         return -(-T // c.patch[1]), c.bands // c.patch[0]
 
     def grid_of(self, n: int) -> tuple:
         "The grid that `n` ids fill, for a sound of any length. Raises `ConfigMismatch` if they leave a gap."
         bands = self.settings.bands // self.settings.patch[0]
-        if n == 0 or n % bands: raise ConfigMismatch(f"{n} ids do not fill a grid of {bands} bands.")
+        if n == 0 or n % bands:
+            raise ConfigMismatch(f"{n} ids do not fill a grid of {bands} bands.")
         return n // bands, bands
 
     def forward(self, batch, lengths=None):
-        z, mask = self.to_latents(batch, lengths); z_q, ids, loss = self.quantizer(z, mask)
+        z, mask = self.to_latents(batch, lengths)
+        z_q, ids, loss = self.quantizer(z, mask)
         return self.from_latents(z_q, self.grid(batch.shape), mask), ids, loss
 
 # %% ../nbs/22_audio_tokenizer.ipynb #a5a20921
 def fill_padding(
-    x: torch.Tensor,       # (B, bands, T)
-    lengths,               # (B,) real columns, or None
-    patch: int,            # columns of a patch
-    value: float,          # what padding is filled with
-) -> tuple:                # (B, bands, T rounded up) and mask (B, time) of patches with something real in them, or None
+    x: torch.Tensor,  # (B, bands, T)
+    lengths,  # (B,) real columns, or None
+    patch: int,  # columns of a patch
+    value: float,  # what padding is filled with
+) -> (
+    tuple
+):  # (B, bands, T rounded up) and mask (B, time) of patches with something real in them, or None
     "Rounds T up to whole patches and overwrites whatever stood in padded columns."
-    t = -(-x.shape[-1] // patch); filled = F.pad(x, (0, t * patch - x.shape[-1]), value=value)
-    if lengths is None: return filled, None
+    t = -(-x.shape[-1] // patch)
+    filled = F.pad(x, (0, t * patch - x.shape[-1]), value=value)
+    if lengths is None:
+        return filled, None
     lengths = torch.as_tensor(lengths, device=x.device)
-    filled = torch.where(torch.arange(t * patch, device=x.device) < lengths[:, None, None], filled, value)
+    filled = torch.where(
+        torch.arange(t * patch, device=x.device) < lengths[:, None, None], filled, value
+    )
     return filled, torch.arange(t, device=x.device) * patch < lengths[:, None]
+
 
 def mel_to_latents(self: AudioTokenizer, batch, lengths=None):
     c = self.settings
-    if batch.ndim != 3 or batch.shape[1] != c.bands or batch.shape[2] == 0: raise BadInput(f"This reads (B, {c.bands}, T), not {tuple(batch.shape)}.")
+    if batch.ndim != 3 or batch.shape[1] != c.bands or batch.shape[2] == 0:
+        raise BadInput(f"This reads (B, {c.bands}, T), not {tuple(batch.shape)}.")
     x, mask = fill_padding(batch, lengths, c.patch[1], silence(self.front))
-    if mask is not None: mask = mask[:, :, None].expand(-1, -1, c.bands // c.patch[0])
-    z = self.encoder(x, mask).flatten(1, 2); mask = None if mask is None else mask.flatten(1)
+    if mask is not None:
+        mask = mask[:, :, None].expand(-1, -1, c.bands // c.patch[0])
+    z = self.encoder(x, mask).flatten(1, 2)
+    mask = None if mask is None else mask.flatten(1)
     return (z if self.norm is None else self.norm(z, mask)), mask
 
+
 def latents_to_mel(self: AudioTokenizer, z, grid, mask=None):
-    return self.decoder(z.unflatten(1, tuple(grid)), None if mask is None else mask.unflatten(1, tuple(grid))).float()
+    return self.decoder(
+        z.unflatten(1, tuple(grid)), None if mask is None else mask.unflatten(1, tuple(grid))
+    ).float()
+
 
 def mel_error(self: AudioTokenizer, reconstruction, batch, lengths=None):
-    d = (reconstruction[..., :batch.shape[-1]] - batch).square()
-    if lengths is None: return d.mean()
+    d = (reconstruction[..., : batch.shape[-1]] - batch).square()
+    if lengths is None:
+        return d.mean()
     real = real_columns(lengths, batch.shape[-1]).to(d.device)
     return torch.where(real, d, 0.0).sum() / (real.sum() * batch.shape[1]).clamp(min=1)
 
-AudioTokenizer.to_latents, AudioTokenizer.from_latents, AudioTokenizer.error = mel_to_latents, latents_to_mel, mel_error
+
+AudioTokenizer.to_latents, AudioTokenizer.from_latents, AudioTokenizer.error = (
+    mel_to_latents,
+    latents_to_mel,
+    mel_error,
+)
 
 # %% ../nbs/22_audio_tokenizer.ipynb #cec7484d
 def start_from_mels(self: AudioTokenizer, batches):
@@ -201,12 +294,17 @@ def start_from_mels(self: AudioTokenizer, batches):
     E, D = self.encoder, self.decoder
     if isinstance(E, PatchEncoder):
         patches = (real_patches(self, *b) for b in batches)
-        start_on_axes(patches, E.first, E.last, D.first, D.last, [b.conv2 for b in (*E.blocks, *D.blocks)])
+        start_on_axes(
+            patches, E.first, E.last, D.first, D.last, [b.conv2 for b in (*E.blocks, *D.blocks)]
+        )
+
 
 def real_patches(tok: AudioTokenizer, batch, lengths=None) -> torch.Tensor:
     "The patches (M, a·b) of a batch that have something real in them."
-    x, mask = fill_padding(batch, lengths, tok.settings.patch[1], silence(tok.front)); p = mel_patches(x, tok.settings.patch)
+    x, mask = fill_padding(batch, lengths, tok.settings.patch[1], silence(tok.front))
+    p = mel_patches(x, tok.settings.patch)
     return (p if mask is None else p[mask]).reshape(-1, p.shape[-1])
+
 
 AudioTokenizer.start_from = start_from_mels
 
@@ -214,16 +312,23 @@ AudioTokenizer.start_from = start_from_mels
 def decode_mel(self: AudioTokenizer, ids: torch.Tensor, shape=None) -> torch.Tensor:
     "Normalised mel (B, 80, T) of ids (B, n); with `shape` of the encoded batch, T is cut back to it."
     x = decode_ids(self, ids, shape)
-    return x if shape is None else x[..., :shape[-1]]
+    return x if shape is None else x[..., : shape[-1]]
+
 
 def encode_wave(self: AudioTokenizer, wave) -> torch.Tensor:
     "Ids (B, n) of waves (N,) or (B, N), float32 in [-1, 1] at 16 kHz. Raises `BadInput` for anything that is not a finite sound."
     mel = self.front(wave)
     return self.encode(mel if mel.ndim == 3 else mel[None])
 
+
 def hear(self: AudioTokenizer, ids: torch.Tensor, samples: int | None = None) -> torch.Tensor:
     "A waveform (B, N) of ids (B, n), by Griffin-Lim; cut to `samples` if given."
     mel = self.decode(ids)
-    return self.front.invert(mel)[..., :samples or samples_for(mel.shape[-1], self.front.clip)]
+    return self.front.invert(mel)[..., : samples or samples_for(mel.shape[-1], self.front.clip)]
 
-AudioTokenizer.decode, AudioTokenizer.encode_wave, AudioTokenizer.hear = decode_mel, encode_wave, hear
+
+AudioTokenizer.decode, AudioTokenizer.encode_wave, AudioTokenizer.hear = (
+    decode_mel,
+    encode_wave,
+    hear,
+)

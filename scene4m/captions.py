@@ -14,9 +14,11 @@ from .core import BadInput, ConfigMismatch, atomic_write
 # %% ../nbs/11_captions.ipynb #1d98f61d
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[SOS]", "[EOS]", *(f"[S_{i}]" for i in range(200)))
 
+
 def bert_pieces(vocab: dict):
     "A WordPiece tokenizer of the `tokenizers` library with the normaliser and the word splitter of BERT, as in 4M."
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
     tok = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
     tok.normalizer = normalizers.BertNormalizer(lowercase=True)
     tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -27,27 +29,46 @@ def bert_pieces(vocab: dict):
 def _whole_words(texts):
     "Special tokens, then letters and signs alone and as continuations, then every word, in alphabetical order."
     empty = bert_pieces({"[UNK]": 0})
-    words = {w for t in texts for w, _ in empty.pre_tokenizer.pre_tokenize_str(empty.normalizer.normalize_str(t))}
+    words = {
+        w
+        for t in texts
+        for w, _ in empty.pre_tokenizer.pre_tokenize_str(empty.normalizer.normalize_str(t))
+    }
     letters = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789.,'-") | set("".join(words)))
-    pieces = [*SPECIAL_TOKENS, *letters, *(f"##{c}" for c in letters), *sorted(words - set(letters))]
+    pieces = [
+        *SPECIAL_TOKENS,
+        *letters,
+        *(f"##{c}" for c in letters),
+        *sorted(words - set(letters)),
+    ]
     tok = bert_pieces({p: i for i, p in enumerate(pieces)})
     tok.add_special_tokens(list(SPECIAL_TOKENS))
     return tok
 
+
 def _merged_pieces(texts, vocab_size: int):
     "Pieces merged by frequency until there are `vocab_size` of them, as WordPiece does."
     from tokenizers.trainers import WordPieceTrainer
+
     tok = bert_pieces({"[UNK]": 0})
-    tok.train_from_iterator(texts, WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False))
+    tok.train_from_iterator(
+        texts,
+        WordPieceTrainer(
+            vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+        ),
+    )
     return tok
 
 # %% ../nbs/11_captions.ipynb #31dece70
 class TokenizerFile:
     "Saving and loading of a text tokenizer."
+
     def __init__(self, tokenizer):  # a `tokenizers.Tokenizer`
         for i in (0, 1, 2, 3, 4, 203):
             if tokenizer.token_to_id(SPECIAL_TOKENS[i]) != i:
-                raise ConfigMismatch(f"The text tokenizer does not have {SPECIAL_TOKENS[i]} as number {i}; it was not made for 4M.")
+                raise ConfigMismatch(
+                    f"The text tokenizer does not have {SPECIAL_TOKENS[i]} as number {i}; it was not made for 4M."
+                )
         self.tokenizer = tokenizer
 
     def save(self, path) -> Path:
@@ -58,11 +79,17 @@ class TokenizerFile:
     def from_file(cls, path):
         "The tokenizer in a json file. Raises `BadInput` where it is missing or something else, `ConfigMismatch` where it is not 4M's kind."
         from tokenizers import Tokenizer
-        if not Path(path).is_file(): raise BadInput(f"{path}: there is no such text tokenizer.")
-        try: tokenizer = Tokenizer.from_file(str(path))
-        except Exception as e: raise BadInput(f"{path}: this is not a text tokenizer ({e}).") from e
-        try: return cls(tokenizer)
-        except ConfigMismatch as e: raise ConfigMismatch(f"{path}: {e}") from None
+
+        if not Path(path).is_file():
+            raise BadInput(f"{path}: there is no such text tokenizer.")
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as e:
+            raise BadInput(f"{path}: this is not a text tokenizer ({e}).") from e
+        try:
+            return cls(tokenizer)
+        except ConfigMismatch as e:
+            raise ConfigMismatch(f"{path}: {e}") from None
 
     @classmethod
     def from_pretrained(cls, where):
@@ -73,16 +100,19 @@ class TokenizerFile:
 # %% ../nbs/11_captions.ipynb #ddd6dd4a
 class TextTokenizer(TokenizerFile):
     "WordPiece text tokens with the special tokens and ids of 4M: PAD 0, UNK 1, SOS 2, EOS 3, sentinels from 4."
+
     PAD, UNK, SOS, EOS = 0, 1, 2, 3
     BRACKETED = re.compile(r"^\[[A-Z]+(_\d+)?\]$")
 
     @property
-    def vocab_size(self) -> int: return self.tokenizer.get_vocab_size()
+    def vocab_size(self) -> int:
+        return self.tokenizer.get_vocab_size()
 
     @staticmethod
     def sentinel(i: int) -> int:
         "The id of `[S_i]`. Raises `BadInput` outside 0 to 199."
-        if not 0 <= i < 200: raise BadInput(f"There is no sentinel {i}; they are numbered 0 to 199.")
+        if not 0 <= i < 200:
+            raise BadInput(f"There is no sentinel {i}; they are numbered 0 to 199.")
         return 4 + i
 
     def encode(self, text: str) -> list[int]:
@@ -92,36 +122,51 @@ class TextTokenizer(TokenizerFile):
     def decode(self, ids) -> str:
         "The text of ids: bracketed special tokens are left out, class words are kept although 4M calls them special."
         tokens = [self.tokenizer.id_to_token(int(i)) for i in ids]
-        return self.tokenizer.decoder.decode([t for t in tokens if t is not None and not self.BRACKETED.match(t)])
+        return self.tokenizer.decoder.decode(
+            [t for t in tokens if t is not None and not self.BRACKETED.match(t)]
+        )
 
     @classmethod
-    def train(cls,
-        texts,                          # sentences
-        vocab_size: int | None = None,  # None: every word of the texts is one token, letters spell all others
+    def train(
+        cls,
+        texts,  # sentences
+        vocab_size: int
+        | None = None,  # None: every word of the texts is one token, letters spell all others
     ) -> "TextTokenizer":
         "A tokenizer made from `texts`."
         return cls(_whole_words(texts) if vocab_size is None else _merged_pieces(texts, vocab_size))
 
 # %% ../nbs/11_captions.ipynb #61112460
-FOURM_TOKENIZER = dict(name="text_tokenizer_4m_wordpiece_30k.json", size=1_451_469,
+FOURM_TOKENIZER = dict(
+    name="text_tokenizer_4m_wordpiece_30k.json",
+    size=1_451_469,
     url="https://raw.githubusercontent.com/apple/ml-4m/main/fourm/utils/tokenizer/trained/text_tokenizer_4m_wordpiece_30k.json",
-    sha256="8e684e9a0673e39f70702a698869f909ba697f871a0c6b2a07b5f61e91b3526e")
+    sha256="8e684e9a0673e39f70702a698869f909ba697f871a0c6b2a07b5f61e91b3526e",
+)
 
 # %% ../nbs/11_captions.ipynb #e55bff8d
 def fetch_fourm_tokenizer(
-    folder,                          # where the file is kept
+    folder,  # where the file is kept
     url: str = FOURM_TOKENIZER["url"],
 ) -> TextTokenizer:
     "4M's own tokenizer, from `folder` if it is there, else downloaded. Raises `BadInput` where the checksum differs or nothing comes."
     import hashlib, urllib.request
+
     path = Path(folder) / FOURM_TOKENIZER["name"]
     if not path.exists():
         print(f"downloading {FOURM_TOKENIZER['size'] / 1e6:.2f} MB from {url}")
-        try: data = urllib.request.urlopen(url, timeout=30).read(2 * FOURM_TOKENIZER["size"])
+        try:
+            data = urllib.request.urlopen(url, timeout=30).read(2 * FOURM_TOKENIZER["size"])
         except (OSError, ValueError) as e:
-            raise BadInput(f"{url}: nothing came ({e}); fetch the file by other means and put it at {path}.") from e
-        if hashlib.sha256(data).hexdigest() == FOURM_TOKENIZER["sha256"]: atomic_write(path, data)
-        else: raise BadInput(f"{url}: the checksum differs from 4M's tokenizer; nothing was kept.")
+            raise BadInput(
+                f"{url}: nothing came ({e}); fetch the file by other means and put it at {path}."
+            ) from e
+        if hashlib.sha256(data).hexdigest() == FOURM_TOKENIZER["sha256"]:
+            atomic_write(path, data)
+        else:
+            raise BadInput(f"{url}: the checksum differs from 4M's tokenizer; nothing was kept.")
     if hashlib.sha256(path.read_bytes()).hexdigest() != FOURM_TOKENIZER["sha256"]:
-        raise BadInput(f"{path}: the checksum differs from 4M's tokenizer; delete the file and fetch it again.")
+        raise BadInput(
+            f"{path}: the checksum differs from 4M's tokenizer; delete the file and fetch it again."
+        )
     return TextTokenizer.from_file(path)

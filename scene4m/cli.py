@@ -26,61 +26,96 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 # %% ../nbs/60_cli.ipynb #ee3f050a
 def explain(
     error: BaseException,
-) -> str:                 # one sentence, no line breaks
+) -> str:  # one sentence, no line breaks
     "What to tell a person about `error`: our own errors speak for themselves, others are named as unexpected."
     from scene4m.core import Scene4MError
+
     text = " ".join(str(error).split())
-    if isinstance(error, Scene4MError): return text
-    if isinstance(error, MemoryError): return "There is not enough memory for this; try fewer or shorter clips, or fewer --workers."
-    if isinstance(error, OSError) and error.filename: return f"{error.filename}: {(error.strerror or text).lower()}."
-    if isinstance(error, ImportError) and error.name: return f"The package {error.name!r} is missing; `scene4m doctor` says what to do."
+    if isinstance(error, Scene4MError):
+        return text
+    if isinstance(error, MemoryError):
+        return (
+            "There is not enough memory for this; try fewer or shorter clips, or fewer --workers."
+        )
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {(error.strerror or text).lower()}."
+    if isinstance(error, ImportError) and error.name:
+        return f"The package {error.name!r} is missing; `scene4m doctor` says what to do."
     return f"Something unexpected happened ({type(error).__name__}: {text}); run it again with --debug to see where."
 
 # %% ../nbs/60_cli.ipynb #5bedee36
-DEBUG = False   # `--debug`: let tracebacks through
+DEBUG = False  # `--debug`: let tracebacks through
+
 
 def in_one_line(
-    command,               # the function behind a command
-    go_on: str = "",       # what to do after Ctrl-C
-):                         # the same function, ending in an exit status
+    command,  # the function behind a command
+    go_on: str = "",  # what to do after Ctrl-C
+):  # the same function, ending in an exit status
     "Wraps a command so that an error becomes one line on stderr and exit status 1, and Ctrl-C one line and 130."
+
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
-        try: return command(*args, **kwargs)
+        try:
+            return command(*args, **kwargs)
         except KeyboardInterrupt as e:
-            if DEBUG: raise
-            typer.echo(f"\nStopped. {go_on}".rstrip(), err=True); raise typer.Exit(130) from e
-        except (typer.Exit, typer.Abort, typer.BadParameter): raise
-        except BrokenPipeError as e:                       # the reader of our output went away: `scene4m … | head`
-            sys.stdout = None; raise typer.Exit(1) from e
+            if DEBUG:
+                raise
+            typer.echo(f"\nStopped. {go_on}".rstrip(), err=True)
+            raise typer.Exit(130) from e
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except BrokenPipeError as e:  # the reader of our output went away: `scene4m … | head`
+            sys.stdout = None
+            raise typer.Exit(1) from e
         except Exception as e:
-            if DEBUG: raise
-            typer.echo(f"scene4m: {explain(e)}", err=True); raise typer.Exit(1) from e
+            if DEBUG:
+                raise
+            typer.echo(f"scene4m: {explain(e)}", err=True)
+            raise typer.Exit(1) from e
+
     return wrapped
 
 # %% ../nbs/60_cli.ipynb #4ee1865a
-app = typer.Typer(name="scene4m", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
-                  pretty_exceptions_enable=False, context_settings=dict(help_option_names=["-h", "--help"]))
+app = typer.Typer(
+    name="scene4m",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings=dict(help_option_names=["-h", "--help"]),
+)
 
 GO_ON = "What is finished stays: the same command goes on where it stopped."
 
+
 def command(name: str | None = None, go_on: str = ""):
     "Registers a function as a sub-command whose errors are told in one line."
-    def register(f): return app.command(name)(in_one_line(f, go_on)) and f
+
+    def register(f):
+        return app.command(name)(in_one_line(f, go_on)) and f
+
     return register
 
+
 def _show_version(value: bool):
-    if value: typer.echo(f"scene4m {version('scene4m')}"); raise typer.Exit()
+    if value:
+        typer.echo(f"scene4m {version('scene4m')}")
+        raise typer.Exit()
+
 
 @app.callback(epilog="Every command: --help says more, --debug shows the traceback of an error.")
 def _scene4m(
-    show_version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
 ):
     "From a clip to a sentence: sound and picture become tokens, 4M relates them to words."
 
 # %% ../nbs/60_cli.ipynb #72f32aff
 def main(
-    args: list[str] | None = None,   # as typed after `scene4m`; None takes them from the command line
+    args: list[str]
+    | None = None,  # as typed after `scene4m`; None takes them from the command line
 ) -> None:
     "Runs the command line and ends the process with its exit status. `--debug` may stand anywhere before `--`."
     global DEBUG
@@ -88,42 +123,74 @@ def main(
     end = args.index("--") if "--" in args else len(args)
     DEBUG = "--debug" in args[:end]
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")   # a terminal that lacks a sign shows "?"
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a sign shows "?"
     app([a for a in args[:end] if a != "--debug"] + args[end:], prog_name="scene4m")
 
 # %% ../nbs/60_cli.ipynb #f640bfbf
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
-Model = Annotated[Path | None, typer.Option("--model", "-m", help="Model folder; left out, the one in the package.")]
+Model = Annotated[
+    Path | None,
+    typer.Option("--model", "-m", help="Model folder; left out, the one in the package."),
+]
 Seed = Annotated[int, typer.Option("--seed", "-s", help="Same seed, same result.")]
-Workers = Annotated[int, typer.Option("--workers", "-w", min=1, help="Processes; left out, one per core, at most 8.")]
+Workers = Annotated[
+    int,
+    typer.Option("--workers", "-w", min=1, help="Processes; left out, one per core, at most 8."),
+]
 PresetName = Annotated[str, typer.Option("--preset", "-p", help="Recipe: toy, shipped or paper.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="Change a setting of the recipe: train.seconds=60 (may be repeated).")]
-Device = Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps; left out, the best there is.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Change a setting of the recipe: train.seconds=60 (may be repeated)."
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps; left out, the best there is."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of words.")]
 Clips = Annotated[list[Path], typer.Argument(help="Video or sound files.", show_default=False)]
-LabelsFile = Annotated[Path | None, typer.Option("--labels", help="csv with the columns file and label, if it does not lie in the folder.")]
+LabelsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels", help="csv with the columns file and label, if it does not lie in the folder."
+    ),
+]
 CORES = min(os.cpu_count() or 1, 8)
 
 # %% ../nbs/60_cli.ipynb #13354f7f
 def read_recipe(
     preset: str,
-    settings: list[str] | None,   # `part.key=value`
-    parts=("data", "audio", "video", "model", "train"),   # those that the command uses; others are refused
-):                                # a `Preset`
+    settings: list[str] | None,  # `part.key=value`
+    parts=(
+        "data",
+        "audio",
+        "video",
+        "model",
+        "train",
+    ),  # those that the command uses; others are refused
+):  # a `Preset`
     "The preset with the settings of the command line, all of them checked. Raises `BadInput` for one that cannot be."
     from scene4m.core import BadInput, get_preset
     from scene4m.run import check_preset
+
     given = read_settings(settings)
     recipe = get_preset(preset, **given)
     for part in given:
-        if part not in parts: raise BadInput(f"--set {part}.…: this command has settings of {' and '.join(parts)} only.")
+        if part not in parts:
+            raise BadInput(
+                f"--set {part}.…: this command has settings of {' and '.join(parts)} only."
+            )
     check_preset(recipe, parts)
     return recipe
+
 
 def settings_table(preset: str) -> str:
     "Every setting that `--set` can change, with its type and what the preset makes of it."
     from scene4m.core import get_preset
     from scene4m.run import known_settings
+
     recipe, lines = get_preset(preset), []
     for part, names in known_settings().items():
         mine = getattr(recipe, part)
@@ -133,146 +200,292 @@ def settings_table(preset: str) -> str:
             lines.append(f"{part + '.' + name:<34}{kind:<22}{said}".rstrip())
     return "\n".join(lines)
 
+
 def read_settings(
-    settings: list[str] | None,   # `part.key=value`
-) -> dict:                        # {part: {key: value}}, ready for `get_preset(name, **…)`
+    settings: list[str] | None,  # `part.key=value`
+) -> dict:  # {part: {key: value}}, ready for `get_preset(name, **…)`
     "The settings named on the command line. Raises `BadInput` for one that is not of the form part.key=value."
     from scene4m.core import BadInput
+
     out: dict = {}
     for text in settings or []:
         name, equals, value = text.partition("=")
         part, dot, key = name.partition(".")
-        if not (equals and dot and part and key): raise BadInput(f"--set {text}: write part.key=value, for example train.seconds=60.")
-        try: value = json.loads(value)
-        except json.JSONDecodeError: pass
+        if not (equals and dot and part and key):
+            raise BadInput(f"--set {text}: write part.key=value, for example train.seconds=60.")
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            pass
         out.setdefault(part, {})[key] = value
     return out
 
 # %% ../nbs/60_cli.ipynb #9de2b210
 @command(go_on=GO_ON)
 def run(
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; left out, runs/NAME.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", "-d", help="Folder of labelled clips or VGG-Sound's list; left out, the toy street.")] = None,
-    clips: Annotated[Path | None, typer.Option(help="Folder of the clips that the list names.")] = None, labels: LabelsFile = None,
-    captions: Annotated[Path | None, typer.Option(help="Sentences for each label: JSON, YAML or csv.")] = None,
-    preset: PresetName = "toy", seed: Seed = 0, workers: Workers = CORES, settings: Settings = None, device: Device = None,
-    list_settings: Annotated[bool, typer.Option("--settings", help="List what --set can change, and do nothing else.")] = False,
-    allow_bad: Annotated[bool, typer.Option("--allow-bad", help="End with status 0 even if the model is no better than a constant answer.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the run; left out, runs/NAME.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            "-d",
+            help="Folder of labelled clips or VGG-Sound's list; left out, the toy street.",
+        ),
+    ] = None,
+    clips: Annotated[
+        Path | None, typer.Option(help="Folder of the clips that the list names.")
+    ] = None,
+    labels: LabelsFile = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="Sentences for each label: JSON, YAML or csv.")
+    ] = None,
+    preset: PresetName = "toy",
+    seed: Seed = 0,
+    workers: Workers = CORES,
+    settings: Settings = None,
+    device: Device = None,
+    list_settings: Annotated[
+        bool, typer.Option("--settings", help="List what --set can change, and do nothing else.")
+    ] = False,
+    allow_bad: Annotated[
+        bool,
+        typer.Option(
+            "--allow-bad",
+            help="End with status 0 even if the model is no better than a constant answer.",
+        ),
+    ] = False,
 ):
     "Everything: clips, tokenizers, 4M, evaluation, report. Ends with status 1 where the model is no better than the best constant answer."
-    if list_settings: return typer.echo(settings_table(preset))
+    if list_settings:
+        return typer.echo(settings_table(preset))
     from scene4m.core import BadInput
+
     recipe = read_recipe(preset, settings)
-    if data and read_settings(settings).get("data"): raise BadInput("--set data. is about the toy street, which is left out with --data.")
+    if data and read_settings(settings).get("data"):
+        raise BadInput("--set data. is about the toy street, which is left out with --data.")
     from scene4m.evaluate import verdict
     from scene4m.run import run_pipeline
+
     out = out or Path("runs") / (data.resolve().stem if data else preset)
     read = dict(data=data, clips=clips, labels_file=labels, captions=captions)
     report = run_pipeline(out, **read, preset=recipe, seed=seed, workers=workers, device=device)
     typer.echo(f"The report: {out / 'report.html'}\nIts figures: {out / 'report.json'}")
     if bad := verdict(report):
         typer.secho(bad, fg="red", bold=True, err=True)
-        if not allow_bad: raise typer.Exit(1)
+        if not allow_bad:
+            raise typer.Exit(1)
 
 # %% ../nbs/60_cli.ipynb #aac68b1f
 @command(go_on=GO_ON)
 def toy(
-    out: Out = Path("street"), n: Annotated[int, typer.Option("--n", "-n", min=1, help="Number of clips.")] = 100, seed: Seed = 0,
-    split: Annotated[str, typer.Option(help="train, val or test: their scenes never overlap.")] = "test", workers: Workers = CORES,
+    out: Out = Path("street"),
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Number of clips.")] = 100,
+    seed: Seed = 0,
+    split: Annotated[
+        str, typer.Option(help="train, val or test: their scenes never overlap.")
+    ] = "test",
+    workers: Workers = CORES,
 ):
     "Write toy street clips as mp4 files, with truth.csv."
     from scene4m.toystreet import write_street
-    typer.echo(f"{n} clips and truth.csv are in {write_street(out, n, seed=seed, split=split, workers=workers)}")
+
+    typer.echo(
+        f"{n} clips and truth.csv are in {write_street(out, n, seed=seed, split=split, workers=workers)}"
+    )
 
 # %% ../nbs/60_cli.ipynb #1d94b9b4
-VggList = Annotated[Path | None, typer.Option("--vggsound", help="VGG-Sound's csv; the folder then holds clips named ID_START.mp4.")]
+VggList = Annotated[
+    Path | None,
+    typer.Option(
+        "--vggsound", help="VGG-Sound's csv; the folder then holds clips named ID_START.mp4."
+    ),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Stop after so many clips.")]
-Captions = Annotated[list[Path] | None, typer.Option(
-    help="Sentences for each label (JSON, YAML, csv), or csv of captions or further labels by id; may be given twice.")]
-Shard = Annotated[int, typer.Option(min=0, help="Make every --of-th shard from this number on; a scheduler counts them.")]
+Captions = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Sentences for each label (JSON, YAML, csv), or csv of captions or further labels by id; may be given twice."
+    ),
+]
+Shard = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Make every --of-th shard from this number on; a scheduler counts them."
+    ),
+]
 
 # %% ../nbs/60_cli.ipynb #1d94b9s1
 @command(go_on=GO_ON)
 def curate(
-    folder: Annotated[Path, typer.Argument(help="Folder of clips.", show_default=False)], out: Out = Path("data"),
+    folder: Annotated[Path, typer.Argument(help="Folder of clips.", show_default=False)],
+    out: Out = Path("data"),
     labels: LabelsFile = None,
-    vggsound: VggList = None, captions: Captions = None, limit: Limit = None, seed: Seed = 0, workers: Workers = CORES,
-    shard: Shard = 0, of: Annotated[int, typer.Option(min=1, help="Into how many parts the shards are dealt.")] = 1,
+    vggsound: VggList = None,
+    captions: Captions = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    workers: Workers = CORES,
+    shard: Shard = 0,
+    of: Annotated[int, typer.Option(min=1, help="Into how many parts the shards are dealt.")] = 1,
     engine: Annotated[str, typer.Option(help="local, or ray (extra: ray).")] = "local",
-    address: Annotated[str | None, typer.Option(help="Where the Ray cluster is; left out, one is started here.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Where the Ray cluster is; left out, one is started here.")
+    ] = None,
 ):
     "Check a folder of clips and make a data set of them."
     from scene4m.core import BadInput
     from scene4m.curation import class_table, curate as curate_clips, summarise, vggsound_rows
     from scene4m.run import MelFeature
+
     source = vggsound_rows(vggsound, folder, limit=limit) if vggsound else folder
-    manifest = curate_clips(source, out, labels_file=labels, captions=captions, features=dict(mel=MelFeature()), workers=workers,
-                            limit=limit, seed=seed, shard=shard, of=of, engine=engine, address=address)
-    if vggsound: typer.echo(class_table(manifest[manifest.status == "kept"]).to_string(index=False))
+    manifest = curate_clips(
+        source,
+        out,
+        labels_file=labels,
+        captions=captions,
+        features=dict(mel=MelFeature()),
+        workers=workers,
+        limit=limit,
+        seed=seed,
+        shard=shard,
+        of=of,
+        engine=engine,
+        address=address,
+    )
+    if vggsound:
+        typer.echo(class_table(manifest[manifest.status == "kept"]).to_string(index=False))
     typer.echo(summarise(manifest))
-    if manifest.attrs["complete"]: typer.echo(f"{out / 'manifest.parquet'} has a row for each of them")
+    if manifest.attrs["complete"]:
+        typer.echo(f"{out / 'manifest.parquet'} has a row for each of them")
     if len(manifest) and not (manifest.status == "kept").any():
-        raise BadInput(f"{folder}: not one clip could be kept; the reasons stand above and in the manifest.")
+        raise BadInput(
+            f"{folder}: not one clip could be kept; the reasons stand above and in the manifest."
+        )
 
 # %% ../nbs/60_cli.ipynb #2d8551f8
 def _add_archive(vggsound, archive, out, limit):
     from scene4m.curation import add_archive
+
     left_out = add_archive(vggsound, archive, out, limit=limit)
     added, missing = left_out.pop("unpacked", 0), left_out.pop("missing")
-    typer.echo(f"{out}: {added} clips added from {archive}, {missing} of the list are still missing")
-    for reason, n in sorted(left_out.items()): typer.echo(f"  left out, {reason}: {n}")
+    typer.echo(
+        f"{out}: {added} clips added from {archive}, {missing} of the list are still missing"
+    )
+    for reason, n in sorted(left_out.items()):
+        typer.echo(f"  left out, {reason}: {n}")
+
 
 @command(go_on=GO_ON)
 def download(
-    vggsound: Annotated[Path, typer.Argument(help="VGG-Sound's csv: youtube_id, start, label, split.", show_default=False)],
-    out: Out = Path("clips"), limit: Limit = None,
-    archive: Annotated[Path | None, typer.Option(help="Take clips out of this folder, tar or zip file; nothing is fetched.")] = None,
-    cookies: Annotated[str | None, typer.Option(help="A cookies.txt, or the name of a browser, for what needs an account.")] = None,
+    vggsound: Annotated[
+        Path,
+        typer.Argument(
+            help="VGG-Sound's csv: youtube_id, start, label, split.", show_default=False
+        ),
+    ],
+    out: Out = Path("clips"),
+    limit: Limit = None,
+    archive: Annotated[
+        Path | None,
+        typer.Option(help="Take clips out of this folder, tar or zip file; nothing is fetched."),
+    ] = None,
+    cookies: Annotated[
+        str | None,
+        typer.Option(help="A cookies.txt, or the name of a browser, for what needs an account."),
+    ] = None,
     proxy: Annotated[str | None, typer.Option(help="Fetch through http://HOST:PORT.")] = None,
     pause: Annotated[float, typer.Option(min=0, help="Seconds between two clips.")] = 3.0,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Clips at a time.")] = 1,
-    whole: Annotated[bool, typer.Option("--whole", help="Whole videos instead of ten seconds each.")] = False,
-    rate: Annotated[str | None, typer.Option(help="With --whole: bytes a second for each, such as 500K.")] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Whole videos instead of ten seconds each.")
+    ] = False,
+    rate: Annotated[
+        str | None, typer.Option(help="With --whole: bytes a second for each, such as 500K.")
+    ] = None,
 ):
     "Fetch clips of VGG-Sound's list (extra: download)."
     from scene4m.core import BadInput
-    if archive: return _add_archive(vggsound, archive, out, limit)
-    if importlib.util.find_spec("yt_dlp") is None: raise BadInput('Fetching needs yt-dlp: pip install "scene4m[download]".')
+
+    if archive:
+        return _add_archive(vggsound, archive, out, limit)
+    if importlib.util.find_spec("yt_dlp") is None:
+        raise BadInput('Fetching needs yt-dlp: pip install "scene4m[download]".')
     from scene4m import curation
-    fetch = functools.partial(curation.yt_dlp_fetch, options=curation.fetch_options(cookies, proxy, rate, whole))
+
+    fetch = functools.partial(
+        curation.yt_dlp_fetch, options=curation.fetch_options(cookies, proxy, rate, whole)
+    )
     n = sum(1 for _ in curation.vggsound_list(vggsound, limit=limit))
-    typer.echo(f"{n} clips are listed; at about half a megabyte each this is {n / 2:.0f} MB. What has been fetched is kept.", err=True)
-    retry = (*curation.PASSING, *(["blocked"] if proxy or cookies else []), *(["private"] if cookies else []))
-    counts = curation.download(vggsound, out, limit=limit, pause=pause, jobs=jobs, whole=whole, fetch=fetch, retry=retry)
-    typer.echo(f"{out}: " + (", ".join(f"{k} {v}" for k, v in sorted(counts.items())) or "nothing was left to fetch"))
-    if counts.keys() & set(curation.PASSING): typer.echo("What was throttled or failed may work another day: the same command tries it again.")
+    typer.echo(
+        f"{n} clips are listed; at about half a megabyte each this is {n / 2:.0f} MB. What has been fetched is kept.",
+        err=True,
+    )
+    retry = (
+        *curation.PASSING,
+        *(["blocked"] if proxy or cookies else []),
+        *(["private"] if cookies else []),
+    )
+    counts = curation.download(
+        vggsound, out, limit=limit, pause=pause, jobs=jobs, whole=whole, fetch=fetch, retry=retry
+    )
+    typer.echo(
+        f"{out}: "
+        + (", ".join(f"{k} {v}" for k, v in sorted(counts.items())) or "nothing was left to fetch")
+    )
+    if counts.keys() & set(curation.PASSING):
+        typer.echo(
+            "What was throttled or failed may work another day: the same command tries it again."
+        )
 
 # %% ../nbs/60_cli.ipynb #e32000e5
 def _train_sense(sense, data, out, preset, seed, settings, device):
     from scene4m.core import pick_device
-    recipe = read_recipe(preset, settings, (sense,)); pick_device(device)
+
+    recipe = read_recipe(preset, settings, (sense,))
+    pick_device(device)
     from scene4m.run import train_sense
+
     train_sense(sense, data, out, getattr(recipe, sense), seed=seed, device=device)
     typer.echo(f"The {sense} tokenizer is in {out}")
 
-DataFolder = Annotated[Path, typer.Argument(help="Data set that `scene4m curate` made.", show_default=False)]
+
+DataFolder = Annotated[
+    Path, typer.Argument(help="Data set that `scene4m curate` made.", show_default=False)
+]
+
 
 @command("train-audio", go_on=GO_ON)
-def train_audio(data: DataFolder, out: Out = Path("audio_tokenizer"), preset: PresetName = "toy", seed: Seed = 0,
-                settings: Settings = None, device: Device = None):
+def train_audio(
+    data: DataFolder,
+    out: Out = Path("audio_tokenizer"),
+    preset: PresetName = "toy",
+    seed: Seed = 0,
+    settings: Settings = None,
+    device: Device = None,
+):
     "Train the audio tokenizer on a data set."
     _train_sense("audio", data, out, preset, seed, settings, device)
 
+
 @command("train-video", go_on=GO_ON)
-def train_video(data: DataFolder, out: Out = Path("video_tokenizer"), preset: PresetName = "toy", seed: Seed = 0,
-                settings: Settings = None, device: Device = None):
+def train_video(
+    data: DataFolder,
+    out: Out = Path("video_tokenizer"),
+    preset: PresetName = "toy",
+    seed: Seed = 0,
+    settings: Settings = None,
+    device: Device = None,
+):
     "Train the video tokenizer on a data set."
     _train_sense("video", data, out, preset, seed, settings, device)
 
 # %% ../nbs/60_cli.ipynb #69bd4418
 @command(go_on=GO_ON)
 def tokenize(
-    data: DataFolder, out: Out = Path("tokens"),
+    data: DataFolder,
+    out: Out = Path("tokens"),
     audio: Annotated[Path | None, typer.Option(help="Folder of the audio tokenizer.")] = None,
     video: Annotated[Path | None, typer.Option(help="Folder of the video tokenizer.")] = None,
     device: Device = None,
@@ -281,58 +494,96 @@ def tokenize(
     from scene4m.tokenize import tokenize_dataset
     from scene4m.core import pick_device
     from scene4m.vq import load_tokenizer
+
     device = pick_device(device)
-    audio_tokenizer, video_tokenizer = (load_tokenizer(folder, device) if folder else None for folder in (audio, video))
+    audio_tokenizer, video_tokenizer = (
+        load_tokenizer(folder, device) if folder else None for folder in (audio, video)
+    )
     typer.echo(f"The tokens are in {tokenize_dataset(data, out, audio_tokenizer, video_tokenizer)}")
 
 # %% ../nbs/60_cli.ipynb #19bea2e6
 @command(go_on=GO_ON)
 def finetune(
-    tokens: Annotated[Path, typer.Argument(help="Token shards that `scene4m tokenize` made.", show_default=False)],
-    out: Out = Path("model"), model: Annotated[str | None, typer.Option("--model", "-m", help="4M checkpoint to begin with.")] = None,
-    preset: PresetName = "toy", seed: Seed = 0, settings: Settings = None, device: Device = None,
-    text: Annotated[Path | None, typer.Option(help="Text tokenizer, if it does not lie in the checkpoint's folder.")] = None,
+    tokens: Annotated[
+        Path, typer.Argument(help="Token shards that `scene4m tokenize` made.", show_default=False)
+    ],
+    out: Out = Path("model"),
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="4M checkpoint to begin with.")
+    ] = None,
+    preset: PresetName = "toy",
+    seed: Seed = 0,
+    settings: Settings = None,
+    device: Device = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Text tokenizer, if it does not lie in the checkpoint's folder."),
+    ] = None,
 ):
     "Train 4M on token shards."
     named = dict(pretrained=model, text=text and str(text))
-    recipe = read_recipe(preset, [*(settings or []), *(f"model.{k}={json.dumps(v)}" for k, v in named.items() if v)], ("model", "train"))
+    recipe = read_recipe(
+        preset,
+        [*(settings or []), *(f"model.{k}={json.dumps(v)}" for k, v in named.items() if v)],
+        ("model", "train"),
+    )
     from scene4m.finetune import FinetuneConfig, finetune as train
-    sizes = dict(recipe.model); begin, words = sizes.pop("pretrained", None), sizes.pop("text", None)
+
+    sizes = dict(recipe.model)
+    begin, words = sizes.pop("pretrained", None), sizes.pop("text", None)
     config = {**recipe.train, "model": sizes | dict(recipe.train.get("model", {})), "seed": seed}
-    if device: config["device"] = device
-    typer.echo(f"The model is in {train(tokens, out, FinetuneConfig(**config), model=begin, text=words, renew='clips')}")
+    if device:
+        config["device"] = device
+    typer.echo(
+        f"The model is in {train(tokens, out, FinetuneConfig(**config), model=begin, text=words, renew='clips')}"
+    )
 
 # %% ../nbs/60_cli.ipynb #81252d94
 def describe_clips(
-    clips: list,         # paths
-    load,                # called once, at the first clip that can be opened: a function from a path to a list of descriptions
-    say,                 # called with (dict, description or None), in the order of the clips
-    check,               # called with each path first; raises where it is no clip
-) -> int:                # number of clips that failed
+    clips: list,  # paths
+    load,  # called once, at the first clip that can be opened: a function from a path to a list of descriptions
+    say,  # called with (dict, description or None), in the order of the clips
+    check,  # called with each path first; raises where it is no clip
+) -> int:  # number of clips that failed
     "Describes each clip in turn. One that fails gives `file` and `error`, and the others go on."
     failed, describe_one = 0, None
     for clip in clips:
         try:
             check(clip)
-            if describe_one is None: describe_one = load()
-            for d in describe_one(clip): say(d.to_dict(), d)
+            if describe_one is None:
+                describe_one = load()
+            for d in describe_one(clip):
+                say(d.to_dict(), d)
         except Exception as e:
-            if DEBUG or describe_one is None and not _is_about(e, clip): raise
-            failed += 1; say(dict(file=str(clip), error=explain(e)), None)
+            if DEBUG or describe_one is None and not _is_about(e, clip):
+                raise
+            failed += 1
+            say(dict(file=str(clip), error=explain(e)), None)
     return failed
 
 # %% ../nbs/60_cli.ipynb #81252ds1
 def _is_about(error: Exception, clip) -> bool:
     "Whether an error speaks of this clip, and not of the model or the machine."
-    return str(error).lstrip("'\"").startswith(tuple(f"{name}{end}:" for name in (clip, Path(clip).name) for end in ("", "'", '"')))
+    return (
+        str(error)
+        .lstrip("'\"")
+        .startswith(
+            tuple(f"{name}{end}:" for name in (clip, Path(clip).name) for end in ("", "'", '"'))
+        )
+    )
 
 # %% ../nbs/60_cli.ipynb #eebf315a
 def in_words(d: dict) -> str:
     "A description, or the error in its place, as a few lines of text."
-    if "error" in d: return f"{d['file']}\n  not described: {d['error']}"
-    senses = ", ".join(f"{'sound' if sense == 'audio' else 'picture'} {state}" for sense, state in d["senses"].items())
+    if "error" in d:
+        return f"{d['file']}\n  not described: {d['error']}"
+    senses = ", ".join(
+        f"{'sound' if sense == 'audio' else 'picture'} {state}"
+        for sense, state in d["senses"].items()
+    )
     part = f"\n  {d['part']}" if d.get("part") else ""
-    if d.get("abstains"): return f"{d['file']}\n  {d['description']}\n  {senses}{part}"
+    if d.get("abstains"):
+        return f"{d['file']}\n  {d['description']}\n  {senses}{part}"
     likely = ", ".join(f"{c['label']} {c['p']:.0%}" for c in d["categories"][:3])
     do = f"\n  {d['direction']}" if d.get("direction") else ""
     return f"{d['file']}\n  {d['description']}{do}\n  sure: {d['confidence']:.0%} · {senses}\n  likely: {likely}{part}"
@@ -340,30 +591,52 @@ def in_words(d: dict) -> str:
 # %% ../nbs/60_cli.ipynb #2ec4b815
 def _loader(model, whole: bool, device=None):
     "A function that loads a describer and gives back what describes one clip: as one description, or stretch by stretch."
+
     def load():
         from scene4m.describe import Describer, describe_long
+
         describer = Describer.from_pretrained(model, device)
-        return (lambda clip: describe_long(describer, clip)) if whole else (lambda clip: [describer(clip)])
+        return (
+            (lambda clip: describe_long(describer, clip))
+            if whole
+            else (lambda clip: [describer(clip)])
+        )
+
     return load
+
 
 def _say_aloud(text: str):
     "Speaks `text`; with an empty text, only makes sure that there is a voice."
     from scene4m.describe import speak, speech_command
-    if text: speak(text)
-    else: speech_command("")
+
+    if text:
+        speak(text)
+    else:
+        speech_command("")
+
 
 def _check_place(path: Path, clip: Path):
     "Raises `BadInput` where the subtitles could not be written, before any are made; what stands at `path` is not touched."
     from scene4m.core import BadInput, atomic_write
-    if path.is_dir(): raise BadInput(f"{path}: this is a folder; name the file for the subtitles.")
-    if path.exists() and clip.exists() and path.samefile(clip): raise BadInput(f"{path}: this is the clip itself; name another file.")
-    try: atomic_write(path.with_name(f".try-{path.name}"), "").unlink()
-    except BadInput as e: raise BadInput(f"{path}: cannot be written ({e.__cause__.strerror}); choose another place.") from e
+
+    if path.is_dir():
+        raise BadInput(f"{path}: this is a folder; name the file for the subtitles.")
+    if path.exists() and clip.exists() and path.samefile(clip):
+        raise BadInput(f"{path}: this is the clip itself; name another file.")
+    try:
+        atomic_write(path.with_name(f".try-{path.name}"), "").unlink()
+    except BadInput as e:
+        raise BadInput(
+            f"{path}: cannot be written ({e.__cause__.strerror}); choose another place."
+        ) from e
+
 
 def _write_vtt(path: Path, descriptions: list):
     from scene4m.core import atomic_write
     from scene4m.describe import to_vtt
-    atomic_write(path, to_vtt(descriptions)); typer.echo(f"The subtitles are in {path}", err=True)
+
+    atomic_write(path, to_vtt(descriptions))
+    typer.echo(f"The subtitles are in {path}", err=True)
 
 # %% ../nbs/60_cli.ipynb #dbt00002
 @contextlib.contextmanager
@@ -376,124 +649,230 @@ def only_answers():
 # %% ../nbs/60_cli.ipynb #2ec4b8s1
 @command()
 def describe(
-    clips: Clips, model: Model = None, as_json: AsJson = False,
-    vtt: Annotated[Path | None, typer.Option(help="Describe one clip from end to end and write WebVTT subtitles to this file.")] = None,
-    speak: Annotated[bool, typer.Option("--speak", help="Say the descriptions aloud.")] = False, device: Device = None,
+    clips: Clips,
+    model: Model = None,
+    as_json: AsJson = False,
+    vtt: Annotated[
+        Path | None,
+        typer.Option(
+            help="Describe one clip from end to end and write WebVTT subtitles to this file."
+        ),
+    ] = None,
+    speak: Annotated[bool, typer.Option("--speak", help="Say the descriptions aloud.")] = False,
+    device: Device = None,
 ):
     "Describe clips in words, with how sure the model is."
     from scene4m.core import BadInput
-    if vtt and len(clips) != 1: raise BadInput("--vtt writes the subtitles of one clip; name one clip.")
-    if vtt: _check_place(vtt, clips[0])
+
+    if vtt and len(clips) != 1:
+        raise BadInput("--vtt writes the subtitles of one clip; name one clip.")
+    if vtt:
+        _check_place(vtt, clips[0])
     from scene4m.media import probe
+
     said = []
+
     def say(d, description):
-        typer.echo(json.dumps(d, ensure_ascii=False, default=str) if as_json else in_words(d), file=out)
+        typer.echo(
+            json.dumps(d, ensure_ascii=False, default=str) if as_json else in_words(d), file=out
+        )
         out.flush()
-        if description is None: return
+        if description is None:
+            return
         said.append(description)
-        if speak: _say_aloud(f"{description.direction} {description.description} {description.part}".strip())
-    if speak: _say_aloud("")
-    with only_answers() as out: failed = describe_clips(clips, _loader(model, vtt is not None, device), say, probe)
-    if vtt and said: _write_vtt(vtt, said)
-    if failed: raise typer.Exit(1)
+        if speak:
+            _say_aloud(
+                f"{description.direction} {description.description} {description.part}".strip()
+            )
+
+    if speak:
+        _say_aloud("")
+    with only_answers() as out:
+        failed = describe_clips(clips, _loader(model, vtt is not None, device), say, probe)
+    if vtt and said:
+        _write_vtt(vtt, said)
+    if failed:
+        raise typer.Exit(1)
 
 # %% ../nbs/60_cli.ipynb #8074b4ad
 def score_table(
-    report: dict,       # as `evaluate --json` gives it
-) -> str:               # lines of text
+    report: dict,  # as `evaluate --json` gives it
+) -> str:  # lines of text
     "The figures of an evaluation, each beside what the best constant answer would get."
     chance = report.get("chance", {})
+
     def rows(name, value, base):
         if isinstance(value, dict):
-            if "accuracy" in value: value, base = value["accuracy"], base["accuracy"] if isinstance(base, dict) else base
+            if "accuracy" in value:
+                value, base = (
+                    value["accuracy"],
+                    base["accuracy"] if isinstance(base, dict) else base,
+                )
             else:
-                for k, v in value.items(): yield from rows(f"{name}, {k}", v, base.get(k) if isinstance(base, dict) else None)
+                for k, v in value.items():
+                    yield from rows(
+                        f"{name}, {k}", v, base.get(k) if isinstance(base, dict) else None
+                    )
                 return
         if isinstance(value, int | float):
-            yield f"  {name.replace('_', ' '):<42}{value:>7.1%}" + (f"{base:>10.1%}" if isinstance(base, int | float) else "")
-    names = ("category_accuracy", "category_accuracy_by_sense", "attribute_accuracy", "exact_accuracy", "invented_rate",
-             "imagined_sound_accuracy")
+            yield f"  {name.replace('_', ' '):<42}{value:>7.1%}" + (
+                f"{base:>10.1%}" if isinstance(base, int | float) else ""
+            )
+
+    names = (
+        "category_accuracy",
+        "category_accuracy_by_sense",
+        "attribute_accuracy",
+        "exact_accuracy",
+        "invented_rate",
+        "imagined_sound_accuracy",
+    )
     lines = [line for n in names if n in report for line in rows(n, report[n], chance.get(n))]
     return "\n".join([f"  {report['n']} clips{'':<30}{'right':>10}{'chance':>10}", *lines])
 
 # %% ../nbs/60_cli.ipynb #8fb63ef4
 @command()
 def evaluate(
-    folder: Annotated[Path, typer.Argument(
-        help="Folder of clips with labels.csv, truth.csv or manifest.csv, or one folder per label.", show_default=False)],
-    model: Model = None, out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for report.html and report.json.")] = None,
-    limit: Limit = None, labels: LabelsFile = None, workers: Workers = CORES, as_json: AsJson = False, device: Device = None,
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of clips with labels.csv, truth.csv or manifest.csv, or one folder per label.",
+            show_default=False,
+        ),
+    ],
+    model: Model = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for report.html and report.json.")
+    ] = None,
+    limit: Limit = None,
+    labels: LabelsFile = None,
+    workers: Workers = CORES,
+    as_json: AsJson = False,
+    device: Device = None,
 ):
     "Measure a model on clips whose answers are known."
     from scene4m.evaluate import evaluate_folder
-    with only_answers(): report = evaluate_folder(folder, model, workers=workers, limit=limit, out=out, labels_file=labels, device=device)
+
+    with only_answers():
+        report = evaluate_folder(
+            folder, model, workers=workers, limit=limit, out=out, labels_file=labels, device=device
+        )
     strange = report["unknown_labels"]
-    if strange: typer.echo(f"{folder}: clips of labels that the model does not know were left out: {', '.join(strange[:5])}.", err=True)
-    typer.echo(json.dumps(report, ensure_ascii=False, default=str) if as_json else score_table(report))
+    if strange:
+        typer.echo(
+            f"{folder}: clips of labels that the model does not know were left out: {', '.join(strange[:5])}.",
+            err=True,
+        )
+    typer.echo(
+        json.dumps(report, ensure_ascii=False, default=str) if as_json else score_table(report)
+    )
 
 # %% ../nbs/60_cli.ipynb #57f5b4s1
 def study_in_words(d: dict) -> str:
     "The outcome of the study, or the error in its place, as a few lines of text."
-    if "error" in d: return f"{d['file']}\n  not described: {d['error']}"
+    if "error" in d:
+        return f"{d['file']}\n  not described: {d['error']}"
     same = "" if d["plain"] == d["summary"] else f"\n  most frequent: {d['plain']}"
     return f"{d['file']}\n  {d['summary']}{same}\n  {len(set(d['captions']))} different captions of {len(d['captions'])} frames"
 
 # %% ../nbs/60_cli.ipynb #57f5b43f
 @command()
 def transfer(
-    clips: Clips, as_json: AsJson = False,
-    base: Annotated[str, typer.Option(help="4M that reads pictures: a folder, or a name on the Hub.")] = "EPFL-VILAB/4M-7_B_CC12M",
-    t5: Annotated[str, typer.Option(help="T5: a folder, or a name on the Hub; `none` sums up without a model.")] = "google-t5/t5-small",
-    words: Annotated[Path | None, typer.Option(help="Text tokenizer of the 4M, if it does not lie in its folder.")] = None,
-    fetch: Annotated[bool, typer.Option("--download", help="Fetch what is missing.")] = False, device: Device = None,
+    clips: Clips,
+    as_json: AsJson = False,
+    base: Annotated[
+        str, typer.Option(help="4M that reads pictures: a folder, or a name on the Hub.")
+    ] = "EPFL-VILAB/4M-7_B_CC12M",
+    t5: Annotated[
+        str,
+        typer.Option(help="T5: a folder, or a name on the Hub; `none` sums up without a model."),
+    ] = "google-t5/t5-small",
+    words: Annotated[
+        Path | None,
+        typer.Option(help="Text tokenizer of the 4M, if it does not lie in its folder."),
+    ] = None,
+    fetch: Annotated[bool, typer.Option("--download", help="Fetch what is missing.")] = False,
+    device: Device = None,
 ):
     "The paper's study: 16 captions by 4M, one by T5."
     from scene4m.media import probe
+
     def load():
         from scene4m.transfer import Summariser, Transfer, load_captioner
         from scene4m.core import pick_device
+
         where = pick_device(device)
-        study = Transfer(load_captioner(base, words, fetch), None if t5 == "none" else Summariser.from_pretrained(t5, fetch))
+        study = Transfer(
+            load_captioner(base, words, fetch),
+            None if t5 == "none" else Summariser.from_pretrained(t5, fetch),
+        )
         for part in (study.captioner, study.summariser):
-            if part is not None: part.model.to(where)
+            if part is not None:
+                part.model.to(where)
         return lambda clip: [study(clip)]
+
     def say(d, _):
         typer.echo(json.dumps(d, ensure_ascii=False) if as_json else study_in_words(d), file=out)
         out.flush()
-    with only_answers() as out: failed = describe_clips(clips, load, say, probe)
-    if failed: raise typer.Exit(1)
+
+    with only_answers() as out:
+        failed = describe_clips(clips, load, say, probe)
+    if failed:
+        raise typer.Exit(1)
 
 # %% ../nbs/60_cli.ipynb #96fa0dfe
 def app_notebook(
-    model: Path | None = None,   # model folder; None is the one in the package
+    model: Path | None = None,  # model folder; None is the one in the package
     device: str | None = None,
-) -> str:                        # a notebook as JSON text
+) -> str:  # a notebook as JSON text
     "A notebook of three lines that shows the describe widget, with a few street scenes to begin with."
     folder = None if model is None else str(Path(model).resolve())
     scene = "dict(zip(('frames', 'wave'), toystreet.street_clip(toystreet.sample_scene(i))), key=f'street scene {i}')"
     show = f"widgets.describe_widget(describe.Describer.from_pretrained({folder!r}, {device!r}), clips)"
-    source = ["from scene4m import describe, toystreet, widgets\n", f"clips = [{scene} for i in (40, 17, 11)]\n", show]
-    cell = dict(cell_type="code", id="app", execution_count=None, metadata={}, outputs=[], source=source)
+    source = [
+        "from scene4m import describe, toystreet, widgets\n",
+        f"clips = [{scene} for i in (40, 17, 11)]\n",
+        show,
+    ]
+    cell = dict(
+        cell_type="code", id="app", execution_count=None, metadata={}, outputs=[], source=source
+    )
     kernel = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"))
     return json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5))
 
 # %% ../nbs/60_cli.ipynb #96fa0ds1
 @command("app")
 def serve_app(
-    model: Model = None, port: Annotated[int, typer.Option(help="Port on this machine.")] = 8866,
-    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it in the browser.")] = True, device: Device = None,
+    model: Model = None,
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 8866,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open it in the browser.")
+    ] = True,
+    device: Device = None,
 ):
     "Describe clips in the browser (extra: lab)."
     from scene4m.core import BadInput, atomic_write
-    if importlib.util.find_spec("voila") is None: raise BadInput('The app needs Voila: pip install "scene4m[lab]".')
+
+    if importlib.util.find_spec("voila") is None:
+        raise BadInput('The app needs Voila: pip install "scene4m[lab]".')
     from scene4m.describe import load_checkpoint
-    load_checkpoint(model, device)      # what the page could not open is refused here
+
+    load_checkpoint(model, device)  # what the page could not open is refused here
     import tempfile
+
     with tempfile.TemporaryDirectory() as folder:
         notebook = atomic_write(Path(folder) / "scene4m.ipynb", app_notebook(model, device))
         typer.echo(f"The app will be at http://localhost:{port} · Ctrl-C ends it")
-        large = "--Voila.tornado_settings={'websocket_max_message_size': 209715200}"     # a file of up to 200 MB may be opened
-        voila = [sys.executable, "-m", "voila", str(notebook), f"--port={port}", large, *([] if browser else ["--no-browser"])]
+        large = "--Voila.tornado_settings={'websocket_max_message_size': 209715200}"  # a file of up to 200 MB may be opened
+        voila = [
+            sys.executable,
+            "-m",
+            "voila",
+            str(notebook),
+            f"--port={port}",
+            large,
+            *([] if browser else ["--no-browser"]),
+        ]
         raise typer.Exit(subprocess.run(voila).returncode)
 
 # %% ../nbs/60_cli.ipynb #e3b37238
@@ -501,29 +880,38 @@ def finding(name: str, state: str, found: str, do: str = "") -> dict:
     "One line of the doctor: `state` is ok, note (worth knowing, nothing is broken) or missing (must be put right)."
     return dict(name=name, state=state, found=found, do=do)
 
+
 def check_python() -> dict:
     "The version of Python; pip has seen to it that it is recent enough."
     return finding("python", "ok", ".".join(map(str, sys.version_info[:3])))
 
 # %% ../nbs/60_cli.ipynb #e3b372s1
 def check_package(
-    requirement: str,    # as in settings.ini: `torch>=2.11,<2.15`
-    do: str = "",        # what to do where it is missing; left out, install it
+    requirement: str,  # as in settings.ini: `torch>=2.11,<2.15`
+    do: str = "",  # what to do where it is missing; left out, install it
     optional: bool = False,
 ) -> dict:
     "Whether a package is installed in a version that will do, without importing it."
     from packaging.requirements import Requirement
-    req = Requirement(requirement); state = "note" if optional else "missing"
+
+    req = Requirement(requirement)
+    state = "note" if optional else "missing"
     do = do or f'pip install "{req.name}{req.specifier}"'
-    try: found = version(req.name)
-    except PackageNotFoundError: return finding(req.name, state, "not installed", do)
-    if not req.specifier.contains(found, prereleases=True): return finding(req.name, state, f"{found} is not {req.specifier}", do)
+    try:
+        found = version(req.name)
+    except PackageNotFoundError:
+        return finding(req.name, state, "not installed", do)
+    if not req.specifier.contains(found, prereleases=True):
+        return finding(req.name, state, f"{found} is not {req.specifier}", do)
     return finding(req.name, "ok", found)
+
 
 def check_requirements() -> list[dict]:
     "A check for each package that scene4m itself asks for."
     names = [r for r in requires("scene4m") or [] if "extra ==" not in r]
-    return [check_package(r) for r in sorted(names, key=str.lower) if not r.startswith("torchaudio")]
+    return [
+        check_package(r) for r in sorted(names, key=str.lower) if not r.startswith("torchaudio")
+    ]
 
 # %% ../nbs/60_cli.ipynb #f3d5f407
 def torchaudio_lib() -> Path | None:
@@ -531,59 +919,108 @@ def torchaudio_lib() -> Path | None:
     spec = importlib.util.find_spec("torchaudio")
     return Path(spec.origin).parent / "lib" if spec and spec.origin else None
 
+
 def remove_compiled(
-    folder,             # torchaudio's `lib`
-) -> list[str]:         # names of the files that were removed
+    folder,  # torchaudio's `lib`
+) -> list[str]:  # names of the files that were removed
     "Removes the compiled files (.so, .pyd, .dylib) in `folder`; the Python files stay."
     files = sorted(p for p in Path(folder).glob("*") if p.suffix in (".so", ".pyd", ".dylib"))
-    for p in files: p.unlink()
+    for p in files:
+        p.unlink()
     return [p.name for p in files]
 
 # %% ../nbs/60_cli.ipynb #6636bcbf
 def imports_cleanly(package: str) -> bool:
     "Whether a fresh Python can import `package`."
-    return subprocess.run([sys.executable, "-c", f"import {package}"], capture_output=True).returncode == 0
+    return (
+        subprocess.run([sys.executable, "-c", f"import {package}"], capture_output=True).returncode
+        == 0
+    )
 
 # %% ../nbs/60_cli.ipynb #6636bcs1
 def check_torchaudio(
-    fix: bool = False,    # take the compiled files away where that is the cure
+    fix: bool = False,  # take the compiled files away where that is the cure
 ) -> dict:
     "Whether torchaudio can be imported by anybody, and the cure where it cannot."
     lib = torchaudio_lib()
-    if lib is None: return finding("torchaudio", "missing", "not installed", 'pip install "torchaudio>=2.11,<2.12"')
-    if imports_cleanly("torchaudio"): return finding("torchaudio", "ok", version("torchaudio"))
+    if lib is None:
+        return finding(
+            "torchaudio", "missing", "not installed", 'pip install "torchaudio>=2.11,<2.12"'
+        )
+    if imports_cleanly("torchaudio"):
+        return finding("torchaudio", "ok", version("torchaudio"))
     import torch
+
     what = f"{version('torchaudio')} cannot load its compiled part beside torch {torch.__version__}"
-    if torch.version.cuda: return finding("torchaudio", "missing", what, 'pip install "torch>=2.11,<2.15" "torchaudio>=2.11,<2.12"')
-    if not fix: return finding("torchaudio", "note", what, "`scene4m doctor --fix` removes that part; nothing here needs it")
+    if torch.version.cuda:
+        return finding(
+            "torchaudio",
+            "missing",
+            what,
+            'pip install "torch>=2.11,<2.15" "torchaudio>=2.11,<2.12"',
+        )
+    if not fix:
+        return finding(
+            "torchaudio",
+            "note",
+            what,
+            "`scene4m doctor --fix` removes that part; nothing here needs it",
+        )
     if sys.prefix == sys.base_prefix:
-        return finding("torchaudio", "note", what, f"this is not a virtual environment: remove the .so files in {lib} yourself")
+        return finding(
+            "torchaudio",
+            "note",
+            what,
+            f"this is not a virtual environment: remove the .so files in {lib} yourself",
+        )
     removed = remove_compiled(lib)
     state = "ok" if imports_cleanly("torchaudio") else "missing"
-    what = f"removed {len(removed)} files compiled for CUDA, which this CPU build of torch cannot load"
+    what = (
+        f"removed {len(removed)} files compiled for CUDA, which this CPU build of torch cannot load"
+    )
     return finding("torchaudio", state, f"{version('torchaudio')}; {what}")
 
 # %% ../nbs/60_cli.ipynb #f3065781
 def check_program(name: str, programs: tuple, what: str) -> dict:
     "Whether one of `programs` is on the path; none of them is ever needed."
     found = next((p for p in programs if shutil.which(p)), None)
-    return finding(name, "ok", shutil.which(found)) if found else finding(name, "note", "not found", what)
+    return (
+        finding(name, "ok", shutil.which(found))
+        if found
+        else finding(name, "note", "not found", what)
+    )
+
 
 def check_processor() -> dict:
     "Cores, and whether bfloat16 is quick here."
     from scene4m.core import has_fast_bf16, pick_device
+
     device = pick_device()
     if device.type == "cuda":
         import torch
+
         return finding("processor", "ok", f"{torch.cuda.get_device_name()}, {os.cpu_count()} cores")
-    if has_fast_bf16(): return finding("processor", "ok", f"{os.cpu_count()} cores with fast bfloat16")
-    return finding("processor", "note", f"{os.cpu_count()} cores without fast bfloat16", "training takes longer here")
+    if has_fast_bf16():
+        return finding("processor", "ok", f"{os.cpu_count()} cores with fast bfloat16")
+    return finding(
+        "processor",
+        "note",
+        f"{os.cpu_count()} cores without fast bfloat16",
+        "training takes longer here",
+    )
+
 
 def check_model() -> dict:
     "Whether a trained model lies in the package."
     folder = Path(importlib.util.find_spec("scene4m").origin).parent / "pretrained"
-    if (folder / "model.safetensors").exists(): return finding("model", "ok", "in the package")
-    return finding("model", "note", "none in the package", "train one with `scene4m run`, then name it: --model runs/toy/model")
+    if (folder / "model.safetensors").exists():
+        return finding("model", "ok", "in the package")
+    return finding(
+        "model",
+        "note",
+        "none in the package",
+        "train one with `scene4m run`, then name it: --model runs/toy/model",
+    )
 
 # %% ../nbs/60_cli.ipynb #d0c70002
 def work_a_little():
@@ -593,6 +1030,7 @@ def work_a_little():
     from scene4m.media import read_clip
     from scene4m.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
     from scene4m.vq import train_tokenizer
+
     with tempfile.TemporaryDirectory() as folder:
         film = toystreet.write_scene(toystreet.sample_scene(0), Path(folder) / "street.mp4")
         clip = read_clip(film)
@@ -604,45 +1042,75 @@ def work_a_little():
     loss = train_tokenizer(tokenizer, clip.frames[None], config, show=False)[-1]["loss"]
     print(f"training: one step of a tokenizer, loss {loss:.2g}", flush=True)
 
+
 def check_work() -> list[dict]:
     "Whether a clip can be read and encoded here, and a model trained; tried in a process of its own."
     code = "from scene4m.cli import work_a_little; work_a_little()"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8"
+    )
     steps = ("reading", "encoding", "training")
     told = dict(line.split(": ", 1) for line in ran.stdout.splitlines() if line.startswith(steps))
     found = [finding(name, "ok", told[name]) for name in steps if name in told]
     if len(told) < len(steps):
         why = (ran.stderr.strip().splitlines() or [f"the process ended with {ran.returncode}"])[-1]
-        tested = "`make setup` installs the versions that were tested; they stand in constraints.txt"
+        tested = (
+            "`make setup` installs the versions that were tested; they stand in constraints.txt"
+        )
         found.append(finding(steps[len(told)], "missing", f"failed ({why})", tested))
     return found
 
 # %% ../nbs/60_cli.ipynb #7262f6e6
 def _closer(fix: bool, whole: bool) -> list[dict]:
     "The checks that need every package, in the order of what they build on."
-    if not whole: return []
+    if not whole:
+        return []
     torchaudio = check_torchaudio(fix)
     return [torchaudio, check_processor(), check_model(), *check_work()]
+
 
 def examine(fix: bool = False) -> list[dict]:
     "Every check of the doctor, in reading order."
     required = check_requirements()
     whole = all(c["state"] == "ok" for c in required)
-    extras = [check_package(p, f'pip install "scene4m[{extra}]"', optional=True)
-              for p, extra in (("voila", "lab"), ("peft", "train"), ("yt-dlp", "download"), ("ray", "ray"))]
-    programs = [check_program("speech", ("espeak-ng", "espeak", "say"), "for `describe --speak`: install espeak-ng"),
-                check_program("browser", ("chromium", "chromium-browser", "google-chrome"), "only some tests need it: install chromium")]
+    extras = [
+        check_package(p, f'pip install "scene4m[{extra}]"', optional=True)
+        for p, extra in (
+            ("voila", "lab"),
+            ("peft", "train"),
+            ("yt-dlp", "download"),
+            ("ray", "ray"),
+        )
+    ]
+    programs = [
+        check_program(
+            "speech", ("espeak-ng", "espeak", "say"), "for `describe --speak`: install espeak-ng"
+        ),
+        check_program(
+            "browser",
+            ("chromium", "chromium-browser", "google-chrome"),
+            "only some tests need it: install chromium",
+        ),
+    ]
     return [check_python(), *required, *_closer(fix, whole), *extras, *programs]
 
 # %% ../nbs/60_cli.ipynb #7262f6s1
 @command()
 def doctor(
-    fix: Annotated[bool, typer.Option("--fix", help="Put right what can be put right inside this environment.")] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Put right what can be put right inside this environment.")
+    ] = False,
     as_json: AsJson = False,
 ):
     "Look over this machine: what is there, what to do."
     findings = examine(fix)
-    if as_json: typer.echo(json.dumps(findings))
+    if as_json:
+        typer.echo(json.dumps(findings))
     else:
-        for f in findings: typer.echo(f"{f['state']:<8}{f['name']:<16}{f['found']}" + (f"\n{'':<24}→ {f['do']}" if f["do"] else ""))
-    if any(f["state"] == "missing" for f in findings): raise typer.Exit(1)
+        for f in findings:
+            typer.echo(
+                f"{f['state']:<8}{f['name']:<16}{f['found']}"
+                + (f"\n{'':<24}→ {f['do']}" if f["do"] else "")
+            )
+    if any(f["state"] == "missing" for f in findings):
+        raise typer.Exit(1)

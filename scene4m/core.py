@@ -21,11 +21,14 @@ import torch
 class Scene4MError(Exception):
     "An error with one clear sentence: what happened, where, and what to do. The command line prints it and exits with status 1."
 
+
 class BadInput(Scene4MError):
     "A file, folder or argument that cannot be used."
 
+
 class ConfigMismatch(Scene4MError):
     "Two things that must fit do not: a checkpoint and its tokens, a folder and the settings it was made with."
+
 
 class TrainingFailed(Scene4MError):
     "Training had to stop, for example because the loss became NaN; the last good checkpoint is kept."
@@ -34,85 +37,139 @@ class TrainingFailed(Scene4MError):
 @dataclass(frozen=True)
 class ClipSpec:
     "How a clip is cut into arrays."
-    seconds: float = 10.0      # length of the clip that models see, in seconds
-    fps: float = 1.6           # frames per second that are kept: frame k is the one shown at t = k / fps
-    frames: int = 16           # number of frames, 16 = 10 s at 1.6 fps
-    size: int = 32             # side of the square frame in pixels
-    sr: int = 16_000           # sampling rate of the mono waveform in Hz
-    n_fft: int = 1024          # window of the mel spectrogram in samples
-    hop: int = 256             # step of the mel spectrogram in samples
-    n_mels: int = 80           # mel bands
-    columns: int = 624         # mel columns that models use, of 626 in 10 s
+
+    seconds: float = 10.0  # length of the clip that models see, in seconds
+    fps: float = 1.6  # frames per second that are kept: frame k is the one shown at t = k / fps
+    frames: int = 16  # number of frames, 16 = 10 s at 1.6 fps
+    size: int = 32  # side of the square frame in pixels
+    sr: int = 16_000  # sampling rate of the mono waveform in Hz
+    n_fft: int = 1024  # window of the mel spectrogram in samples
+    hop: int = 256  # step of the mel spectrogram in samples
+    n_mels: int = 80  # mel bands
+    columns: int = 624  # mel columns that models use, of 626 in 10 s
 
     @property
-    def samples(self) -> int: return round(self.seconds * self.sr)
+    def samples(self) -> int:
+        return round(self.seconds * self.sr)
 
 # %% ../nbs/00_core.ipynb #af148bc4
 @dataclass(frozen=True)
 class Preset:
     "One complete recipe. Each mapping holds keyword arguments for the component that its name says."
+
     name: str
     clip: ClipSpec = field(default_factory=ClipSpec)
-    data: dict = field(default_factory=dict)      # toy street: n_train, n_val, n_test
-    audio: dict = field(default_factory=dict)     # AudioTokenizerConfig
-    video: dict = field(default_factory=dict)     # VideoTokenizerConfig
-    model: dict = field(default_factory=dict)     # FourM: dim, depths, heads
-    train: dict = field(default_factory=dict)     # FinetuneConfig
+    data: dict = field(default_factory=dict)  # toy street: n_train, n_val, n_test
+    audio: dict = field(default_factory=dict)  # AudioTokenizerConfig
+    video: dict = field(default_factory=dict)  # VideoTokenizerConfig
+    model: dict = field(default_factory=dict)  # FourM: dim, depths, heads
+    train: dict = field(default_factory=dict)  # FinetuneConfig
 
 # %% ../nbs/00_core.ipynb #e673ffe3
-TOY = Preset("toy",
+TOY = Preset(
+    "toy",
     data=dict(n_train=3700, n_val=300, n_test=420, ceiling=None),
     audio=dict(steps=260),
-    video=dict(steps=300, decay=0.95, revive=0.05, continuous=0.05),      # a short training moves fewer codes
+    video=dict(
+        steps=300, decay=0.95, revive=0.05, continuous=0.05
+    ),  # a short training moves fewer codes
     model=dict(dim=160, encoder_depth=2, decoder_depth=3, num_heads=4, share_embedding=False),
-    train=dict(steps=450, batch_size=32, lr=3e-3, muon_lr=4 / 3, betas=(0.9, 0.99), weight_decay=0.0, warmup=0.03, targets=20, partial=0.5,
-               stages=({"noise": 0.1},), schemes={"both": 0.36, "audio": 0.2, "video": 0.32, "video+caption": 0.05, "caption": 0.05, "none": 0.02}))
+    train=dict(
+        steps=450,
+        batch_size=32,
+        lr=3e-3,
+        muon_lr=4 / 3,
+        betas=(0.9, 0.99),
+        weight_decay=0.0,
+        warmup=0.03,
+        targets=20,
+        partial=0.5,
+        stages=({"noise": 0.1},),
+        schemes={
+            "both": 0.36,
+            "audio": 0.2,
+            "video": 0.32,
+            "video+caption": 0.05,
+            "caption": 0.05,
+            "none": 0.02,
+        },
+    ),
+)
 
 PRESETS = {
     "toy": TOY,
-    "shipped": replace(TOY, name="shipped", data=dict(n_train=16000, n_val=500, n_test=1000), audio=dict(steps=2500), video=dict(steps=2500),
-                       model={**TOY.model, "encoder_depth": 3},
-                       train={**TOY.train, "steps": 3300, "stages": ({"share": 10}, {"share": 1, "lr": 5e-4, "noise": 0.1})}),
-    "paper": Preset("paper", audio=dict(preset="paper"), video=dict(preset="paper"),
-                    model=dict(pretrained="EPFL-VILAB/4M-7_B_CC12M"),
-                    train=dict(preset="paper", batch_size=32, epochs=40, lr=1e-4, budgets=(128, 128))),
+    "shipped": replace(
+        TOY,
+        name="shipped",
+        data=dict(n_train=16000, n_val=500, n_test=1000),
+        audio=dict(steps=2500),
+        video=dict(steps=2500),
+        model={**TOY.model, "encoder_depth": 3},
+        train={
+            **TOY.train,
+            "steps": 3300,
+            "stages": ({"share": 10}, {"share": 1, "lr": 5e-4, "noise": 0.1}),
+        },
+    ),
+    "paper": Preset(
+        "paper",
+        audio=dict(preset="paper"),
+        video=dict(preset="paper"),
+        model=dict(pretrained="EPFL-VILAB/4M-7_B_CC12M"),
+        train=dict(preset="paper", batch_size=32, epochs=40, lr=1e-4, budgets=(128, 128)),
+    ),
 }
 
 # %% ../nbs/00_core.ipynb #953d7fa2
-DURATIONS = {"seconds", "steps", "epochs"}      # three ways to say how long; one of them at a time
+DURATIONS = {"seconds", "steps", "epochs"}  # three ways to say how long; one of them at a time
+
 
 def did_you_mean(name: str, known) -> str:
     "A question that names the nearest of the `known` names, with a space before it; empty where none is near."
     near = difflib.get_close_matches(name, list(known), 1)
     return f" Did you mean {near[0]}?" if near else ""
 
+
 def get_preset(
     name: str = "toy",  # `toy`, `shipped` or `paper`
-    **overrides,        # mappings merged into the preset's own, for example `train=dict(seconds=10)`
-) -> Preset:            # a new preset; the named one is left as it is
+    **overrides,  # mappings merged into the preset's own, for example `train=dict(seconds=10)`
+) -> Preset:  # a new preset; the named one is left as it is
     "The preset `name` with some settings replaced. Raises `BadInput` for an unknown name or part, and for two durations at once."
-    if name not in PRESETS: raise BadInput(f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
+    if name not in PRESETS:
+        raise BadInput(f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
     base, parts = PRESETS[name], ("data", "audio", "video", "model", "train")
     for part, values in overrides.items():
         if part not in parts:
-            raise BadInput(f"A preset has no part {part!r}; its parts are {', '.join(parts)}.{did_you_mean(part, parts)}")
+            raise BadInput(
+                f"A preset has no part {part!r}; its parts are {', '.join(parts)}.{did_you_mean(part, parts)}"
+            )
         said = [f"{part}.{k}" for k in sorted(DURATIONS & set(values)) if values[k] is not None]
-        if len(said) > 1: raise BadInput(f"Say how long to train in one way, not by {' and '.join(said)}.")
-        kept = {k: v for k, v in getattr(base, part).items() if not (k in DURATIONS and DURATIONS & set(values))}
+        if len(said) > 1:
+            raise BadInput(f"Say how long to train in one way, not by {' and '.join(said)}.")
+        kept = {
+            k: v
+            for k, v in getattr(base, part).items()
+            if not (k in DURATIONS and DURATIONS & set(values))
+        }
         base = replace(base, **{part: {**kept, **values}})
     return base
 
 # %% ../nbs/00_core.ipynb #605f0bfd
 def fingerprint(
-    obj,             # anything that `json` can write; dataclasses, paths, numpy scalars and arrays too
+    obj,  # anything that `json` can write; dataclasses, paths, numpy scalars and arrays too
     length: int = 12,
-) -> str:            # hexadecimal digits
+) -> str:  # hexadecimal digits
     "A short, stable name for a piece of settings: the same content gives the same digits on every machine."
+
     def plain(o):
-        if hasattr(o, "__dataclass_fields__"): return asdict(o)
-        if isinstance(o, np.ndarray): return o.tolist()
-        if isinstance(o, np.generic): return o.item()
+        if hasattr(o, "__dataclass_fields__"):
+            return asdict(o)
+        if isinstance(o, np.ndarray):
+            return o.tolist()
+        if isinstance(o, np.generic):
+            return o.item()
         return str(o)
+
     text = json.dumps(obj, sort_keys=True, default=plain, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
@@ -121,24 +178,36 @@ def derive_seed(*parts) -> int:
     "A 63-bit seed from any parts, for example `derive_seed(7, 'rain', 3)`: stable over processes, unlike `hash`."
     return int(fingerprint(parts, 16), 16) >> 1
 
+
 def make_generator(*parts) -> torch.Generator:
     "A CPU random generator of torch seeded by `derive_seed(*parts)`."
     return torch.Generator().manual_seed(derive_seed(*parts))
+
 
 def make_rng(*parts) -> np.random.Generator:
     "A random generator of numpy seeded by `derive_seed(*parts)`."
     return np.random.default_rng(derive_seed(*parts))
 
+
 def seed_everything(seed: int) -> None:
     "Seeds Python, numpy and torch (all devices)."
     import random
-    random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 # %% ../nbs/00_core.ipynb #b998d825
 def pick_device(name: str | None = None) -> torch.device:
     "The device to compute on: `name` if given, else CUDA, else MPS, else the CPU. Raises `BadInput` where `name` is not there."
     if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
@@ -146,27 +215,33 @@ def pick_device(name: str | None = None) -> torch.device:
         raise BadInput(f"The device {name!r} cannot be used here; try 'cpu'.") from e
     return device
 
+
 def has_fast_bf16(device: torch.device | str = "cpu") -> bool:
     """Whether bfloat16 matrix products are done in hardware: compute capability 8.0 and later, or a CPU with avx512_bf16 or AMX.
 
     For a CPU the environment variable `SCENE4M_FAST_BF16` overrules, 0 or 1."""
     device = torch.device(device)
-    if device.type == "cuda":     # `is_bf16_supported` also says yes to GPUs that only emulate it
+    if device.type == "cuda":  # `is_bf16_supported` also says yes to GPUs that only emulate it
         return bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
         return False
     said = os.environ.get("SCENE4M_FAST_BF16", "")
-    if said:                      # `0` shows how a plain machine would compute, `1` insists
+    if said:  # `0` shows how a plain machine would compute, `1` insists
         return said != "0"
     caps = getattr(torch.cpu, "get_capabilities", dict)() if hasattr(torch, "cpu") else {}
-    if caps.get("avx512_bf16") or caps.get("amx_bf16"): return True
-    try: flags = Path("/proc/cpuinfo").read_text()
-    except OSError: return False
+    if caps.get("avx512_bf16") or caps.get("amx_bf16"):
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
 
 def autocast(device: torch.device | str = "cpu", precision: str = "auto"):
     "A context for mixed precision: `bf16`, `fp32`, or `auto` (bf16 where `has_fast_bf16`)."
-    if precision not in ("auto", "bf16", "fp32"): raise BadInput(f"Precision {precision!r} is unknown; use auto, bf16 or fp32.")
+    if precision not in ("auto", "bf16", "fp32"):
+        raise BadInput(f"Precision {precision!r} is unknown; use auto, bf16 or fp32.")
     device = torch.device(device)
     on = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)
@@ -175,12 +250,22 @@ def autocast(device: torch.device | str = "cpu", precision: str = "auto"):
 def machine() -> dict:
     "What this code runs on, for reports: processor, cores, precision and the versions that matter."
     from importlib.metadata import PackageNotFoundError, version
+
     def v(name):
-        try: return version(name)
-        except PackageNotFoundError: return None
-    return dict(system=f"{platform.system()} {platform.machine()}", cores=os.cpu_count(), threads=torch.get_num_threads(),
-                cuda=torch.cuda.get_device_name() if torch.cuda.is_available() else None, fast_bf16=has_fast_bf16(pick_device()),
-                python=platform.python_version(), **{n: v(n) for n in ("scene4m", "torch", "torchaudio", "numpy", "av")})
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    return dict(
+        system=f"{platform.system()} {platform.machine()}",
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        cuda=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        fast_bf16=has_fast_bf16(pick_device()),
+        python=platform.python_version(),
+        **{n: v(n) for n in ("scene4m", "torch", "torchaudio", "numpy", "av")},
+    )
 
 # %% ../nbs/00_core.ipynb #ee0c6772
 def import_torchaudio():
@@ -189,10 +274,13 @@ def import_torchaudio():
     torchaudio's wheel carries a part compiled for CUDA. Beside a CPU build of torch that part cannot be loaded and the import
     dies, although nothing used here needs it. Then the import is done again without that part. Call this before importing
     transformers or peft: they import torchaudio themselves."""
-    if "torchaudio" in sys.modules: return sys.modules["torchaudio"]
-    try: return importlib.import_module("torchaudio")
+    if "torchaudio" in sys.modules:
+        return sys.modules["torchaudio"]
+    try:
+        return importlib.import_module("torchaudio")
     except (OSError, RuntimeError):
-        for name in [n for n in sys.modules if n.split(".")[0] == "torchaudio"]: del sys.modules[name]
+        for name in [n for n in sys.modules if n.split(".")[0] == "torchaudio"]:
+            del sys.modules[name]
         stub = types.ModuleType("torchaudio._extension")
         stub._IS_TORCHAUDIO_EXT_AVAILABLE = stub._IS_ALIGN_AVAILABLE = False
         stub._check_cuda_version = lambda: None
@@ -202,22 +290,30 @@ def import_torchaudio():
 
 # %% ../nbs/00_core.ipynb #d130a9c3
 def atomic_write(
-    path,   # where the file is to stand
+    path,  # where the file is to stand
     write,  # bytes, text, or a function that takes an open binary file
 ) -> Path:
     "Writes beside `path` first and renames at the end, so that a reader sees the old file or the new one, never half of one."
-    path = Path(path); tmp = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    path = Path(path)
+    tmp = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(tmp, "wb") as f:
-            if callable(write): write(f)
-            else: f.write(write.encode() if isinstance(write, str) else write)
-            f.flush(); os.fsync(f.fileno())
+            if callable(write):
+                write(f)
+            else:
+                f.write(write.encode() if isinstance(write, str) else write)
+            f.flush()
+            os.fsync(f.fileno())
         os.replace(tmp, path)
-    except BaseException as e:      # whatever stops the writing, Ctrl-C too: no half file stays behind
-        with contextlib.suppress(OSError): tmp.unlink()
-        if not isinstance(e, OSError): raise
-        raise BadInput(f"{path}: cannot be written ({e.strerror or e}); free some space or choose another place.") from e
+    except BaseException as e:  # whatever stops the writing, Ctrl-C too: no half file stays behind
+        with contextlib.suppress(OSError):
+            tmp.unlink()
+        if not isinstance(e, OSError):
+            raise
+        raise BadInput(
+            f"{path}: cannot be written ({e.strerror or e}); free some space or choose another place."
+        ) from e
     return path
 
 # %% ../nbs/00_core.ipynb #74f016b4
@@ -226,37 +322,62 @@ def file_hash(path) -> str:
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
+
 def set_aside(folder) -> None:
     "Renames a folder to `folder.old`, in place of an earlier one: what is made anew begins with nothing, and what was there is not lost."
     folder = Path(folder)
     old = folder.with_name(f"{folder.name}.old")
     try:
-        if old.exists(): shutil.rmtree(old)
-        if folder.exists(): os.replace(folder, old)
-    except OSError as e: raise BadInput(f"{folder}: cannot be renamed to {old.name} ({e.strerror or e}); choose another folder.") from e
+        if old.exists():
+            shutil.rmtree(old)
+        if folder.exists():
+            os.replace(folder, old)
+    except OSError as e:
+        raise BadInput(
+            f"{folder}: cannot be renamed to {old.name} ({e.strerror or e}); choose another folder."
+        ) from e
+
 
 def write_json(path, obj) -> Path:
     "Writes `obj` as indented JSON, atomically."
     return atomic_write(path, json.dumps(obj, indent=2, ensure_ascii=False, default=str) + "\n")
 
+
 def read_json(path):
     "Reads a JSON file. Raises `BadInput` if it is missing or is not JSON."
-    try: return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as e: raise BadInput(f"{path}: there is no such file.") from e
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e: raise BadInput(f"{path}: this is not readable as JSON ({e}).") from e
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise BadInput(f"{path}: there is no such file.") from e
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise BadInput(f"{path}: this is not readable as JSON ({e}).") from e
 
 # %% ../nbs/00_core.ipynb #68c0a97e
-def progress(iterable=None, desc: str = "", total: int | None = None, disable: bool | None = None, **kw):
+def progress(
+    iterable=None, desc: str = "", total: int | None = None, disable: bool | None = None, **kw
+):
     "A tqdm bar on stderr; `disable=None` switches it off where stderr is not a terminal. Inside a longer job it tells the job's time left."
     from tqdm.auto import tqdm
-    if LATER in os.environ:
-        tqdm, kw = _job_bar(tqdm), dict(kw, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{remaining}, whole job {job}{postfix}]")
-    return tqdm(iterable, desc=desc, total=total, disable=disable, leave=False, mininterval=0.5, **kw)
 
-LATER = "SCENE4M_LATER"     # environment variable: expected seconds of the job's later stages; processes that a stage starts see it too
+    if LATER in os.environ:
+        tqdm, kw = (
+            _job_bar(tqdm),
+            dict(
+                kw,
+                bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{remaining}, whole job {job}{postfix}]",
+            ),
+        )
+    return tqdm(
+        iterable, desc=desc, total=total, disable=disable, leave=False, mininterval=0.5, **kw
+    )
+
+
+LATER = "SCENE4M_LATER"  # environment variable: expected seconds of the job's later stages; processes that a stage starts see it too
+
 
 def _job_bar(tqdm):
     "The class of a bar that adds what comes later to its own time left."
+
     class JobBar(tqdm):
         @property
         def format_dict(self):
@@ -264,32 +385,53 @@ def _job_bar(tqdm):
             rate = d["rate"] or (d["n"] - d["initial"]) / max(d["elapsed"], 1e-9)
             rest = (d["total"] - d["n"]) / rate if d["total"] and rate else 0.0
             return dict(d, job=tqdm.format_interval(rest + float(os.environ.get(LATER, 0))))
+
     return JobBar
+
 
 class Timer:
     "Measures seconds: `with Timer() as t: …; t.seconds`."
-    def __enter__(self): self.start = time.perf_counter(); self.seconds = 0.0; return self
-    def __exit__(self, *exc): self.seconds = time.perf_counter() - self.start
+
+    def __enter__(self):
+        self.start = time.perf_counter()
+        self.seconds = 0.0
+        return self
+
+    def __exit__(self, *exc):
+        self.seconds = time.perf_counter() - self.start
+
 
 def steps_for(
-    seconds: float,       # the time there is
-    step,                 # one training step, called `warm + measure` times on throw-away state
-    warm: int = 2,        # first calls that are not measured
-    measure: int = 5,     # calls that are
+    seconds: float,  # the time there is
+    step,  # one training step, called `warm + measure` times on throw-away state
+    warm: int = 2,  # first calls that are not measured
+    measure: int = 5,  # calls that are
 ) -> int:
     "How many calls of `step` fit into `seconds`, by measuring its rate once. Record the answer: repeats must use the same number."
-    for _ in range(warm): step()
+    for _ in range(warm):
+        step()
     with Timer() as t:
-        for _ in range(measure): step()
+        for _ in range(measure):
+            step()
     return max(1, int(seconds / max(t.seconds / measure, 1e-6)))
 
 # %% ../nbs/00_core.ipynb #b7e15f02
 class StopSoon:
     "While it is open, the first Ctrl-C only sets `asked`, so that a step is never cut in half; a second one stops at once."
+
     def __enter__(self):
-        self.asked, self.main = False, threading.current_thread() is threading.main_thread()      # signals belong to the main thread
-        if self.main: self.old = signal.signal(signal.SIGINT, self.note)
+        self.asked, self.main = (
+            False,
+            threading.current_thread() is threading.main_thread(),
+        )  # signals belong to the main thread
+        if self.main:
+            self.old = signal.signal(signal.SIGINT, self.note)
         return self
-    def note(self, *_): self.asked = True; signal.signal(signal.SIGINT, self.old or signal.default_int_handler)
+
+    def note(self, *_):
+        self.asked = True
+        signal.signal(signal.SIGINT, self.old or signal.default_int_handler)
+
     def __exit__(self, *_):
-        if self.main: signal.signal(signal.SIGINT, self.old or signal.default_int_handler)
+        if self.main:
+            signal.signal(signal.SIGINT, self.old or signal.default_int_handler)

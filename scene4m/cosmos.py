@@ -20,23 +20,25 @@ from torch import nn
 from .core import BadInput, ConfigMismatch, fingerprint, pick_device, read_json, write_json
 
 # %% ../nbs/24_cosmos.ipynb #b58ed2b4
-LEVELS = (8, 8, 8, 5, 5, 5)                     # values per channel of the six-channel code
-PLACES = (1, 8, 64, 512, 2560, 12_800)          # what one step of each channel adds to the id
-VOCAB_SIZE = 64_000                             # product of LEVELS
+LEVELS = (8, 8, 8, 5, 5, 5)  # values per channel of the six-channel code
+PLACES = (1, 8, 64, 512, 2560, 12_800)  # what one step of each channel adds to the id
+VOCAB_SIZE = 64_000  # product of LEVELS
 
 # %% ../nbs/24_cosmos.ipynb #e2ae58bb
 def ids_to_codes(
     ids: torch.Tensor,  # (…) integers in 0 to 63,999
-) -> torch.Tensor:      # (…, 6) float32 in [-1, 1]
+) -> torch.Tensor:  # (…, 6) float32 in [-1, 1]
     "The point of the grid that each id stands for. Raises `BadInput` for ids outside the vocabulary."
-    if ids.numel() and (ids.min() < 0 or ids.max() >= VOCAB_SIZE): raise BadInput(f"COSMOS ids lie between 0 and {VOCAB_SIZE - 1}.")
+    if ids.numel() and (ids.min() < 0 or ids.max() >= VOCAB_SIZE):
+        raise BadInput(f"COSMOS ids lie between 0 and {VOCAB_SIZE - 1}.")
     places, levels = (torch.tensor(v, device=ids.device) for v in (PLACES, LEVELS))
     half = levels // 2
     return (ids.long().unsqueeze(-1) // places % levels - half) / half
 
+
 def codes_to_ids(
     codes: torch.Tensor,  # (…, 6) points of the grid
-) -> torch.Tensor:        # (…) int64 in 0 to 63,999
+) -> torch.Tensor:  # (…) int64 in 0 to 63,999
     "The id of each point of the grid: the inverse of `ids_to_codes`."
     places, levels = (torch.tensor(v, device=codes.device) for v in (PLACES, LEVELS))
     half = levels // 2
@@ -44,99 +46,149 @@ def codes_to_ids(
 
 # %% ../nbs/24_cosmos.ipynb #6a11c54e
 def cosmos_windows(
-    frames: int,       # length of the clip in frames
+    frames: int,  # length of the clip in frames
     window: int = 17,  # frames that COSMOS sees at a time
-) -> list:             # (start, stop) of each window, without overlap
+) -> list:  # (start, stop) of each window, without overlap
     "How a clip of any length is cut: one window after the other, the last one as long as what is left."
     return [(s, min(s + window, frames)) for s in range(0, frames, window)]
+
 
 def pad_amounts(n: int, multiple: int) -> tuple:
     "How much to add before and after `n` to reach a multiple of `multiple`, the smaller half before."
     extra = -n % multiple
     return extra // 2, extra - extra // 2
 
+
 def cosmos_grid(frames: int, height: int, width: int, window: int = 17) -> tuple:
     "The grid (t, h, w) of ids that a clip becomes, padding included."
-    t = sum(1 + (stop - start - 1 + sum(pad_amounts(stop - start - 1, 8))) // 4 for start, stop in cosmos_windows(frames, window))
+    t = sum(
+        1 + (stop - start - 1 + sum(pad_amounts(stop - start - 1, 8))) // 4
+        for start, stop in cosmos_windows(frames, window)
+    )
     return t, *((side + sum(pad_amounts(side, 16))) // 8 for side in (height, width))
 
 # %% ../nbs/24_cosmos.ipynb #183e7205
 def pad_window(
     x: torch.Tensor,  # (B, 3, T, H, W) in [-1, 1]
-) -> tuple:           # padded (B, 3, T', H', W') and the slices that crop it back
+) -> tuple:  # padded (B, 3, T', H', W') and the slices that crop it back
     "Pads with black to multiples of 16 in space, and by repeating the first and last frame until T - 1 is a multiple of 8."
     T, H, W = x.shape[-3:]
-    (top, bottom), (left, right), (before, after) = pad_amounts(H, 16), pad_amounts(W, 16), pad_amounts(T - 1, 8)
+    (top, bottom), (left, right), (before, after) = (
+        pad_amounts(H, 16),
+        pad_amounts(W, 16),
+        pad_amounts(T - 1, 8),
+    )
     x = F.pad(x, (left, right, top, bottom), value=-1.0)
-    x = torch.cat([x[:, :, :1].expand(-1, -1, before, -1, -1), x, x[:, :, -1:].expand(-1, -1, after, -1, -1)], 2)
+    x = torch.cat(
+        [x[:, :, :1].expand(-1, -1, before, -1, -1), x, x[:, :, -1:].expand(-1, -1, after, -1, -1)],
+        2,
+    )
     return x, (slice(before, before + T), slice(top, top + H), slice(left, left + W))
 
 # %% ../nbs/24_cosmos.ipynb #53fdd62a
 def read_torchscript(
-    path, device="cpu", dtype=torch.float32,
-    sha256: str = "",   # checksum that the file must have, if known
-) -> tuple:             # the module in evaluation mode, and the checksum of its file
+    path,
+    device="cpu",
+    dtype=torch.float32,
+    sha256: str = "",  # checksum that the file must have, if known
+) -> tuple:  # the module in evaluation mode, and the checksum of its file
     """A TorchScript module, its checksum printed before it is loaded: TorchScript is a program, and loading one is running it.
 
     Raises `BadInput` for anything that is not TorchScript and `ConfigMismatch` for another checksum."""
     path = Path(path)
-    if not path.is_file(): raise BadInput(f"{path}: there is no such file; COSMOS needs encoder.jit and decoder.jit in one folder.")
+    if not path.is_file():
+        raise BadInput(
+            f"{path}: there is no such file; COSMOS needs encoder.jit and decoder.jit in one folder."
+        )
     data = path.read_bytes()
-    if data[:7] == b"version": raise BadInput(f"{path}: a pointer to a large file, not the file; fetch it with git lfs or the hub.")
-    if data[:2] != b"PK": raise BadInput(f"{path}: this is not a TorchScript file.")
+    if data[:7] == b"version":
+        raise BadInput(
+            f"{path}: a pointer to a large file, not the file; fetch it with git lfs or the hub."
+        )
+    if data[:2] != b"PK":
+        raise BadInput(f"{path}: this is not a TorchScript file.")
     digest = hashlib.sha256(data).hexdigest()
-    if sha256 not in ("", digest): raise ConfigMismatch(f"{path}: its checksum is {digest[:12]}…, config.json says {sha256[:12]}….")
-    print(f"{path.name}: sha256 {digest}. TorchScript can run any code, so load it only from a source that you trust.")
-    try: module = torch.jit.load(io.BytesIO(data), map_location=device)
-    except RuntimeError as e: raise BadInput(f"{path}: this is not a TorchScript file ({str(e).splitlines()[0]}).") from e
+    if sha256 not in ("", digest):
+        raise ConfigMismatch(
+            f"{path}: its checksum is {digest[:12]}…, config.json says {sha256[:12]}…."
+        )
+    print(
+        f"{path.name}: sha256 {digest}. TorchScript can run any code, so load it only from a source that you trust."
+    )
+    try:
+        module = torch.jit.load(io.BytesIO(data), map_location=device)
+    except RuntimeError as e:
+        raise BadInput(f"{path}: this is not a TorchScript file ({str(e).splitlines()[0]}).") from e
     return retype_casts(module.to(dtype).eval(), dtype), digest
 
 # %% ../nbs/24_cosmos.ipynb #ef98520f
-HALF = (5, 15)   # torch's numbers for float16 and bfloat16 in a stored graph
+HALF = (5, 15)  # torch's numbers for float16 and bfloat16 in a stored graph
+
 
 def retype_casts(module, dtype=torch.float32):
     """The module with its stored casts to 16 bits turned into casts to float32, if `dtype` is float32.
 
     Tracing writes the type of the moment into the graph: a network traced in bfloat16 casts its codes to bfloat16 for ever, and
     dies where they meet float32 weights."""
-    if dtype != torch.float32: return module
+    if dtype != torch.float32:
+        return module
     graphs = [m.graph for m in module.modules() if hasattr(m, "graph")]
     for graph, node in ((g, n) for g in graphs for n in g.findAllNodes("aten::to")):
         kind = list(node.inputs())[1]
-        if kind.node().kind() == "prim::Constant" and kind.type().kind() == "IntType" and kind.toIValue() in HALF:
-            with graph.insert_point_guard(node): node.replaceInput(1, graph.insertConstant(6))
+        if (
+            kind.node().kind() == "prim::Constant"
+            and kind.type().kind() == "IntType"
+            and kind.toIValue() in HALF
+        ):
+            with graph.insert_point_guard(node):
+                node.replaceInput(1, graph.insertConstant(6))
     return module
 
 # %% ../nbs/24_cosmos.ipynb #7fefbbc6
 @dataclass(frozen=True)
 class CosmosConfig:
     "What the tokenizer expects of a clip, and which files it runs."
-    frames: int = 17      # frames per clip: 17 frames at t = k / 1.6 s span 0 to 10 s
-    size: int = 64        # side of the square frame in pixels
-    window: int = 17      # frames that go through the network at a time
+
+    frames: int = 17  # frames per clip: 17 frames at t = k / 1.6 s span 0 to 10 s
+    size: int = 64  # side of the square frame in pixels
+    window: int = 17  # frames that go through the network at a time
     encoder_sha256: str = ""
     decoder_sha256: str = ""
 
 # %% ../nbs/24_cosmos.ipynb #57927020
 class CosmosTokenizer(nn.Module):
     "COSMOS DV4x8x8: 4 × 8 × 8 pixels become one of 64,000 ids."
+
     vocab_size = VOCAB_SIZE
 
-    def __init__(self, encoder, decoder, config: CosmosConfig | None = None, files: dict | None = None):
+    def __init__(
+        self, encoder, decoder, config: CosmosConfig | None = None, files: dict | None = None
+    ):
         super().__init__()
-        self.encoder, self.decoder, self.settings, self.files = encoder, decoder, config or CosmosConfig(), files or {}
+        self.encoder, self.decoder, self.settings, self.files = (
+            encoder,
+            decoder,
+            config or CosmosConfig(),
+            files or {},
+        )
 
     @property
-    def config(self) -> dict: return {"class": "CosmosTokenizer", **asdict(self.settings)}
+    def config(self) -> dict:
+        return {"class": "CosmosTokenizer", **asdict(self.settings)}
+
     @property
-    def fingerprint(self) -> str: return fingerprint(self.config)
+    def fingerprint(self) -> str:
+        return fingerprint(self.config)
+
     @property
-    def _at(self) -> torch.Tensor: return next(self.encoder.parameters(), torch.zeros(()))
+    def _at(self) -> torch.Tensor:
+        return next(self.encoder.parameters(), torch.zeros(()))
 
     def grid(self, shape=None) -> tuple:
         "Grid (t, h, w) of the ids of a clip; `shape` ends in (T, H, W), or in (T, H, W, 3) for uint8 frames."
         c = self.settings
-        if shape is None: return cosmos_grid(c.frames, c.size, c.size, c.window)
+        if shape is None:
+            return cosmos_grid(c.frames, c.size, c.size, c.window)
         return cosmos_grid(*(shape[-4:-1] if shape[-1] == 3 else shape[-3:]), c.window)
 
     def to_model(self, frames: torch.Tensor) -> torch.Tensor:
@@ -155,97 +207,162 @@ class CosmosTokenizer(nn.Module):
 @torch.no_grad()
 def encode_windows(tok: CosmosTokenizer, batch: torch.Tensor, lengths=None) -> torch.Tensor:
     "Ids (B, n) int64, row-major over `grid(batch.shape)`, of clips (B, 3, T, H, W) in [-1, 1] and of any length."
-    if batch.ndim != 5 or batch.shape[1] != 3: raise BadInput(f"COSMOS reads clips (B, 3, T, H, W), not {tuple(batch.shape)}.")
+    if batch.ndim != 5 or batch.shape[1] != 3:
+        raise BadInput(f"COSMOS reads clips (B, 3, T, H, W), not {tuple(batch.shape)}.")
     batch = batch.to(tok._at.device, tok._at.dtype)
-    parts = [tok.encoder(pad_window(batch[:, :, a:b])[0])[0] for a, b in cosmos_windows(batch.shape[2], tok.settings.window)]
+    parts = [
+        tok.encoder(pad_window(batch[:, :, a:b])[0])[0]
+        for a, b in cosmos_windows(batch.shape[2], tok.settings.window)
+    ]
     return torch.cat(parts, 1).long().flatten(1)
+
 
 @torch.no_grad()
 def decode_windows(tok: CosmosTokenizer, ids: torch.Tensor, shape=None) -> torch.Tensor:
     "Clips (B, 3, T, H, W) float32 in [-1, 1] from ids (B, n); `shape` is the clip's, default the configured one."
-    c = tok.settings; T, H, W = (c.frames, c.size, c.size) if shape is None else shape[-3:]
+    c = tok.settings
+    T, H, W = (c.frames, c.size, c.size) if shape is None else shape[-3:]
     t, h, w = cosmos_grid(T, H, W, c.window)
-    if ids.shape[1] != t * h * w: raise ConfigMismatch(f"{ids.shape[1]} ids per clip do not fill the grid {(t, h, w)} of {(T, H, W)}.")
-    if ids.min() < 0 or ids.max() >= VOCAB_SIZE: raise BadInput(f"COSMOS ids lie between 0 and {VOCAB_SIZE - 1}.")
+    if ids.shape[1] != t * h * w:
+        raise ConfigMismatch(
+            f"{ids.shape[1]} ids per clip do not fill the grid {(t, h, w)} of {(T, H, W)}."
+        )
+    if ids.min() < 0 or ids.max() >= VOCAB_SIZE:
+        raise BadInput(f"COSMOS ids lie between 0 and {VOCAB_SIZE - 1}.")
     ids, out = ids.reshape(-1, t, h, w).to(tok._at.device, torch.int32), []
     for a, b in cosmos_windows(T, c.window):
-        n = cosmos_grid(b - a, H, W, c.window)[0]; part, ids = ids[:, :n], ids[:, n:]
+        n = cosmos_grid(b - a, H, W, c.window)[0]
+        part, ids = ids[:, :n], ids[:, n:]
         out.append(crop_window(tok.decoder(part), (b - a, H, W)))
     return torch.cat(out, 2)
 
+
 def crop_window(x: torch.Tensor, shape: tuple) -> torch.Tensor:
     "Cuts what `pad_window` added off a decoded window (B, 3, T', H', W')."
-    T, H, W = shape; before, top, left = pad_amounts(T - 1, 8)[0], pad_amounts(H, 16)[0], pad_amounts(W, 16)[0]
-    return x[:, :, before:before + T, top:top + H, left:left + W].float().clamp(-1, 1)
+    T, H, W = shape
+    before, top, left = pad_amounts(T - 1, 8)[0], pad_amounts(H, 16)[0], pad_amounts(W, 16)[0]
+    return x[:, :, before : before + T, top : top + H, left : left + W].float().clamp(-1, 1)
+
 
 CosmosTokenizer.encode, CosmosTokenizer.decode = encode_windows, decode_windows
 
 # %% ../nbs/24_cosmos.ipynb #4fe90600
 def check_pair(encoder, decoder):
     "Runs one small black clip through both halves. Raises `BadInput` unless they have the signature of COSMOS DV4x8x8."
-    at = next(encoder.parameters(), torch.zeros(())); x = torch.full((1, 3, 9, 32, 32), -1.0, device=at.device, dtype=at.dtype)
+    at = next(encoder.parameters(), torch.zeros(()))
+    x = torch.full((1, 3, 9, 32, 32), -1.0, device=at.device, dtype=at.dtype)
     try:
-        with torch.inference_mode(): ids = encoder(x)[0]; y = decoder(ids)
+        with torch.inference_mode():
+            ids = encoder(x)[0]
+            y = decoder(ids)
     except (RuntimeError, TypeError, IndexError, torch.jit.Error) as e:
-        raise BadInput(f"encoder.jit and decoder.jit do not run as COSMOS does: {str(e).strip().splitlines()[-1]}") from e
-    if tuple(ids.shape) != (1, 3, 4, 4) or ids.is_floating_point() or ids.min() < 0 or ids.max() >= VOCAB_SIZE:
-        raise BadInput(f"encoder.jit is not COSMOS DV4x8x8: 9 frames of 32 x 32 gave {ids.dtype} {tuple(ids.shape)}, not ids (1, 3, 4, 4).")
-    if tuple(y.shape) != (1, 3, 9, 32, 32): raise BadInput(f"decoder.jit is not COSMOS DV4x8x8: it returned {tuple(y.shape)}.")
+        raise BadInput(
+            f"encoder.jit and decoder.jit do not run as COSMOS does: {str(e).strip().splitlines()[-1]}"
+        ) from e
+    if (
+        tuple(ids.shape) != (1, 3, 4, 4)
+        or ids.is_floating_point()
+        or ids.min() < 0
+        or ids.max() >= VOCAB_SIZE
+    ):
+        raise BadInput(
+            f"encoder.jit is not COSMOS DV4x8x8: 9 frames of 32 x 32 gave {ids.dtype} {tuple(ids.shape)}, not ids (1, 3, 4, 4)."
+        )
+    if tuple(y.shape) != (1, 3, 9, 32, 32):
+        raise BadInput(f"decoder.jit is not COSMOS DV4x8x8: it returned {tuple(y.shape)}.")
 
 # %% ../nbs/24_cosmos.ipynb #f7566bbf
 def fetch_pair(repo: str, revision: str | None = None, token=None) -> dict:
     "Downloads encoder.jit and decoder.jit of a hub repository, prints their size and holds them against the hub's checksums."
     from huggingface_hub import HfApi, hf_hub_download
-    infos = HfApi(token=token).get_paths_info(repo, ["encoder.jit", "decoder.jit"], revision=revision)
-    if len(infos) != 2: raise BadInput(f"{repo}: this repository has no encoder.jit and decoder.jit.")
+
+    infos = HfApi(token=token).get_paths_info(
+        repo, ["encoder.jit", "decoder.jit"], revision=revision
+    )
+    if len(infos) != 2:
+        raise BadInput(f"{repo}: this repository has no encoder.jit and decoder.jit.")
     print(f"{repo}: downloading {sum(i.size for i in infos) / 1e6:.0f} MB.")
-    files = {i.path.removesuffix(".jit"): Path(hf_hub_download(repo, i.path, revision=revision, token=token)) for i in infos}
+    files = {
+        i.path.removesuffix(".jit"): Path(
+            hf_hub_download(repo, i.path, revision=revision, token=token)
+        )
+        for i in infos
+    }
     for i in infos:
-        if i.lfs and hashlib.sha256(files[i.path.removesuffix(".jit")].read_bytes()).hexdigest() != i.lfs.sha256:
-            raise BadInput(f"{repo}: {i.path} does not match the hub's checksum; delete it from the cache and download it again.")
+        if (
+            i.lfs
+            and hashlib.sha256(files[i.path.removesuffix(".jit")].read_bytes()).hexdigest()
+            != i.lfs.sha256
+        ):
+            raise BadInput(
+                f"{repo}: {i.path} does not match the hub's checksum; delete it from the cache and download it again."
+            )
     return files
 
 # %% ../nbs/24_cosmos.ipynb #472844be
 def load_cosmos(
-    source,             # folder with encoder.jit and decoder.jit, or a hub id such as nvidia/Cosmos-0.1-Tokenizer-DV4x8x8
-    device=None,        # default: CUDA if there is one
-    dtype=None,         # default: bfloat16 on CUDA, float32 on the CPU
-    revision=None, token=None,   # for the hub
-    **settings,         # of `CosmosConfig`: frames, size, window
+    source,  # folder with encoder.jit and decoder.jit, or a hub id such as nvidia/Cosmos-0.1-Tokenizer-DV4x8x8
+    device=None,  # default: CUDA if there is one
+    dtype=None,  # default: bfloat16 on CUDA, float32 on the CPU
+    revision=None,
+    token=None,  # for the hub
+    **settings,  # of `CosmosConfig`: frames, size, window
 ) -> "CosmosTokenizer":
     "The tokenizer in `source`. Raises `BadInput` if the files are not there, are not TorchScript or have another signature."
     device, folder = pick_device(device), Path(source)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    if folder.exists(): files = {half: folder/f"{half}.jit" for half in ("encoder", "decoder")}
-    elif str(source).count("/") == 1 and not str(source).startswith((".", "/")): files = fetch_pair(str(source), revision, token)
-    else: raise BadInput(f"{source}: there is no such folder.")
-    if (folder/"config.json").exists(): settings = {**_settings_in(folder), **settings}
-    halves = {half: read_torchscript(path, device, dtype, settings.get(f"{half}_sha256", "")) for half, path in files.items()}
+    if folder.exists():
+        files = {half: folder / f"{half}.jit" for half in ("encoder", "decoder")}
+    elif str(source).count("/") == 1 and not str(source).startswith((".", "/")):
+        files = fetch_pair(str(source), revision, token)
+    else:
+        raise BadInput(f"{source}: there is no such folder.")
+    if (folder / "config.json").exists():
+        settings = {**_settings_in(folder), **settings}
+    halves = {
+        half: read_torchscript(path, device, dtype, settings.get(f"{half}_sha256", ""))
+        for half, path in files.items()
+    }
     sums = {f"{half}_sha256": digest for half, (_, digest) in halves.items()}
     check_pair(halves["encoder"][0], halves["decoder"][0])
-    return CosmosTokenizer(halves["encoder"][0], halves["decoder"][0], CosmosConfig(**{**settings, **sums}), files)
+    return CosmosTokenizer(
+        halves["encoder"][0], halves["decoder"][0], CosmosConfig(**{**settings, **sums}), files
+    )
+
 
 def _settings_in(folder: Path) -> dict:
     "What of our own is in a config.json (NVIDIA's own file of that name has none of it)."
-    stored = read_json(folder/"config.json")
-    return {k: v for k, v in stored.items() if k in CosmosConfig.__dataclass_fields__} if stored.get("class") == "CosmosTokenizer" else {}
+    stored = read_json(folder / "config.json")
+    return (
+        {k: v for k, v in stored.items() if k in CosmosConfig.__dataclass_fields__}
+        if stored.get("class") == "CosmosTokenizer"
+        else {}
+    )
 
 # %% ../nbs/24_cosmos.ipynb #9a6297e9
 def save_cosmos(tokenizer: CosmosTokenizer, folder) -> Path:
     "Copies the two TorchScript files into `folder` and writes config.json beside them."
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    if not tokenizer.files: raise BadInput("This tokenizer was not read from files, so there is nothing to copy.")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not tokenizer.files:
+        raise BadInput("This tokenizer was not read from files, so there is nothing to copy.")
     for half, path in tokenizer.files.items():
-        if Path(path).resolve() != (folder/f"{half}.jit").resolve(): shutil.copyfile(path, folder/f"{half}.jit")
-    write_json(folder/"config.json", tokenizer.config)
+        if Path(path).resolve() != (folder / f"{half}.jit").resolve():
+            shutil.copyfile(path, folder / f"{half}.jit")
+    write_json(folder / "config.json", tokenizer.config)
     return folder
+
 
 def push_cosmos(tokenizer: CosmosTokenizer, repo: str, private: bool = True, token=None):
     "Uploads what `save_cosmos` writes to the hub; mind the licence of the weights."
     import tempfile
     from huggingface_hub import HfApi
-    api = HfApi(token=token); api.create_repo(repo, private=private, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder: return api.upload_folder(repo_id=repo, folder_path=save_cosmos(tokenizer, folder))
+
+    api = HfApi(token=token)
+    api.create_repo(repo, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        return api.upload_folder(repo_id=repo, folder_path=save_cosmos(tokenizer, folder))
+
 
 CosmosTokenizer.from_pretrained = staticmethod(load_cosmos)
 CosmosTokenizer.save_pretrained, CosmosTokenizer.push_to_hub = save_cosmos, push_cosmos
@@ -254,44 +371,74 @@ CosmosTokenizer.save_pretrained, CosmosTokenizer.push_to_hub = save_cosmos, push
 def block_codes(x: torch.Tensor) -> torch.Tensor:
     "Digits (B, t, h, w, 6) of each 4 × 8 × 8 block: mean colour (3, in eighths) and brightness slopes in x, y and t (3, in fifths)."
     B, C, T, H, W = x.shape
-    x = torch.cat([x[:, :, :1], x[:, :, :1], x[:, :, :1], x], 2).reshape(B, C, (T + 3) // 4, 4, H // 8, 8, W // 8, 8)
-    y = x.mean(1); colour = x.mean([3, 5, 7]).permute(0, 2, 3, 4, 1)             # y: (B, t, 4, h, 8, w, 8)
+    x = torch.cat([x[:, :, :1], x[:, :, :1], x[:, :, :1], x], 2).reshape(
+        B, C, (T + 3) // 4, 4, H // 8, 8, W // 8, 8
+    )
+    y = x.mean(1)
+    colour = x.mean([3, 5, 7]).permute(0, 2, 3, 4, 1)  # y: (B, t, 4, h, 8, w, 8)
     dx = y[:, :, :, :, :, :, 4:].mean([2, 4, 6]) - y[:, :, :, :, :, :, :4].mean([2, 4, 6])
     dy = y[:, :, :, :, 4:].mean([2, 4, 6]) - y[:, :, :, :, :4].mean([2, 4, 6])
     dt = y[:, :, 2:].mean([2, 4, 6]) - y[:, :, :2].mean([2, 4, 6])
     slopes = torch.stack([dx, dy, dt], -1)
-    return torch.cat([(colour * 4).round().clamp(-4, 3) + 4, (slopes * 2).round().clamp(-2, 2) + 2], -1).long()
+    return torch.cat(
+        [(colour * 4).round().clamp(-4, 3) + 4, (slopes * 2).round().clamp(-2, 2) + 2], -1
+    ).long()
 
 # %% ../nbs/24_cosmos.ipynb #46654f38
 class BlockEncoder(nn.Module):
     "A hand-made encoder with COSMOS's signature and no training, for trying the way of the data without the 200 MB of weights."
-    def __init__(self): super().__init__(); self.gain = nn.Parameter(torch.ones(1))
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1))
+
     def forward(self, x: torch.Tensor):
         digits = block_codes(x * self.gain)
-        ids = (digits * torch.tensor([1, 8, 64, 512, 2560, 12800], device=x.device)).sum(-1).to(torch.int32)
+        ids = (
+            (digits * torch.tensor([1, 8, 64, 512, 2560, 12800], device=x.device))
+            .sum(-1)
+            .to(torch.int32)
+        )
         half = torch.tensor([4, 4, 4, 2, 2, 2], device=x.device)
-        return ids, ((digits - half) / half).to(self.gain.dtype).permute(0, 4, 1, 2, 3), torch.zeros(1)
+        return (
+            ids,
+            ((digits - half) / half).to(self.gain.dtype).permute(0, 4, 1, 2, 3),
+            torch.zeros(1),
+        )
 
 # %% ../nbs/24_cosmos.ipynb #849efdf7
 class BlockDecoder(nn.Module):
     "The decoder to `BlockEncoder`: paints each block in its colour and tilts its brightness."
-    def __init__(self): super().__init__(); self.gain = nn.Parameter(torch.ones(1))
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1))
+
     def forward(self, ids: torch.Tensor):
         d = ids.unsqueeze(-1) // torch.tensor([1, 8, 64, 512, 2560, 12800], device=ids.device)
         d = d % torch.tensor([8, 8, 8, 5, 5, 5], device=ids.device)
         B, t, h, w = ids.shape
         colour = (d[..., :3] / 4 - 1).permute(0, 4, 1, 2, 3).reshape(B, 3, t, 1, h, 1, w, 1)
         slope = (d[..., 3:] / 2 - 1).reshape(B, 1, t, 1, h, 1, w, 1, 3)
-        r8, r4 = torch.arange(8, device=ids.device) / 3.5 - 1, torch.arange(4, device=ids.device) / 1.5 - 1
-        x = colour + slope[..., 0] * r8 + slope[..., 1] * r8.reshape(8, 1, 1) + slope[..., 2] * r4.reshape(4, 1, 1, 1, 1)
+        r8, r4 = (
+            torch.arange(8, device=ids.device) / 3.5 - 1,
+            torch.arange(4, device=ids.device) / 1.5 - 1,
+        )
+        x = (
+            colour
+            + slope[..., 0] * r8
+            + slope[..., 1] * r8.reshape(8, 1, 1)
+            + slope[..., 2] * r4.reshape(4, 1, 1, 1, 1)
+        )
         return (x.reshape(B, 3, 4 * t, 8 * h, 8 * w)[:, :, 3:] * self.gain).to(self.gain.dtype)
 
 # %% ../nbs/24_cosmos.ipynb #6532bfd4
 def write_block_pair(folder) -> Path:
     "Writes the stand-in pair as encoder.jit and decoder.jit."
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.script(BlockEncoder()).save(str(folder/"encoder.jit"))
-        torch.jit.script(BlockDecoder()).save(str(folder/"decoder.jit"))
+        torch.jit.script(BlockEncoder()).save(str(folder / "encoder.jit"))
+        torch.jit.script(BlockDecoder()).save(str(folder / "decoder.jit"))
     return folder

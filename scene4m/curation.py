@@ -21,36 +21,63 @@ from pathlib import Path
 import numpy as np
 
 from .worlds.street import LABELS
-from .core import BadInput, ClipSpec, ConfigMismatch, atomic_write, file_hash, fingerprint, make_rng, progress, read_json, write_json
-from .media import REASONS as READ_REASONS, ClipRefused, FrameSpec, IsolatedReader, endings, modality_states, read_clip, to_int16
+from scene4m.core import (
+    BadInput,
+    ClipSpec,
+    ConfigMismatch,
+    atomic_write,
+    file_hash,
+    fingerprint,
+    make_rng,
+    progress,
+    read_json,
+    write_json,
+)
+from scene4m.media import (
+    REASONS as READ_REASONS,
+    ClipRefused,
+    FrameSpec,
+    IsolatedReader,
+    endings,
+    modality_states,
+    read_clip,
+    to_int16,
+)
 from .world import World, is_dictionary, labels_in, read_captions, world_of
 
 # %% ../nbs/13_curation.ipynb #e20dfa59
 @dataclass
 class RawClip:
     "One clip as arrays with what is known about it: what every source of clips hands over."
-    key: str                                # a name that no other clip of the data set has
-    frames: np.ndarray | None = None        # uint8 (T, H, W, 3), None where nothing was filmed
-    wave: np.ndarray | None = None          # float32 (N,) in [-1, 1], None where nothing was recorded
+
+    key: str  # a name that no other clip of the data set has
+    frames: np.ndarray | None = None  # uint8 (T, H, W, 3), None where nothing was filmed
+    wave: np.ndarray | None = None  # float32 (N,) in [-1, 1], None where nothing was recorded
     label: str = ""
-    attributes: object = None               # anything with `to_dict`, or a dict, or None where nothing is known
+    attributes: object = None  # anything with `to_dict`, or a dict, or None where nothing is known
     captions: tuple = ()
-    group: str | None = None                # clips of one recording share it; splits never cut it
-    split: str | None = None                # train, val or test; None leaves the choice to `curate`
-    source: str = ""                        # where the clip is from
-    views: dict = field(default_factory=dict)    # further arrays to store, by name
-    facts: dict = field(default_factory=dict)    # columns of the manifest that the reader knows: start, duration, fps, size, crop, decode
+    group: str | None = None  # clips of one recording share it; splits never cut it
+    split: str | None = None  # train, val or test; None leaves the choice to `curate`
+    source: str = ""  # where the clip is from
+    views: dict = field(default_factory=dict)  # further arrays to store, by name
+    facts: dict = field(
+        default_factory=dict
+    )  # columns of the manifest that the reader knows: start, duration, fps, size, crop, decode
 
 # %% ../nbs/13_curation.ipynb #6b3bd09a
 def as_clip(item) -> RawClip:
     "A `RawClip`, also from a dict with the same names; what else the dict holds is left out."
-    if isinstance(item, RawClip): return item
-    if not isinstance(item, dict): raise BadInput(f"A source gives `RawClip`s or dicts, not {type(item).__name__}.")
-    if "key" not in item: raise BadInput(f"A clip has no key; it has {sorted(item)}.")
+    if isinstance(item, RawClip):
+        return item
+    if not isinstance(item, dict):
+        raise BadInput(f"A source gives `RawClip`s or dicts, not {type(item).__name__}.")
+    if "key" not in item:
+        raise BadInput(f"A clip has no key; it has {sorted(item)}.")
     return RawClip(**{f.name: item[f.name] for f in fields(RawClip) if f.name in item})
 
 # %% ../nbs/13_curation.ipynb #146dd0e4
-REASONS = {**READ_REASONS,
+REASONS = {
+    **READ_REASONS,
     "unknown ending": "the file is not called as a clip is",
     "outside": "the file lies outside the folder that was given",
     "bad row": "the line of the list cannot be understood",
@@ -61,33 +88,64 @@ REASONS = {**READ_REASONS,
     "no sound": "there is no sound stream",
     "no picture": "there is no picture stream",
     "duplicate": "another clip has the same content",
-    "gone": "the video was removed", "private": "the video is private",
-    "blocked": "the video is not shown here or without an account", "throttled": "the server refused for the time being",
+    "gone": "the video was removed",
+    "private": "the video is private",
+    "blocked": "the video is not shown here or without an account",
+    "throttled": "the server refused for the time being",
 }
 
 # %% ../nbs/13_curation.ipynb #f0bf41ef
-COLUMNS = ("key", "label", "split", "group", "source", "start", "duration", "fps", "size", "crop", "has_audio", "has_video",
-           "silent", "still", "rms", "decode", "captions", "attributes", "other_labels", "status", "reason", "message", "versions",
-           "content", "shard")
+COLUMNS = (
+    "key",
+    "label",
+    "split",
+    "group",
+    "source",
+    "start",
+    "duration",
+    "fps",
+    "size",
+    "crop",
+    "has_audio",
+    "has_video",
+    "silent",
+    "still",
+    "rms",
+    "decode",
+    "captions",
+    "attributes",
+    "other_labels",
+    "status",
+    "reason",
+    "message",
+    "versions",
+    "content",
+    "shard",
+)
 
 # %% ../nbs/13_curation.ipynb #828be147
 @functools.cache
 def versions() -> str:
     "The versions that decide what the arrays look like, for the manifest."
     from importlib.metadata import PackageNotFoundError, version
+
     def of(name):
-        try: return version(name)
-        except PackageNotFoundError: return "?"
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "?"
+
     return " ".join(f"{n}={of(n)}" for n in ("scene4m", "av", "numpy", "torchaudio"))
 
 # %% ../nbs/13_curation.ipynb #eaab0897
 @dataclass(frozen=True)
 class CurationSettings:
     "Everything that decides what ends up in the data set; two runs with equal settings may continue each other."
+
     clip: ClipSpec = ClipSpec()
     store: tuple = ("frames", "audio")
-    views: tuple = ()                    # pairs (name, FrameSpec)
-    features: tuple = ()                 # pairs (name, description)
+    views: tuple = ()  # pairs (name, FrameSpec)
+    features: tuple = ()  # pairs (name, description)
     refuse: tuple = ("short", "duplicate")
     min_seconds: float = 0.5
     crop: str | None = "auto"
@@ -99,14 +157,18 @@ class CurationSettings:
     format: int = 1
 
     @property
-    def hash(self) -> str: return fingerprint(self, 16)
+    def hash(self) -> str:
+        return fingerprint(self, 16)
+
     @property
-    def modalities(self) -> tuple: return (*self.store, *(n for n, _ in self.views), *(n for n, _ in self.features))
+    def modalities(self) -> tuple:
+        return (*self.store, *(n for n, _ in self.views), *(n for n, _ in self.features))
 
 # %% ../nbs/13_curation.ipynb #f30f32a2
 def _describe_feature(f) -> str:
     config = getattr(f, "config", None)
-    if config is None and hasattr(f, "front"): config = getattr(f.front, "config", None)
+    if config is None and hasattr(f, "front"):
+        config = getattr(f.front, "config", None)
     return f"{getattr(f, '__qualname__', type(f).__qualname__)} {fingerprint(config)}"
 
 # %% ../nbs/13_curation.ipynb #7da60748
@@ -114,13 +176,38 @@ def _row(clip: RawClip, **more) -> dict:
     "The manifest's row of a clip, with every column, in plain values."
     known = clip.attributes.to_dict() if hasattr(clip.attributes, "to_dict") else clip.attributes
     group = clip.key if clip.group is None else str(clip.group)
-    row = dict(dict.fromkeys(COLUMNS), key=clip.key, label=clip.label or "", split=clip.split, group=group, source=clip.source,
-               captions=json.dumps(list(clip.captions), ensure_ascii=False), other_labels="[]", versions=versions(), content="")
-    if known is not None: row["attributes"] = json.dumps(known, sort_keys=True)
-    row.update(start=0.0, duration=0.0, fps=0.0, size="", crop="0,0,0,0", rms=0.0, has_audio=clip.wave is not None,
-               has_video=clip.frames is not None, silent=True, still=True, status="kept", reason="", message="",
-               decode="" if clip.frames is None and clip.wave is None else "arrays")
+    row = dict(
+        dict.fromkeys(COLUMNS),
+        key=clip.key,
+        label=clip.label or "",
+        split=clip.split,
+        group=group,
+        source=clip.source,
+        captions=json.dumps(list(clip.captions), ensure_ascii=False),
+        other_labels="[]",
+        versions=versions(),
+        content="",
+    )
+    if known is not None:
+        row["attributes"] = json.dumps(known, sort_keys=True)
+    row.update(
+        start=0.0,
+        duration=0.0,
+        fps=0.0,
+        size="",
+        crop="0,0,0,0",
+        rms=0.0,
+        has_audio=clip.wave is not None,
+        has_video=clip.frames is not None,
+        silent=True,
+        still=True,
+        status="kept",
+        reason="",
+        message="",
+        decode="" if clip.frames is None and clip.wave is None else "arrays",
+    )
     return {**row, **clip.facts, **more}
+
 
 def _refused(clip: RawClip, reason: str, message: str) -> dict:
     assert reason in REASONS, reason
@@ -132,44 +219,74 @@ def _measure(clip: RawClip, spec: ClipSpec) -> dict:
     out = {}
     if clip.wave is not None:
         energy = float(np.square(clip.wave).sum(dtype=np.float64)) / max(1, len(clip.wave))
-        out.update(rms=round(energy ** 0.5, 6), silent=bool(np.abs(clip.wave).max(initial=0) < 1e-4))
-    if clip.frames is not None: out.update(still=bool((clip.frames == clip.frames[:1]).all()))
+        out.update(rms=round(energy**0.5, 6), silent=bool(np.abs(clip.wave).max(initial=0) < 1e-4))
+    if clip.frames is not None:
+        out.update(still=bool((clip.frames == clip.frames[:1]).all()))
     if "duration" not in clip.facts:
         seconds = len(clip.wave) / spec.sr if clip.wave is not None else spec.seconds
         out.update(duration=min(spec.seconds, seconds), fps=spec.fps)
-        if clip.frames is not None: out.update(size=f"{clip.frames.shape[2]}x{clip.frames.shape[1]}")
+        if clip.frames is not None:
+            out.update(size=f"{clip.frames.shape[2]}x{clip.frames.shape[1]}")
     return out
 
 # %% ../nbs/13_curation.ipynb #83e6fb7d
 def _wrong_arrays(clip: RawClip, spec: ClipSpec) -> str:
     "What is wrong with the arrays, or an empty text."
     want = (spec.frames, spec.size, spec.size, 3)
-    if clip.frames is None and clip.wave is None: return "neither frames nor a waveform"
+    if clip.frames is None and clip.wave is None:
+        return "neither frames nor a waveform"
     if clip.frames is not None and (clip.frames.shape != want or clip.frames.dtype != np.uint8):
         return f"frames are {clip.frames.dtype} {clip.frames.shape}, not uint8 {want}"
-    if clip.wave is not None and np.ndim(clip.wave) != 1: return f"the waveform has shape {clip.wave.shape}, not (N,)"
-    return "" if clip.wave is None or np.isfinite(clip.wave).all() else "the waveform holds values that are not numbers"
+    if clip.wave is not None and np.ndim(clip.wave) != 1:
+        return f"the waveform has shape {clip.wave.shape}, not (N,)"
+    return (
+        ""
+        if clip.wave is None or np.isfinite(clip.wave).all()
+        else "the waveform holds values that are not numbers"
+    )
 
 # %% ../nbs/13_curation.ipynb #a721ffea
 def _why_refused(clip: RawClip, row: dict, s: CurationSettings) -> tuple[str, str] | None:
     "(reason, message) why a readable clip is refused, or None."
-    found = {"short": row["duration"] < s.min_seconds, "silent": row["silent"], "still": row["still"],
-             "no sound": clip.wave is None, "no picture": clip.frames is None}
+    found = {
+        "short": row["duration"] < s.min_seconds,
+        "silent": row["silent"],
+        "still": row["still"],
+        "no sound": clip.wave is None,
+        "no picture": clip.frames is None,
+    }
     for reason in s.refuse:
-        if found.get(reason): return reason, f"{clip.key!r}: {REASONS[reason]} ({row['duration']:.2f} s)."
+        if found.get(reason):
+            return reason, f"{clip.key!r}: {REASONS[reason]} ({row['duration']:.2f} s)."
 
 # %% ../nbs/13_curation.ipynb #35b1b737
 def _arrays(clip: RawClip, s: CurationSettings, features: dict) -> dict:
     "The arrays to store, by modality; a missing sense is stored as zeros and marked in the manifest."
     spec, n, out = s.clip, s.clip.samples, {}
-    frames, wave, valid = clip.frames, clip.wave, 0 if clip.wave is None else min(s.clip.samples, len(clip.wave))
-    if wave is not None and len(wave) != n: wave = np.pad(wave[:n], (0, n - valid))
-    if "frames" in s.store: out["frames"] = frames if frames is not None else np.zeros((spec.frames, spec.size, spec.size, 3), np.uint8)
-    if "audio" in s.store: out["audio"] = to_int16(wave) if wave is not None else np.zeros(n, np.int16)
-    for name, view in s.views: out[name] = clip.views.get(name, np.zeros((view.frames, *view.hw, 3), np.uint8))
+    frames, wave, valid = (
+        clip.frames,
+        clip.wave,
+        0 if clip.wave is None else min(s.clip.samples, len(clip.wave)),
+    )
+    if wave is not None and len(wave) != n:
+        wave = np.pad(wave[:n], (0, n - valid))
+    if "frames" in s.store:
+        out["frames"] = (
+            frames
+            if frames is not None
+            else np.zeros((spec.frames, spec.size, spec.size, 3), np.uint8)
+        )
+    if "audio" in s.store:
+        out["audio"] = to_int16(wave) if wave is not None else np.zeros(n, np.int16)
+    for name, view in s.views:
+        out[name] = clip.views.get(name, np.zeros((view.frames, *view.hw, 3), np.uint8))
     for name, f in features.items():
-        try: out[name] = np.asarray(f(frames, wave, valid))
-        except Exception as e: raise BadInput(f"The feature {name!r} fails on clip {clip.key!r} ({type(e).__name__}: {e}).") from e
+        try:
+            out[name] = np.asarray(f(frames, wave, valid))
+        except Exception as e:
+            raise BadInput(
+                f"The feature {name!r} fails on clip {clip.key!r} ({type(e).__name__}: {e})."
+            ) from e
     return out
 
 # %% ../nbs/13_curation.ipynb #b7d10117
@@ -180,100 +297,167 @@ def _content(clip: RawClip) -> str:
         content.update(b"-" if a is None else np.ascontiguousarray(a))
     return content.hexdigest()
 
+
 def process_clip(
     clip: RawClip,
     settings: CurationSettings,
     features: dict | None = None,  # {name: f(frames or None, wave or None, valid samples) -> array}
-) -> tuple[dict, dict | None]:     # the manifest's row; the arrays by modality, None for a clip that is refused
+) -> tuple[
+    dict, dict | None
+]:  # the manifest's row; the arrays by modality, None for a clip that is refused
     "One clip, checked and turned into what is stored. Raises `BadInput` where a feature fails."
     wrong = _wrong_arrays(clip, settings.clip)
-    if wrong: return _refused(replace(clip, frames=None, wave=None), "bad arrays", f"{clip.key!r}: {wrong}."), None
-    if clip.wave is not None: clip = replace(clip, wave=np.ascontiguousarray(clip.wave, np.float32))
+    if wrong:
+        return _refused(
+            replace(clip, frames=None, wave=None), "bad arrays", f"{clip.key!r}: {wrong}."
+        ), None
+    if clip.wave is not None:
+        clip = replace(clip, wave=np.ascontiguousarray(clip.wave, np.float32))
     row = {**_row(clip), **_measure(clip, settings.clip), **clip.facts}
     why = _why_refused(clip, row, settings)
-    if why: return {**row, "status": "refused", "reason": why[0], "message": why[1]}, None
+    if why:
+        return {**row, "status": "refused", "reason": why[0], "message": why[1]}, None
     row["content"] = _content(clip)
     return row, _arrays(clip, settings, features or {})
 
 # %% ../nbs/13_curation.ipynb #be01f6a2
 class FactoryRange:
     "Clips `start` to `stop` of a factory, made one by one in the process that iterates."
-    def __init__(self, factory, start: int, stop: int): self.factory, self.start, self.stop = factory, start, stop
-    def __len__(self): return self.stop - self.start
+
+    def __init__(self, factory, start: int, stop: int):
+        self.factory, self.start, self.stop = factory, start, stop
+
+    def __len__(self):
+        return self.stop - self.start
+
     def __iter__(self):
         for i in range(self.start, self.stop):
-            try: yield as_clip(self.factory[i])
-            except Exception as e:      # one bad clip is a row, not the end of the run
-                yield _refused(RawClip(f"{type(self.factory).__name__}-{i}"), "failed", f"clip {i}: {type(e).__name__}: {e}")
+            try:
+                yield as_clip(self.factory[i])
+            except Exception as e:  # one bad clip is a row, not the end of the run
+                yield _refused(
+                    RawClip(f"{type(self.factory).__name__}-{i}"),
+                    "failed",
+                    f"clip {i}: {type(e).__name__}: {e}",
+                )
+
     def __repr__(self):
         told, inside = getattr(self.factory, "config", None), getattr(self.factory, "__dict__", {})
-        if told is None: told = {k: v for k, v in sorted(inside.items()) if isinstance(v, (str, int, float, tuple)) or is_dataclass(v)}
+        if told is None:
+            told = {
+                k: v
+                for k, v in sorted(inside.items())
+                if isinstance(v, (str, int, float, tuple)) or is_dataclass(v)
+            }
         return f"{type(self.factory).__qualname__} {fingerprint(told)} {self.start}:{self.stop}"
 
 # %% ../nbs/13_curation.ipynb #78e4facf
 @dataclass(frozen=True, slots=True)
 class FileRow:
     "One clip of a list or a folder, before it is opened."
+
     key: str
-    path: str                # where the file is, empty where there is none
-    source: str              # as the list or the folder names it
+    path: str  # where the file is, empty where there is none
+    source: str  # as the list or the folder names it
     label: str = ""
     group: str | None = None
     split: str | None = None
     captions: tuple = ()
     attributes: str | None = None
-    start: float = 0.0       # seconds into the recording
-    offset: float = 0.0      # seconds into the file; the file may be a piece of the recording
-    size: int = 0            # bytes
-    other_labels: str = "[]" # JSON
-    heard: bool | None = None    # whether the thing itself makes a sound, where the list says so
-    seen: bool | None = None     # whether the thing itself can be seen
-    reason: str = ""         # known before reading: a key of REASONS
+    start: float = 0.0  # seconds into the recording
+    offset: float = 0.0  # seconds into the file; the file may be a piece of the recording
+    size: int = 0  # bytes
+    other_labels: str = "[]"  # JSON
+    heard: bool | None = None  # whether the thing itself makes a sound, where the list says so
+    seen: bool | None = None  # whether the thing itself can be seen
+    reason: str = ""  # known before reading: a key of REASONS
     message: str = ""
 
     def raw(self) -> RawClip:
         known = json.loads(self.attributes) if self.attributes else None
-        return RawClip(self.key, label=self.label, attributes=known, captions=self.captions, group=self.group, split=self.split,
-                       source=self.source, facts=dict(start=self.start, other_labels=self.other_labels))
+        return RawClip(
+            self.key,
+            label=self.label,
+            attributes=known,
+            captions=self.captions,
+            group=self.group,
+            split=self.split,
+            source=self.source,
+            facts=dict(start=self.start, other_labels=self.other_labels),
+        )
 
 # %% ../nbs/13_curation.ipynb #daeada46
 def read_row(
     row: FileRow,
     settings: CurationSettings,
-    reader=None,             # an `IsolatedReader`; without one the file is read in this process
-) -> RawClip | dict:         # the manifest's row where the file is refused
+    reader=None,  # an `IsolatedReader`; without one the file is read in this process
+) -> RawClip | dict:  # the manifest's row where the file is refused
     "The clip that a row names."
     raw, spec = row.raw(), settings.clip
-    if row.reason: return _refused(raw, row.reason, row.message)
+    if row.reason:
+        return _refused(raw, row.reason, row.message)
     specs = [FrameSpec(spec.frames, spec.fps, spec.size), *[v for _, v in settings.views]]
-    read = reader.read if reader is not None and not multiprocessing.current_process().daemon else read_clip
-    options = dict(specs=specs, start=row.offset, seconds=spec.seconds, sr=spec.sr, crop=settings.crop, timeout=settings.timeout)
-    try: clip = read(row.path, **options)
-    except ClipRefused as e: return _refused(raw, e.reason, str(e).replace(repr(row.path), repr(row.source)))
-    except Exception as e: return _refused(raw, "failed", f"{row.source!r}: reading it failed ({type(e).__name__}: {e}).")
-    facts = dict(raw.facts, duration=round(clip.duration, 3), fps=round(clip.info.fps, 4), size=f"{clip.info.width}x{clip.info.height}",
-                 crop=",".join(map(str, clip.crop)), decode=clip.path_kind, silent=clip.silent)
+    read = (
+        reader.read
+        if reader is not None and not multiprocessing.current_process().daemon
+        else read_clip
+    )
+    options = dict(
+        specs=specs,
+        start=row.offset,
+        seconds=spec.seconds,
+        sr=spec.sr,
+        crop=settings.crop,
+        timeout=settings.timeout,
+    )
+    try:
+        clip = read(row.path, **options)
+    except ClipRefused as e:
+        return _refused(raw, e.reason, str(e).replace(repr(row.path), repr(row.source)))
+    except Exception as e:
+        return _refused(
+            raw, "failed", f"{row.source!r}: reading it failed ({type(e).__name__}: {e})."
+        )
+    facts = dict(
+        raw.facts,
+        duration=round(clip.duration, 3),
+        fps=round(clip.info.fps, 4),
+        size=f"{clip.info.width}x{clip.info.height}",
+        crop=",".join(map(str, clip.crop)),
+        decode=clip.path_kind,
+        silent=clip.silent,
+    )
     views = {name: v for (name, _), v in zip(settings.views, clip.views[1:])}
     return replace(raw, frames=clip.frames, wave=clip.wave, views=views, facts=facts)
 
 # %% ../nbs/13_curation.ipynb #73347542
-LISTS = ("labels.csv", "truth.csv", "manifest.csv")     # the first that lies in the folder is read
+LISTS = ("labels.csv", "truth.csv", "manifest.csv")  # the first that lies in the folder is read
 
-def _is_media(name: str) -> bool: return name.lower().endswith(tuple(endings()))
+
+def _is_media(name: str) -> bool:
+    return name.lower().endswith(tuple(endings()))
 
 # %% ../nbs/13_curation.ipynb #f9998eba
 def safe_key(
-    name: str,           # any file name
-    taken=(),            # lower-case keys that are in use
+    name: str,  # any file name
+    taken=(),  # lower-case keys that are in use
     stem: bool = False,  # the name has no ending to take off
 ) -> str:
     "A name for arrays and tar members: letters, digits, `_` and `-` only, and unlike any key in `taken` even where case does not count."
-    base = name if stem else re.sub(r"\.[A-Za-z0-9]{1,5}$", "", name.replace("\\", "/").rsplit("/", 1)[-1])
+    base = (
+        name
+        if stem
+        else re.sub(r"\.[A-Za-z0-9]{1,5}$", "", name.replace("\\", "/").rsplit("/", 1)[-1])
+    )
     key = re.sub(r"[^A-Za-z0-9_-]", "_", base)[:100]
-    if key and key == base and key.lower() not in taken: return key
-    for more in itertools.chain([""], itertools.count(len(taken))):      # a list may name one file many times
+    if key and key == base and key.lower() not in taken:
+        return key
+    for more in itertools.chain(
+        [""], itertools.count(len(taken))
+    ):  # a list may name one file many times
         unlike = f"{key[:80]}_{hashlib.sha256(f'{name}{more}'.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
-        if unlike.lower() not in taken: return unlike
+        if unlike.lower() not in taken:
+            return unlike
 
 # %% ../nbs/13_curation.ipynb #98836aff
 def _encoding(path) -> str:
@@ -296,53 +480,74 @@ def _encoding(path) -> str:
             return "cp1252"
     return "utf-8"
 
+
 def _delimiter(first: str) -> str:
     "What stands between the cells of a list, told by its first line."
     return max(",;\t", key=lambda d: len(next(csv.reader([first], delimiter=d), [])))
+
 
 def read_lines(path):
     "Yields the lines of a csv file as lists, however it is written. Raises `BadInput` for what is no such file."
     try:
         encoding = _encoding(path)
-        with open(path, encoding=encoding, errors="replace" if encoding == "cp1252" else "strict", newline="") as f:
+        with open(
+            path,
+            encoding=encoding,
+            errors="replace" if encoding == "cp1252" else "strict",
+            newline="",
+        ) as f:
             first = f.readline()
             yield from csv.reader(itertools.chain([first], f), delimiter=_delimiter(first))
-    except UnicodeError as e: raise BadInput(f"{path}: the text is broken ({e}); save the file as UTF-8.") from e
-    except csv.Error as e: raise BadInput(f"{path}: not a readable csv file ({e}).") from e
-    except OSError as e: raise BadInput(f"{path}: cannot be read ({e.strerror or e}).") from e
+    except UnicodeError as e:
+        raise BadInput(f"{path}: the text is broken ({e}); save the file as UTF-8.") from e
+    except csv.Error as e:
+        raise BadInput(f"{path}: not a readable csv file ({e}).") from e
+    except OSError as e:
+        raise BadInput(f"{path}: cannot be read ({e.strerror or e}).") from e
 
 # %% ../nbs/13_curation.ipynb #73990802
 def read_table(
-    path,                    # a csv file whose first line names the columns
-    columns=("file",),       # names that must be there
+    path,  # a csv file whose first line names the columns
+    columns=("file",),  # names that must be there
 ):
     "Yields the rows of a csv file as dicts, one at a time. Raises `BadInput` for a missing column or what is no such file."
     lines = read_lines(path)
     names = [n.strip().lower() for n in next(lines, [])]
-    if not set(columns) <= set(names): raise BadInput(f"{path}: its first line must name the columns {', '.join(columns)}; it has {names[:20]}.")
+    if not set(columns) <= set(names):
+        raise BadInput(
+            f"{path}: its first line must name the columns {', '.join(columns)}; it has {names[:20]}."
+        )
     for line in lines:
-        if line: yield dict(zip(names, line))
+        if line:
+            yield dict(zip(names, line))
 
 # %% ../nbs/13_curation.ipynb #a89c9f62
 def _captions(cell: str) -> tuple:
     "The captions in a cell: a JSON list of texts, or else the text itself, even if it begins with a bracket."
-    try: value = json.loads(cell)
-    except (ValueError, RecursionError): value = None
+    try:
+        value = json.loads(cell)
+    except (ValueError, RecursionError):
+        value = None
     several = isinstance(value, list) and all(isinstance(v, str) for v in value)
     return tuple(t for t in (value if several else [cell]) if t.strip())
+
 
 def _attributes(cell: str) -> str | None:
     "The attributes in a cell as JSON; None where it holds none. Raises `ValueError` for a JSON object that is broken."
     return json.dumps(json.loads(cell), sort_keys=True) if cell.lstrip().startswith("{") else None
 
 # %% ../nbs/13_curation.ipynb #a717519c
-BESIDE = (".csv", ".tsv", ".json", ".jsonl")     # lists and ledgers that lie beside clips
+BESIDE = (".csv", ".tsv", ".json", ".jsonl")  # lists and ledgers that lie beside clips
+
 
 def _file_names(folder: Path) -> list[str]:
     "Every file that may be meant as a clip: with a clip's ending, hidden or not, or with an ending that nobody knows."
+
     def meant(name):
-        if re.match(r"\.tmp-\d+-", name): return False          # not finished by this package
+        if re.match(r"\.tmp-\d+-", name):
+            return False  # not finished by this package
         return _is_media(name) or not name.startswith(".") and not name.lower().endswith(BESIDE)
+
     found = (p for p in folder.rglob("*") if meant(p.name) and not p.is_dir())
     return sorted(p.relative_to(folder).as_posix() for p in found)
 
@@ -350,49 +555,100 @@ def _file_names(folder: Path) -> list[str]:
 def _find(folder: Path, name: str) -> tuple[str, bool]:
     "What the folder calls a listed file, and whether it lies outside. A list from Windows has backslashes, one made by hand has blanks."
     ways = dict.fromkeys((name, name.strip(), name.strip().replace("\\", "/")))
-    def leaves(way): return os.path.isabs(way) or ".." in Path(way).parts or bool(re.match(r"[A-Za-z]:[\\/]", way))
+
+    def leaves(way):
+        return (
+            os.path.isabs(way) or ".." in Path(way).parts or bool(re.match(r"[A-Za-z]:[\\/]", way))
+        )
+
     there = next((w for w in ways if not leaves(w) and os.path.exists(folder / w)), None)
     return (there, False) if there is not None else ([*ways][-1], any(map(leaves, ways)))
 
+
 def _file_row(folder: Path, line: dict, label: str, taken) -> FileRow:
-    (name, outside), size, reason, message, known = _find(folder, line.get("file") or ""), 0, "", "", None
-    if not name: reason, message = "bad row", "a line of the list names no file."
-    elif outside: reason, message = "outside", f"{name!r}: lies outside the folder of clips."
+    (name, outside), size, reason, message, known = (
+        _find(folder, line.get("file") or ""),
+        0,
+        "",
+        "",
+        None,
+    )
+    if not name:
+        reason, message = "bad row", "a line of the list names no file."
+    elif outside:
+        reason, message = "outside", f"{name!r}: lies outside the folder of clips."
     else:
-        with contextlib.suppress(OSError, ValueError): size = os.stat(folder / name).st_size
-    try: known = _attributes(line.get("attributes") or "")
-    except (ValueError, RecursionError) as e: reason, message = "bad row", f"{name}: its row in the list cannot be understood ({e})."
-    heard, seen = ({"true": True, "false": False}.get((line.get(n) or "").strip().lower()) for n in ("heard", "seen"))
-    text, group, split = name.encode("utf-8", "backslashreplace").decode(), line.get("group") or None, line.get("split") or None
-    return FileRow(safe_key(name, taken), str(folder / name), text, label, group, split, _captions(line.get("captions") or ""), known,
-                   size=size, heard=heard, seen=seen, reason=reason, message=message)
+        with contextlib.suppress(OSError, ValueError):
+            size = os.stat(folder / name).st_size
+    try:
+        known = _attributes(line.get("attributes") or "")
+    except (ValueError, RecursionError) as e:
+        reason, message = "bad row", f"{name}: its row in the list cannot be understood ({e})."
+    heard, seen = (
+        {"true": True, "false": False}.get((line.get(n) or "").strip().lower())
+        for n in ("heard", "seen")
+    )
+    text, group, split = (
+        name.encode("utf-8", "backslashreplace").decode(),
+        line.get("group") or None,
+        line.get("split") or None,
+    )
+    return FileRow(
+        safe_key(name, taken),
+        str(folder / name),
+        text,
+        label,
+        group,
+        split,
+        _captions(line.get("captions") or ""),
+        known,
+        size=size,
+        heard=heard,
+        seen=seen,
+        reason=reason,
+        message=message,
+    )
 
 # %% ../nbs/13_curation.ipynb #f4aa6118
 def folder_rows(
-    folder,                  # a folder of clips
-    labels_file=None,        # csv: file, label and, where known, group, split, captions, attributes, heard; else one of `LISTS` beside the clips
-    labels=None,             # labels to keep; None keeps all
-    limit: int | None = None,   # stop after so many clips
+    folder,  # a folder of clips
+    labels_file=None,  # csv: file, label and, where known, group, split, captions, attributes, heard; else one of `LISTS` beside the clips
+    labels=None,  # labels to keep; None keeps all
+    limit: int | None = None,  # stop after so many clips
 ) -> list[FileRow]:
     "The clips of a folder in a fixed order; labels from a csv, else from sub-folders. Raises `BadInput` for a folder without clips."
     folder, taken, rows = Path(folder), set(), []
-    if not folder.is_dir(): raise BadInput(f"{folder}: there is no such folder.")
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: there is no such folder.")
     lists = [labels_file] if labels_file else [folder / n for n in LISTS if (folder / n).exists()]
     told = read_table(lists[0]) if lists else ({"file": n} for n in _file_names(folder))
     for line in told:
         parts = Path(line.get("file") or "").parts
-        label = (line.get("label") or "").strip() or (parts[0] if len(parts) > 1 and not lists else "")
-        if labels is not None and not set(labels_in(label)) & set(labels): continue
+        label = (line.get("label") or "").strip() or (
+            parts[0] if len(parts) > 1 and not lists else ""
+        )
+        if labels is not None and not set(labels_in(label)) & set(labels):
+            continue
         row = _file_row(folder, line, label, taken)
         if not lists and not _is_media(row.path):
             told_why = f"{row.source!r}: its ending is not that of a clip; if it is one, name it in a list."
             row = replace(row, reason="unknown ending", message=told_why)
-        rows.append(row); taken.add(row.key.lower())
-        if sum(r.reason != "unknown ending" for r in rows) == limit: break
-    if all(r.reason == "unknown ending" for r in rows): rows = []
-    if not rows and labels is not None: raise BadInput(f"{lists[0] if lists else folder}: no clip has the label {' or '.join(labels)}.")
-    if not rows: raise BadInput(f"{lists[0]}: it names no clip." if lists else
-                                f"{folder}: no clip was found; there is neither a video or sound file in it nor a list ({', '.join(LISTS)}).")
+        rows.append(row)
+        taken.add(row.key.lower())
+        if sum(r.reason != "unknown ending" for r in rows) == limit:
+            break
+    if all(r.reason == "unknown ending" for r in rows):
+        rows = []
+    if not rows and labels is not None:
+        raise BadInput(
+            f"{lists[0] if lists else folder}: no clip has the label {' or '.join(labels)}."
+        )
+    if not rows:
+        raise BadInput(
+            f"{lists[0]}: it names no clip."
+            if lists
+            else f"{folder}: no clip was found; there is neither a video or sound file in it nor a list ({', '.join(LISTS)})."
+        )
     return rows
 
 # %% ../nbs/13_curation.ipynb #e028754b
@@ -407,6 +663,7 @@ def _file_content(path: str, known: dict) -> str:
     except (OSError, ValueError):
         return ""
 
+
 def _mark_duplicates(rows: list[FileRow], known: dict | None = None) -> list[FileRow]:
     "Refuses files whose bytes an earlier row has; only files of equal size are read, and none whose hash is in `known`."
     known = {} if known is None else known
@@ -416,54 +673,95 @@ def _mark_duplicates(rows: list[FileRow], known: dict | None = None) -> list[Fil
             content = _file_content(r.path, known)
             if content:
                 first = seen.setdefault((content, r.offset), r.key)
-                if first != r.key: r = replace(r, reason="duplicate", message=f"{r.source!r}: the same bytes as {first!r}.")
+                if first != r.key:
+                    r = replace(
+                        r, reason="duplicate", message=f"{r.source!r}: the same bytes as {first!r}."
+                    )
         out.append(r)
     return out
 
 # %% ../nbs/13_curation.ipynb #9fa8340c
-PAPER_COUNTS = dict(zip(LABELS, (794, 788, 772, 757, 753, 699, 698, 606, 510, 455, 401, 270, 140)))   # table I; the 14th is not named there
+PAPER_COUNTS = dict(
+    zip(LABELS, (794, 788, 772, 757, 753, 699, 698, 606, 510, 455, 401, 270, 140))
+)  # table I; the 14th is not named there
 
 _VGG_ID = re.compile(r"[\w-]{11}", re.ASCII)
 
 # %% ../nbs/13_curation.ipynb #ef35a594
 def _vgg_lines(csv_file, labels):
     "Yields (youtube_id, start, label, split) of the lines with one of the labels; id and start stay text where they cannot be understood."
-    chosen = None if labels is None else {**{l.split(",")[0]: l for l in labels}, **{l: l for l in labels}}   # some lists cut at the comma
+    chosen = (
+        None
+        if labels is None
+        else {**{l.split(",")[0]: l for l in labels}, **{l: l for l in labels}}
+    )  # some lists cut at the comma
     good = False
     for line in read_lines(csv_file):
-        if len(line) < 3: continue
-        known = bool(_VGG_ID.fullmatch(line[0])) and line[1].isascii() and line[1].isdigit() and len(line[1]) < 7
-        good, label = good or known, (line[2] if line[2] != "label" else None) if chosen is None else chosen.get(line[2])
-        if label is not None: yield line[0], int(line[1]) if known else line[1], label, line[3] if len(line) > 3 else None
-    if not good: raise BadInput(f"{csv_file}: no line reads id,start,label,split; this is not the list of VGG-Sound.")
+        if len(line) < 3:
+            continue
+        known = (
+            bool(_VGG_ID.fullmatch(line[0]))
+            and line[1].isascii()
+            and line[1].isdigit()
+            and len(line[1]) < 7
+        )
+        good, label = (
+            good or known,
+            (line[2] if line[2] != "label" else None) if chosen is None else chosen.get(line[2]),
+        )
+        if label is not None:
+            yield (
+                line[0],
+                int(line[1]) if known else line[1],
+                label,
+                line[3] if len(line) > 3 else None,
+            )
+    if not good:
+        raise BadInput(
+            f"{csv_file}: no line reads id,start,label,split; this is not the list of VGG-Sound."
+        )
 
 # %% ../nbs/13_curation.ipynb #13a00001
 def vggsound_list(
-    csv_file,                # the official list: youtube_id,start_second,label,split, without a line of names
-    labels=LABELS,           # labels to keep; None keeps all
+    csv_file,  # the official list: youtube_id,start_second,label,split, without a line of names
+    labels=LABELS,  # labels to keep; None keeps all
     limit: int | None = None,
 ):
     "Yields (youtube_id, start, label, split) of the rows with one of the labels, streaming. Raises `BadInput` for another kind of file."
-    yield from itertools.islice((row for row in _vgg_lines(csv_file, labels) if isinstance(row[1], int)), limit)
+    yield from itertools.islice(
+        (row for row in _vgg_lines(csv_file, labels) if isinstance(row[1], int)), limit
+    )
 
 # %% ../nbs/13_curation.ipynb #e07669a4
-FAILURES = (    # the most hopeful kind first
-    ("throttled", r"HTTP Error (?:403|429|5\d\d)|too many requests|rate.?limit|try again later|slow down"
-                  r"|not a bot|captcha|likely being blocked"),
+FAILURES = (  # the most hopeful kind first
+    (
+        "throttled",
+        r"HTTP Error (?:403|429|5\d\d)|too many requests|rate.?limit|try again later|slow down"
+        r"|not a bot|captcha|likely being blocked",
+    ),
     ("private", r"private video|video is private|members.only|channel's members|join this channel"),
-    ("blocked", r"confirm your age|age.?restrict|inappropriate for some|blocked it|geo.?restrict"
-                r"|in your (?:country|region|location)|from your location|premium members|requires payment"),
-    ("gone", r"has been removed|removed by the (?:uploader|user)|been terminated|closed their"
-             r"|no longer available|video does not exist|video unavailable\W*$"),
+    (
+        "blocked",
+        r"confirm your age|age.?restrict|inappropriate for some|blocked it|geo.?restrict"
+        r"|in your (?:country|region|location)|from your location|premium members|requires payment",
+    ),
+    (
+        "gone",
+        r"has been removed|removed by the (?:uploader|user)|been terminated|closed their"
+        r"|no longer available|video does not exist|video unavailable\W*$",
+    ),
 )
-PASSING = ("throttled", "failed")       # what may work another day
+PASSING = ("throttled", "failed")  # what may work another day
+
 
 def failure_kind(message: str, youtube_id: str = "") -> str:
     "The reason of a failed download: gone, private, blocked, throttled, or failed for anything else."
     said = message.replace("’", "'")
     if youtube_id:
         said = said.replace(youtube_id, "")
-    return next((kind for kind, pattern in FAILURES if re.search(pattern, said, re.IGNORECASE)), "failed")
+    return next(
+        (kind for kind, pattern in FAILURES if re.search(pattern, said, re.IGNORECASE)), "failed"
+    )
 
 # %% ../nbs/13_curation.ipynb #660a535c
 def read_downloads(ledger) -> dict:
@@ -473,7 +771,9 @@ def read_downloads(ledger) -> dict:
     last = {}
     if Path(ledger).exists():
         for line in Path(ledger).read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError): entry = json.loads(line); last[entry["key"]] = entry
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                last[entry["key"]] = entry
     failed = {}
     for key, entry in last.items():
         reason, message = entry["status"], entry.get("message", "")
@@ -493,6 +793,7 @@ def _clip_of(name: str):
         return None
     return m[1], int(m[2]) if m[2] else int(m[3]) // 1000 if m[3] else None
 
+
 def clip_files(folder) -> dict:
     "{(youtube_id, start second or None): path} of a folder in any of the three namings; None stands for the whole video."
     found = {}
@@ -507,107 +808,186 @@ def _vgg_row(youtube_id, start, label, split, files, failed) -> FileRow:
     told = dict(label=label, group=youtube_id, split=split)
     if not isinstance(start, int):
         why = f"{youtube_id!r}, {start!r}: not an id of eleven characters and a whole second."
-        return FileRow(safe_key(f"{youtube_id},{start}", stem=True), "", f"youtube:{youtube_id}", reason="bad row", message=why, **told)
+        return FileRow(
+            safe_key(f"{youtube_id},{start}", stem=True),
+            "",
+            f"youtube:{youtube_id}",
+            reason="bad row",
+            message=why,
+            **told,
+        )
     name, told = f"{youtube_id}_{start:06d}", dict(told, start=float(start))
     path, offset = files.get((youtube_id, start)), 0.0
-    if path is None: path, offset = files.get((youtube_id, None)), float(start)
-    if path: return FileRow(name, path, f"youtube:{youtube_id}", offset=offset, size=os.stat(path).st_size, **told)
-    reason, message = failed.get(name, ("missing", f"{name}: no file of this clip is in the folder; fetch it or leave it out."))
+    if path is None:
+        path, offset = files.get((youtube_id, None)), float(start)
+    if path:
+        return FileRow(
+            name, path, f"youtube:{youtube_id}", offset=offset, size=os.stat(path).st_size, **told
+        )
+    reason, message = failed.get(
+        name,
+        ("missing", f"{name}: no file of this clip is in the folder; fetch it or leave it out."),
+    )
     return FileRow(name, "", f"youtube:{youtube_id}", reason=reason, message=message, **told)
 
 # %% ../nbs/13_curation.ipynb #88f348df
 def vggsound_rows(
-    csv_file,                # the official list
-    clips,                   # folder of clips
+    csv_file,  # the official list
+    clips,  # folder of clips
     labels=LABELS,
-    val_share: float = 0.05, # share of the training videos that becomes the validation split
+    val_share: float = 0.05,  # share of the training videos that becomes the validation split
     limit: int | None = None,
 ) -> list[FileRow]:
     "The clips that the list asks for, each with its file or the reason why there is none. Splits never cut a video."
-    if not Path(clips).is_dir(): raise BadInput(f"{clips}: there is no such folder of clips.")
+    if not Path(clips).is_dir():
+        raise BadInput(f"{clips}: there is no such folder of clips.")
     files, failed, rows = clip_files(clips), read_downloads(Path(clips) / "downloads.jsonl"), {}
     listed = list(itertools.islice(_vgg_lines(csv_file, labels), limit))
     tests = {i for i, _, _, split in listed if split == "test"}
     for youtube_id, start, label, _ in listed:
-        split = "test" if youtube_id in tests else "val" if int(fingerprint(youtube_id, 6), 16) < val_share * 16 ** 6 else "train"
+        split = (
+            "test"
+            if youtube_id in tests
+            else "val"
+            if int(fingerprint(youtube_id, 6), 16) < val_share * 16**6
+            else "train"
+        )
         row = _vgg_row(youtube_id, start, label, split, files, failed)
         rows.setdefault(row.key, row)
     return list(rows.values())
 
 # %% ../nbs/13_curation.ipynb #e49f6f15
 def class_table(
-    rows,                    # anything with a label each: a manifest, or tuples of `vggsound_list`
-):                           # pandas.DataFrame: label, clips, share, paper, paper_share
+    rows,  # anything with a label each: a manifest, or tuples of `vggsound_list`
+):  # pandas.DataFrame: label, clips, share, paper, paper_share
     "Table I: how many clips each label has, with the paper's counts beside ours."
     import pandas as pd
-    labels = rows.label if hasattr(rows, "label") else [r[2] if isinstance(r, tuple) else r.label for r in rows]
+
+    labels = (
+        rows.label
+        if hasattr(rows, "label")
+        else [r[2] if isinstance(r, tuple) else r.label for r in rows]
+    )
     ours = Counter(labels)
     order = [*LABELS, *sorted(l for l in ours if l not in LABELS)]
     total, paper = max(1, sum(ours.values())), sum(PAPER_COUNTS.values())
-    table = pd.DataFrame([(l, ours[l], 100 * ours[l] / total, PAPER_COUNTS.get(l), 100 * PAPER_COUNTS.get(l, float("nan")) / paper)
-                          for l in order if ours[l] or l in PAPER_COUNTS], columns=["label", "clips", "share", "paper", "paper_share"])
+    table = pd.DataFrame(
+        [
+            (
+                l,
+                ours[l],
+                100 * ours[l] / total,
+                PAPER_COUNTS.get(l),
+                100 * PAPER_COUNTS.get(l, float("nan")) / paper,
+            )
+            for l in order
+            if ours[l] or l in PAPER_COUNTS
+        ],
+        columns=["label", "clips", "share", "paper", "paper_share"],
+    )
     table["paper"] = table.paper.astype("Int64")
     return table.round(2)
 
 # %% ../nbs/13_curation.ipynb #63e9d03f
 def join_captions(
     rows: list[FileRow],
-    files,                   # csv files: captions (youtube_id, vgg_start, caption) or further labels (video_id, label, modality)
+    files,  # csv files: captions (youtube_id, vgg_start, caption) or further labels (video_id, label, modality)
 ) -> list[FileRow]:
     "The rows with human captions and further labels, found by id and start. Raises `BadInput` for a csv of another kind."
     captions, other = {}, {}
     for file in [files] if isinstance(files, (str, os.PathLike)) else files:
         for line in read_table(file, ()):
-            flags = [f for f in ("background_music", "static_image", "voice_over") if line.get(f) == "True"]
+            flags = [
+                f
+                for f in ("background_music", "static_image", "voice_over")
+                if line.get(f) == "True"
+            ]
             try:
-                if "caption" in line: captions.setdefault(f"{line['youtube_id']}_{int(line['vgg_start']):06d}", []).append(line["caption"])
-                else: other.setdefault(line["video_id"], []).append([line["label"], line["modality"], *flags])
+                if "caption" in line:
+                    captions.setdefault(
+                        f"{line['youtube_id']}_{int(line['vgg_start']):06d}", []
+                    ).append(line["caption"])
+                else:
+                    other.setdefault(line["video_id"], []).append(
+                        [line["label"], line["modality"], *flags]
+                    )
             except (KeyError, ValueError) as e:
-                what = "needs the columns youtube_id, vgg_start, caption, or video_id, label, modality"
+                what = (
+                    "needs the columns youtube_id, vgg_start, caption, or video_id, label, modality"
+                )
                 raise BadInput(f"{file}: {what}; one line reads {str(line)[:200]}.") from e
-    return [replace(r, captions=(*r.captions, *captions.get(r.key, ())), other_labels=json.dumps(other.get(r.key, []), ensure_ascii=False))
-            for r in rows]
+    return [
+        replace(
+            r,
+            captions=(*r.captions, *captions.get(r.key, ())),
+            other_labels=json.dumps(other.get(r.key, []), ensure_ascii=False),
+        )
+        for r in rows
+    ]
 
 # %% ../nbs/13_curation.ipynb #997591df
 @contextlib.contextmanager
 def _disk(path):
     "Turns an error of the disk into one sentence."
-    try: yield
+    try:
+        yield
     except OSError as e:
-        raise BadInput(f"{path}: cannot be written ({e.strerror or e}); free some space or choose another place. "
-                       "What is finished is kept, and the same command goes on from there.") from e
+        raise BadInput(
+            f"{path}: cannot be written ({e.strerror or e}); free some space or choose another place. "
+            "What is finished is kept, and the same command goes on from there."
+        ) from e
 
 # %% ../nbs/13_curation.ipynb #98595c67
 def yt_dlp_fetch(
-    youtube_id: str, start: int, seconds: float, folder: Path, whole: bool = False,
-    options: dict | None = None,     # further options of yt-dlp
+    youtube_id: str,
+    start: int,
+    seconds: float,
+    folder: Path,
+    whole: bool = False,
+    options: dict | None = None,  # further options of yt-dlp
 ) -> None:
     "Fetches one clip with yt-dlp (extra `download`) as a library, never through a shell. Raises what yt-dlp raises."
     import imageio_ffmpeg
     import yt_dlp
+
     name = youtube_id if whole else f"{youtube_id}_{start:06d}"
-    asked = dict(format="bv*[height<=360][vcodec^=avc1]+ba[acodec^=mp4a]/b[height<=360]/b", outtmpl=str(folder / f"{name}.%(ext)s"),
-                 merge_output_format="mp4", ffmpeg_location=imageio_ffmpeg.get_ffmpeg_exe(), noplaylist=True, max_filesize=500 << 20,
-                 quiet=True, no_warnings=True, noprogress=True, retries=3, sleep_interval_requests=1, sleep_interval=2,
-                 max_sleep_interval=6)
+    asked = dict(
+        format="bv*[height<=360][vcodec^=avc1]+ba[acodec^=mp4a]/b[height<=360]/b",
+        outtmpl=str(folder / f"{name}.%(ext)s"),
+        merge_output_format="mp4",
+        ffmpeg_location=imageio_ffmpeg.get_ffmpeg_exe(),
+        noplaylist=True,
+        max_filesize=500 << 20,
+        quiet=True,
+        no_warnings=True,
+        noprogress=True,
+        retries=3,
+        sleep_interval_requests=1,
+        sleep_interval=2,
+        max_sleep_interval=6,
+    )
     if not whole:
         section = yt_dlp.utils.download_range_func(None, [(start, start + seconds)])
         asked.update(download_ranges=section, force_keyframes_at_cuts=True)
     asked.update(options or {})
-    if "cookiefile" in asked:       # a copy: yt-dlp writes its cookies back, and several of them do so at once
+    if (
+        "cookiefile" in asked
+    ):  # a copy: yt-dlp writes its cookies back, and several of them do so at once
         asked["cookiefile"] = io.StringIO(asked["cookiefile"])
-    with yt_dlp.YoutubeDL(asked) as y: y.download([f"https://www.youtube.com/watch?v={youtube_id}"])
+    with yt_dlp.YoutubeDL(asked) as y:
+        y.download([f"https://www.youtube.com/watch?v={youtube_id}"])
 
 # %% ../nbs/13_curation.ipynb #13a000a1
 def fetch_options(
     cookies: str | None = None,  # a cookies.txt, which is only read, or the name of a browser
-    proxy: str | None = None,    # address of a proxy
-    rate: str | None = None,     # bytes a second, such as 500K
-    whole: bool = False,         # whole videos are fetched
-) -> dict:                       # options of yt-dlp
+    proxy: str | None = None,  # address of a proxy
+    rate: str | None = None,  # bytes a second, such as 500K
+    whole: bool = False,  # whole videos are fetched
+) -> dict:  # options of yt-dlp
     "The wishes of a person as options of yt-dlp. Raises `BadInput` for one that would have no effect."
     from yt_dlp.cookies import SUPPORTED_BROWSERS, YoutubeDLCookieJar
     from yt_dlp.utils import parse_bytes
+
     options = {}
     if cookies and Path(cookies).is_file():
         try:
@@ -619,7 +999,9 @@ def fetch_options(
         options["cookiesfrombrowser"] = cookies, None, None, None
     elif cookies:
         known = ", ".join(sorted(SUPPORTED_BROWSERS))
-        raise BadInput(f"{cookies}: there is no such file of cookies, nor is it a browser ({known}).")
+        raise BadInput(
+            f"{cookies}: there is no such file of cookies, nor is it a browser ({known})."
+        )
     if proxy:
         kinds = r"(https?|socks(4a?|5h?))" if whole else r"https?"
         if not re.match(kinds + r"://[^/\s]", proxy):
@@ -631,73 +1013,110 @@ def fetch_options(
         if not options["ratelimit"]:
             raise BadInput(f"The rate {rate!r} is no number of bytes a second; write 500K or 2M.")
         if not whole:
-            raise BadInput("The rate limits whole videos only; a section is slowed down by a longer pause.")
+            raise BadInput(
+                "The rate limits whole videos only; a section is slowed down by a longer pause."
+            )
     return options
 
 # %% ../nbs/13_curation.ipynb #d6d56dfb
 _LEDGER = threading.Lock()
 
+
 def _fetch_one(fetch, youtube_id, start, seconds, folder, whole, ledger) -> tuple[str, str]:
     "How the attempt ended and what was said; both are written down."
     key, status, message = f"{youtube_id}_{start:06d}", "done", ""
-    try: fetch(youtube_id, start, seconds, folder, whole)
-    except ImportError as e: raise BadInput("Fetching needs yt-dlp; install it with: pip install 'scene4m[download]'.") from e
+    try:
+        fetch(youtube_id, start, seconds, folder, whole)
+    except ImportError as e:
+        raise BadInput(
+            "Fetching needs yt-dlp; install it with: pip install 'scene4m[download]'."
+        ) from e
     except Exception as e:
         message = " ".join(str(e).split())[:300] or type(e).__name__
         status = failure_kind(message, youtube_id)
     else:
         name = youtube_id if whole else key
-        if not any((folder / f"{name}{e}").exists() for e in endings()): status, message = "failed", "nothing was written; is the video too large?"
+        if not any((folder / f"{name}{e}").exists() for e in endings()):
+            status, message = "failed", "nothing was written; is the video too large?"
     line = json.dumps(dict(key=key, status=status, message=message)) + "\n"
-    with _disk(ledger), _LEDGER, open(ledger, "a", encoding="utf-8") as f: f.write(line)
+    with _disk(ledger), _LEDGER, open(ledger, "a", encoding="utf-8") as f:
+        f.write(line)
     return status, message
 
 # %% ../nbs/13_curation.ipynb #13a000a4
 class _Patience:
     "Counts failures in a row, and raises `BadInput` when to go on makes no sense."
-    def __init__(self, refusals: int): self.most, self.refused, self.failed = refusals, 0, 0
+
+    def __init__(self, refusals: int):
+        self.most, self.refused, self.failed = refusals, 0, 0
+
     def note(self, status: str, message: str):
         self.refused = self.refused + 1 if status == "throttled" else 0
         self.failed = self.failed + 1 if status in PASSING else 0
         if self.refused >= self.most:
-            raise BadInput(f"The server refused {self.refused} clips in a row ({message}). Nothing is lost: wait some hours, "
-                           "then give the same command again, with a longer pause or with cookies.")
+            raise BadInput(
+                f"The server refused {self.refused} clips in a row ({message}). Nothing is lost: wait some hours, "
+                "then give the same command again, with a longer pause or with cookies."
+            )
         if self.failed >= 4 * self.most:
-            raise BadInput(f"{self.failed} clips in a row failed ({message}). Nothing is lost: see to the network and the disk, "
-                           "bring yt-dlp up to date (pip install -U yt-dlp), and give the same command again.")
+            raise BadInput(
+                f"{self.failed} clips in a row failed ({message}). Nothing is lost: see to the network and the disk, "
+                "bring yt-dlp up to date (pip install -U yt-dlp), and give the same command again."
+            )
 
 # %% ../nbs/13_curation.ipynb #82c3ac23
 def _to_fetch(csv_file, folder: Path, labels, limit, retry, whole: bool) -> list:
     "The listed clips that are not in the folder, without those that failed for a reason not in `retry`; each `whole` video once."
     files, failed = clip_files(folder), read_downloads(folder / "downloads.jsonl")
-    missing = [r for r in vggsound_list(csv_file, labels, limit) if (r[0], r[1]) not in files and (r[0], None) not in files]
+    missing = [
+        r
+        for r in vggsound_list(csv_file, labels, limit)
+        if (r[0], r[1]) not in files and (r[0], None) not in files
+    ]
     rows = [r for r in missing if failed.get(f"{r[0]}_{r[1]:06d}", ("failed",))[0] in retry]
     return list({r[0]: r for r in rows}.values()) if whole else rows
 
+
 def download(
-    csv_file,                # the list of VGG-Sound
-    folder,                  # where clips and the ledger `downloads.jsonl` are kept
+    csv_file,  # the list of VGG-Sound
+    folder,  # where clips and the ledger `downloads.jsonl` are kept
     *,
     labels=LABELS,
     limit: int | None = None,
     seconds: float = 10.0,
-    retry=PASSING,           # earlier failures that are tried again
-    patience: int = 5,       # stop after so many refusals of the server in a row, or four times as many other failures
-    pause: float = 3.0,      # seconds between two clips
-    jobs: int = 1,           # clips at a time; each waits `pause` before its next
-    whole: bool = False,     # fetch whole videos instead of sections; faster for long videos, larger on disk
+    retry=PASSING,  # earlier failures that are tried again
+    patience: int = 5,  # stop after so many refusals of the server in a row, or four times as many other failures
+    pause: float = 3.0,  # seconds between two clips
+    jobs: int = 1,  # clips at a time; each waits `pause` before its next
+    whole: bool = False,  # fetch whole videos instead of sections; faster for long videos, larger on disk
     fetch=yt_dlp_fetch,
-) -> dict:                   # how many clips ended in which way
+) -> dict:  # how many clips ended in which way
     "Fetches listed clips that are not there yet, with a ledger by id and start. Raises `BadInput` when the server keeps refusing."
     folder = Path(folder)
-    ledger, counts, patient, over = folder / "downloads.jsonl", Counter(), _Patience(patience), threading.Event()
+    ledger, counts, patient, over = (
+        folder / "downloads.jsonl",
+        Counter(),
+        _Patience(patience),
+        threading.Event(),
+    )
     with _disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        torn = ledger.exists() and ledger.read_bytes()[-1:] not in (b"", b"\n")         # a killed run left half a line: the next begins a new one
-        if torn: ledger.write_bytes(ledger.read_bytes() + b"\n")
+        torn = ledger.exists() and ledger.read_bytes()[-1:] not in (
+            b"",
+            b"\n",
+        )  # a killed run left half a line: the next begins a new one
+        if torn:
+            ledger.write_bytes(ledger.read_bytes() + b"\n")
+
     def one(n_row):
-        if n_row[0] >= jobs: over.wait(pause)
-        return None if over.is_set() else _fetch_one(fetch, *n_row[1][:2], seconds, folder, whole, ledger)
+        if n_row[0] >= jobs:
+            over.wait(pause)
+        return (
+            None
+            if over.is_set()
+            else _fetch_one(fetch, *n_row[1][:2], seconds, folder, whole, ledger)
+        )
+
     todo = _to_fetch(csv_file, folder, labels, limit, retry, whole)
     with ThreadPool(jobs) if jobs > 1 else contextlib.nullcontext() as pool:
         ended = (pool.imap_unordered if pool else map)(one, enumerate(todo))
@@ -705,16 +1124,20 @@ def download(
             for status, message in progress(ended, "download", total=len(todo)):
                 counts[status] += 1
                 patient.note(status, message)
-        finally: over.set()
+        finally:
+            over.set()
     return dict(counts)
 
 # %% ../nbs/13_curation.ipynb #27c11e9c
 def _copy(source, target):
     "Copies piece by piece. What cannot be read is the archive's fault, not that of the disk that is written to."
     while True:
-        try: block = source.read(1 << 20)
-        except OSError as e: raise tarfile.ReadError(str(e)) from e
-        if not block: return
+        try:
+            block = source.read(1 << 20)
+        except OSError as e:
+            raise tarfile.ReadError(str(e)) from e
+        if not block:
+            return
         target.write(block)
 
 # %% ../nbs/13_curation.ipynb #3ccd8713
@@ -723,12 +1146,20 @@ def _members(archive):
     if Path(archive).is_dir():
         for p in sorted(Path(archive).rglob("*")):
             if not p.is_dir():
-                yield p.relative_to(archive).as_posix(), p.stat().st_size if p.is_file() else None, functools.partial(open, p, "rb")
+                yield (
+                    p.relative_to(archive).as_posix(),
+                    p.stat().st_size if p.is_file() else None,
+                    functools.partial(open, p, "rb"),
+                )
     elif tarfile.is_tarfile(archive):
         with tarfile.open(archive) as tar:
             for m in tar:
                 if not m.isdir():
-                    yield m.name, m.size if m.isfile() else None, functools.partial(tar.extractfile, m)
+                    yield (
+                        m.name,
+                        m.size if m.isfile() else None,
+                        functools.partial(tar.extractfile, m),
+                    )
     else:
         with zipfile.ZipFile(archive) as z:
             for m in z.infolist():
@@ -736,189 +1167,311 @@ def _members(archive):
                 if not m.is_dir():
                     yield m.filename, m.file_size if plain else None, functools.partial(z.open, m)
 
+
 def unpack_clips(
-    archive,                 # a tar file, packed or not, a zip file, or a folder
-    folder,                  # where its clips go
+    archive,  # a tar file, packed or not, a zip file, or a folder
+    folder,  # where its clips go
     max_bytes: int = 2 << 30,  # the largest member that is accepted
-    wanted=None,             # asked with a name: whether this clip is wanted; None takes all
-) -> dict:                   # {member: "unpacked" or why it was left out}
+    wanted=None,  # asked with a name: whether this clip is wanted; None takes all
+) -> dict:  # {member: "unpacked" or why it was left out}
     "Unpacks the media files of an archive. Members that would leave the folder, links and devices are left out, not followed."
     folder, outcome = Path(folder), {}
     try:
         for name, size, opened in _members(archive):
             parts = Path(name.replace("\\", "/")).parts
-            if size is None: outcome[name] = "not a plain file"
-            elif name[:1] in "/\\" or ".." in parts or ":" in name or "\0" in name: outcome[name] = "leaves the folder"
-            elif not _is_media(name): outcome[name] = "not a clip"
-            elif wanted and not wanted(name): outcome[name] = "not asked for"
-            elif size > max_bytes: outcome[name] = "too large"
+            if size is None:
+                outcome[name] = "not a plain file"
+            elif name[:1] in "/\\" or ".." in parts or ":" in name or "\0" in name:
+                outcome[name] = "leaves the folder"
+            elif not _is_media(name):
+                outcome[name] = "not a clip"
+            elif wanted and not wanted(name):
+                outcome[name] = "not asked for"
+            elif size > max_bytes:
+                outcome[name] = "too large"
             else:
-                with opened() as source: atomic_write(folder / name, functools.partial(_copy, source))
+                with opened() as source:
+                    atomic_write(folder / name, functools.partial(_copy, source))
                 outcome[name] = "unpacked"
-    except OSError as e: raise BadInput(f"{archive}: cannot be read ({e.strerror or e}).") from e
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError) as e:
+    except OSError as e:
+        raise BadInput(f"{archive}: cannot be read ({e.strerror or e}).") from e
+    except (
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+        RuntimeError,
+    ) as e:
         raise BadInput(f"{archive}: the archive is broken ({e}).") from e
     return outcome
 
 # %% ../nbs/13_curation.ipynb #13a000a6
 def add_archive(
-    csv_file,                # the list of VGG-Sound
-    archive,                 # a tar or zip file, or a folder, with clips in any of the three namings
-    folder,                  # where clips are kept
-    labels=LABELS, limit: int | None = None,
-) -> dict:                   # how many members ended in which way, and how many listed clips are still "missing"
+    csv_file,  # the list of VGG-Sound
+    archive,  # a tar or zip file, or a folder, with clips in any of the three namings
+    folder,  # where clips are kept
+    labels=LABELS,
+    limit: int | None = None,
+) -> dict:  # how many members ended in which way, and how many listed clips are still "missing"
     "Takes the listed clips that are not there yet out of what someone already has; nothing is fetched."
-    if not Path(archive).exists(): raise BadInput(f"{archive}: there is no such folder or archive.")
+    if not Path(archive).exists():
+        raise BadInput(f"{archive}: there is no such folder or archive.")
     listed = [r[:2] for r in vggsound_list(csv_file, labels, limit)]
+
     def missing():
         there = clip_files(folder)
         return [c for c in listed if c not in there and (c[0], None) not in there]
+
     asked = {place for c in missing() for place in (c, (c[0], None))}
+
     def wanted(name):
         clip = _clip_of(name)
-        if clip not in asked: return False
-        asked.remove(clip)      # an archive may hold a clip twice
+        if clip not in asked:
+            return False
+        asked.remove(clip)  # an archive may hold a clip twice
         return True
+
     counts = Counter(unpack_clips(archive, folder, wanted=wanted).values())
     counts["missing"] = len(missing())
     return dict(counts)
 
 # %% ../nbs/13_curation.ipynb #83e90076
 def _npy(array: np.ndarray) -> bytes:
-    f = io.BytesIO(); np.save(f, array, allow_pickle=False); return f.getvalue()
+    f = io.BytesIO()
+    np.save(f, array, allow_pickle=False)
+    return f.getvalue()
+
 
 class _HashedFile:
     "A file that is hashed while it is written."
-    def __init__(self, path: Path): self.path, self.file, self.hash, self.size = path, open(path, "wb"), hashlib.sha256(), 0
-    def write(self, data): self.hash.update(data); self.size += len(data); return self.file.write(data)
-    def tell(self): return self.size
-    def close(self): self.file.flush(); os.fsync(self.file.fileno()); self.file.close()
+
+    def __init__(self, path: Path):
+        self.path, self.file, self.hash, self.size = path, open(path, "wb"), hashlib.sha256(), 0
+
+    def write(self, data):
+        self.hash.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def tell(self):
+        return self.size
+
+    def close(self):
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
 
 # %% ../nbs/13_curation.ipynb #fc4cf037
 class FolderShard:
     "Writes arrays as `modality/key.npy`; each file appears whole."
-    def __init__(self, out: Path, name: str): self.out, self.name, self.done = out, name, {}
+
+    def __init__(self, out: Path, name: str):
+        self.out, self.name, self.done = out, name, {}
+
     def add(self, modality: str, key: str, array: np.ndarray):
         target, data = self.out / modality / f"{key}.npy", _npy(array)
         tmp = target.with_name(f".tmp-{self.name}-{target.name}")
         with _disk(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            tmp.write_bytes(data); os.replace(tmp, target)
+            tmp.write_bytes(data)
+            os.replace(tmp, target)
         self.done[f"{modality}/{key}.npy"] = [len(data), hashlib.sha256(data).hexdigest()]
-    def finish(self) -> dict: return self.done
-    def abort(self): _clean(self.out, self.name)
+
+    def finish(self) -> dict:
+        return self.done
+
+    def abort(self):
+        _clean(self.out, self.name)
+
 
 def _clean(out: Path, name: str):
     "Removes what an interrupted writer of this shard left behind."
     with contextlib.suppress(OSError):
-        for stale in out.glob(f"*/.tmp-{name}-*"): stale.unlink(missing_ok=True)
+        for stale in out.glob(f"*/.tmp-{name}-*"):
+            stale.unlink(missing_ok=True)
 
 # %% ../nbs/13_curation.ipynb #63ccee30
 class TarShard(FolderShard):
     "Writes arrays as `modality/shard-00000.tar`, with the same member names in every modality; the tars appear at the end, whole."
-    def __init__(self, out: Path, name: str): super().__init__(out, name); self.tars = {}
+
+    def __init__(self, out: Path, name: str):
+        super().__init__(out, name)
+        self.tars = {}
+
     def add(self, modality: str, key: str, array: np.ndarray):
-        data, info = _npy(array), tarfile.TarInfo(f"{key}.npy")         # owner, mode and time are fixed: equal clips, equal bytes
+        data, info = (
+            _npy(array),
+            tarfile.TarInfo(f"{key}.npy"),
+        )  # owner, mode and time are fixed: equal clips, equal bytes
         info.size = len(data)
         with _disk(self.out / modality):
-            if modality not in self.tars: self._open(modality)
+            if modality not in self.tars:
+                self._open(modality)
             self.tars[modality][1].addfile(info, io.BytesIO(data))
+
     def _open(self, modality: str):
         (self.out / modality).mkdir(parents=True, exist_ok=True)
         raw = _HashedFile(self.out / modality / f".tmp-{self.name}-{os.getpid()}.tar")
         self.tars[modality] = raw, tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT)
+
     def finish(self) -> dict:
         for modality, (raw, tar) in self.tars.items():
             path = f"{modality}/{self.name}.tar"
-            with _disk(self.out / path): tar.close(); raw.close(); os.replace(raw.path, self.out / path)
+            with _disk(self.out / path):
+                tar.close()
+                raw.close()
+                os.replace(raw.path, self.out / path)
             self.done[path] = [raw.size, raw.hash.hexdigest()]
         return self.done
+
     def abort(self):
         for raw, _ in self.tars.values():
-            with contextlib.suppress(OSError): raw.file.close()
+            with contextlib.suppress(OSError):
+                raw.file.close()
         super().abort()
 
 # %% ../nbs/13_curation.ipynb #e9b27b5a
 class _Lock:
     "A lock on a file, released when the process ends, however it ends. Where the system has none, writers still write equal bytes."
+
     def __init__(self, path: Path):
-        with _disk(path): path.parent.mkdir(parents=True, exist_ok=True); self.file = open(path, "ab")
-    held = False         # whether the system really gave it
+        with _disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(path, "ab")
+
+    held = False  # whether the system really gave it
+
     def take(self, shared: bool = False, wait: bool = True) -> bool:
         self.held = False
-        try: import fcntl
-        except ImportError: return True
-        try: fcntl.flock(self.file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError: return False
-        except OSError: return True
+        try:
+            import fcntl
+        except ImportError:
+            return True
+        try:
+            fcntl.flock(
+                self.file,
+                (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB),
+            )
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
         self.held = True
         return True
-    def __enter__(self): return self
+
+    def __enter__(self):
+        return self
+
     def __exit__(self, *exc):
         with contextlib.suppress(ImportError, OSError, ValueError):
             import fcntl
-            fcntl.flock(self.file, fcntl.LOCK_UN)     # also for copies of the file that a child process still holds
+
+            fcntl.flock(
+                self.file, fcntl.LOCK_UN
+            )  # also for copies of the file that a child process still holds
         self.file.close()
 
 # %% ../nbs/13_curation.ipynb #e57dfc1b
 def _identity(items):
     "What tells one list of clips from another."
-    if isinstance(items, FileRow): return asdict(items)
+    if isinstance(items, FileRow):
+        return asdict(items)
     if isinstance(items, RawClip):
-        crc = [0 if a is None else zlib.crc32(np.ascontiguousarray(a)) for a in (items.frames, items.wave)]
+        crc = [
+            0 if a is None else zlib.crc32(np.ascontiguousarray(a))
+            for a in (items.frames, items.wave)
+        ]
         told = {k: v for k, v in vars(items).items() if k not in ("frames", "wave", "views")}
         return [fingerprint({**told, "attributes": _row(items).get("attributes")}), *crc]
-    if isinstance(items, list): return [_identity(i) for i in items]
+    if isinstance(items, list):
+        return [_identity(i) for i in items]
     return repr(items) if isinstance(items, FactoryRange) else "stream"
 
 # %% ../nbs/13_curation.ipynb #fb254666
 @dataclass
 class ShardJob:
     "What a worker needs to make one shard, on this machine or another."
+
     out: str
     index: int
-    items: object              # a list of `RawClip` or `FileRow`, a `FactoryRange`, or an iterator
+    items: object  # a list of `RawClip` or `FileRow`, a `FactoryRange`, or an iterator
     settings: CurationSettings
     features: dict = field(default_factory=dict)
-    id: str = ""               # what the shard is made of and how
-    hashes: dict = field(default_factory=dict)   # path → size, times, place and hash of files that were read before
-    before: dict = field(default_factory=dict)   # key → `Before` of clips that were read before
+    id: str = ""  # what the shard is made of and how
+    hashes: dict = field(
+        default_factory=dict
+    )  # path → size, times, place and hash of files that were read before
+    before: dict = field(default_factory=dict)  # key → `Before` of clips that were read before
 
-    def __post_init__(self): self.id = self.id or fingerprint([self.settings.hash, self.index, _identity(self.items)], 16)
+    def __post_init__(self):
+        self.id = self.id or fingerprint(
+            [self.settings.hash, self.index, _identity(self.items)], 16
+        )
+
     @property
-    def name(self) -> str: return f"shard-{self.index:05d}"
+    def name(self) -> str:
+        return f"shard-{self.index:05d}"
+
     @property
-    def rows(self) -> Path: return Path(self.out) / "ledger" / f"{self.name}.rows.jsonl"
+    def rows(self) -> Path:
+        return Path(self.out) / "ledger" / f"{self.name}.rows.jsonl"
+
     @property
-    def ledger(self) -> Path: return Path(self.out) / "ledger" / f"{self.name}.json"
+    def ledger(self) -> Path:
+        return Path(self.out) / "ledger" / f"{self.name}.json"
+
     @property
-    def hashed(self) -> Path: return Path(self.out) / "ledger" / f".{self.name}.hashes.json"
+    def hashed(self) -> Path:
+        return Path(self.out) / "ledger" / f".{self.name}.hashes.json"
 
 # %% ../nbs/13_curation.ipynb #ecaf2901
 @dataclass
 class Before:
     "What is known of a clip that was read before, and where its arrays lie."
-    row: dict
-    job: str       # the id of the shard it is in
-    name: str      # the name of that shard
-    files: dict    # of its ledger: path → size and checksum
 
-MEASURED = ("duration", "fps", "size", "crop", "has_audio", "has_video", "silent", "still", "rms", "decode", "versions", "content")
+    row: dict
+    job: str  # the id of the shard it is in
+    name: str  # the name of that shard
+    files: dict  # of its ledger: path → size and checksum
+
+
+MEASURED = (
+    "duration",
+    "fps",
+    "size",
+    "crop",
+    "has_audio",
+    "has_video",
+    "silent",
+    "still",
+    "rms",
+    "decode",
+    "versions",
+    "content",
+)
+
 
 def _read_before(item: FileRow, content: str, job: ShardJob) -> tuple[dict, dict] | None:
     "Row and arrays of a clip that was read before from the same bytes; None where it must be read."
     old = job.before.get(item.key)
-    if old is None or not content or item.reason: return None
-    if (old.row["file"], old.row["offset"], old.row["status"]) != (content, item.offset, "kept"): return None
-    try: arrays = {m: _array_before(job, old, m, item.key) for m in job.settings.modalities}
-    except (OSError, KeyError, ValueError, EOFError, tarfile.TarError): return None
+    if old is None or not content or item.reason:
+        return None
+    if (old.row["file"], old.row["offset"], old.row["status"]) != (content, item.offset, "kept"):
+        return None
+    try:
+        arrays = {m: _array_before(job, old, m, item.key) for m in job.settings.modalities}
+    except (OSError, KeyError, ValueError, EOFError, tarfile.TarError):
+        return None
     return {**_row(item.raw()), **{c: old.row[c] for c in MEASURED}}, arrays
+
 
 def _array_before(job: ShardJob, old: Before, modality: str, key: str) -> np.ndarray:
     folder = Path(job.out) / modality
     if job.settings.layout == "folder":
         data = (folder / f"{key}.npy").read_bytes()
-        if hashlib.sha256(data).hexdigest() != old.files[f"{modality}/{key}.npy"][1]: raise ValueError("another array")
+        if hashlib.sha256(data).hexdigest() != old.files[f"{modality}/{key}.npy"][1]:
+            raise ValueError("another array")
         return np.load(io.BytesIO(data), allow_pickle=False)
     aside = folder / f".before-{old.job}-{old.name}.tar"
     path = aside if aside.exists() else folder / f"{old.name}.tar"
@@ -927,10 +1480,12 @@ def _array_before(job: ShardJob, old: Before, modality: str, key: str) -> np.nda
         f.seek(start)
         return np.load(io.BytesIO(f.read(size)), allow_pickle=False)
 
+
 @functools.lru_cache(maxsize=8)
 def _places_in_tar(path: str, mtime: int) -> dict:
     "Where the members of a tar lie in it."
-    with tarfile.open(path) as tar: return {m.name.removesuffix(".npy"): (m.offset_data, m.size) for m in tar if m.isfile()}
+    with tarfile.open(path) as tar:
+        return {m.name.removesuffix(".npy"): (m.offset_data, m.size) for m in tar if m.isfile()}
 
 # %% ../nbs/13_curation.ipynb #ecaf2926
 def _one(item, job: ShardJob, reader) -> tuple[dict, dict | None]:
@@ -942,48 +1497,80 @@ def _one(item, job: ShardJob, reader) -> tuple[dict, dict | None]:
         return {**row, "file": content, "offset": item.offset}, arrays
     return _processed(item, job)
 
+
 def _processed(item, job: ShardJob) -> tuple[dict, dict | None]:
-    return (item, None) if isinstance(item, dict) else process_clip(item, job.settings, job.features)
+    return (
+        (item, None) if isinstance(item, dict) else process_clip(item, job.settings, job.features)
+    )
 
 # %% ../nbs/13_curation.ipynb #6cabf22a
 def _check_keys(rows: list):
     key = rows[-1]["key"]
-    if key != safe_key(key, stem=True): raise BadInput(f"The key {key!r} cannot be a file name; use letters, digits, '_' and '-'.")
+    if key != safe_key(key, stem=True):
+        raise BadInput(f"The key {key!r} cannot be a file name; use letters, digits, '_' and '-'.")
+
 
 def _count(sums: dict, shapes: dict, name: str, a: np.ndarray):
     "Adds an array to the running count, sum, sum of squares, minimum and maximum of its modality."
     flat = a.ravel().astype(np.float64)
     if shapes.setdefault(name, [str(a.dtype), list(a.shape)]) != [str(a.dtype), list(a.shape)]:
-        raise BadInput(f"{name!r}: clips give arrays of different shape, {shapes[name]} and {[str(a.dtype), list(a.shape)]}.")
+        raise BadInput(
+            f"{name!r}: clips give arrays of different shape, {shapes[name]} and {[str(a.dtype), list(a.shape)]}."
+        )
     n, total, squares, low, high = sums.get(name, (0, 0.0, 0.0, float("inf"), float("-inf")))
     low, high = min(low, float(flat.min())), max(high, float(flat.max()))
     # not `flat @ flat`: a dot product of this length starts a thread on every core, at many times its own cost, in every worker
-    sums[name] = (n + flat.size, total + float(flat.sum()), squares + float(np.square(flat).sum()), low, high)
+    sums[name] = (
+        n + flat.size,
+        total + float(flat.sum()),
+        squares + float(np.square(flat).sum()),
+        low,
+        high,
+    )
 
 # %% ../nbs/13_curation.ipynb #0cd0cf90
 def _write_ledger(job: ShardJob, rows, done, sums, shapes):
-    text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode("utf-8", "backslashreplace")
+    text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode(
+        "utf-8", "backslashreplace"
+    )
     path = f"ledger/{job.name}.rows.jsonl"
     atomic_write(Path(job.out) / path, text)
     done[path] = [len(text), hashlib.sha256(text).hexdigest()]
-    write_json(job.ledger, dict(job=job.id, settings=job.settings.hash, count=len(rows), kept=sum(r["status"] == "kept" for r in rows),
-                                arrays=shapes, sums=sums, files=done))
+    write_json(
+        job.ledger,
+        dict(
+            job=job.id,
+            settings=job.settings.hash,
+            count=len(rows),
+            kept=sum(r["status"] == "kept" for r in rows),
+            arrays=shapes,
+            sums=sums,
+            files=done,
+        ),
+    )
+
 
 def _read_rows(job: ShardJob):
     "Yields the manifest's rows of a finished shard."
     with open(job.rows, "rb") as f:
-        for line in f: yield json.loads(line)
+        for line in f:
+            yield json.loads(line)
 
 # %% ../nbs/13_curation.ipynb #b66f614a
 def read_ledger(job: ShardJob) -> dict | None:
     "The ledger of a finished shard; None where it is missing, was made of other clips, or its files are not whole."
-    try: ledger = read_json(job.ledger)
-    except BadInput: return None
-    if not isinstance(ledger, dict) or ledger.get("job") != job.id: return None
+    try:
+        ledger = read_json(job.ledger)
+    except BadInput:
+        return None
+    if not isinstance(ledger, dict) or ledger.get("job") != job.id:
+        return None
     for path, (size, _) in ledger["files"].items():
         try:
-            if os.stat(Path(job.out) / path).st_size != size: return None
-        except OSError: return None
+            if os.stat(Path(job.out) / path).st_size != size:
+                return None
+        except OSError:
+            return None
     return ledger
 
 # %% ../nbs/13_curation.ipynb #7d1b3757
@@ -994,13 +1581,20 @@ def _lay_aside(job: ShardJob, alone: bool = True):
     with contextlib.suppress(OSError):
         for stale in job.ledger.parent.glob(f".tmp-*-{job.name}.*") if alone else ():
             stale.unlink(missing_ok=True)
-    try: old = read_json(job.ledger)
-    except BadInput: return
-    def aside(path): return path.with_name(f".before-{old.get('job')}-{path.name}")
+    try:
+        old = read_json(job.ledger)
+    except BadInput:
+        return
+
+    def aside(path):
+        return path.with_name(f".before-{old.get('job')}-{path.name}")
+
     with _disk(out):
         os.replace(job.ledger, aside(job.ledger))
         for path in (out / p for p in old.get("files", {}) if not p.endswith(".npy")):
-            if path.exists(): os.replace(path, aside(path))
+            if path.exists():
+                os.replace(path, aside(path))
+
 
 def _rows_before(out: Path, name: str = "shard-?????"):
     "Yields (key, `Before`) of every file that the shards in the folder, also those laid aside, have read."
@@ -1009,37 +1603,52 @@ def _rows_before(out: Path, name: str = "shard-?????"):
             ledger, name = read_json(path), path.stem[-11:]
             for line in path.with_name(f"{path.stem}.rows.jsonl").read_bytes().splitlines():
                 row = json.loads(line)
-                if row.get("file"): yield row["key"], Before(row, ledger["job"], name, ledger["files"])
+                if row.get("file"):
+                    yield row["key"], Before(row, ledger["job"], name, ledger["files"])
+
 
 def _known_hashes(out: Path) -> dict:
     "The hashes of files that were read before, by path."
     known = {}
     for path in (out / "ledger").glob(".shard-?????.hashes.json"):
-        with contextlib.suppress(BadInput, ValueError, TypeError): known.update(read_json(path))
+        with contextlib.suppress(BadInput, ValueError, TypeError):
+            known.update(read_json(path))
     return known
+
 
 def _recall(out: Path, jobs, hashes: dict):
     "Tells the jobs what is known of their files, and those that are not done which of their clips were read before."
-    if not isinstance(jobs, list) or not isinstance(jobs[0].items, list) or not isinstance(jobs[0].items[0], FileRow): return
-    for job in jobs: job.hashes = {i.path: hashes[i.path] for i in job.items if i.path in hashes}
+    if (
+        not isinstance(jobs, list)
+        or not isinstance(jobs[0].items, list)
+        or not isinstance(jobs[0].items[0], FileRow)
+    ):
+        return
+    for job in jobs:
+        job.hashes = {i.path: hashes[i.path] for i in job.items if i.path in hashes}
     undone = {i.key: job for job in jobs if not read_ledger(job) for i in job.items}
     for key, before in _rows_before(out) if undone else ():
-        if key in undone: undone[key].before[key] = before
+        if key in undone:
+            undone[key].before[key] = before
 
 # %% ../nbs/13_curation.ipynb #5a4a3d44
 def _make_shard(job: ShardJob, tick):
     s, rows, sums, shapes = job.settings, [], {}, {}
     files = (TarShard if s.layout == "shards" else FolderShard)(Path(job.out), job.name)
     with _disk(job.out):
-        for name in ("manifest.parquet", "dataset.json"): (Path(job.out) / name).unlink(missing_ok=True)
+        for name in ("manifest.parquet", "dataset.json"):
+            (Path(job.out) / name).unlink(missing_ok=True)
     with IsolatedReader() as reader, contextlib.ExitStack() as stack:
         stack.callback(files.abort)
         for item in job.items:
             row, arrays = _one(item, job, reader)
-            if s.labels is not None and row["label"] not in s.labels and row["reason"] != "failed": continue   # of what failed, no label is known
-            rows.append({**row, "shard": job.index}); _check_keys(rows)
+            if s.labels is not None and row["label"] not in s.labels and row["reason"] != "failed":
+                continue  # of what failed, no label is known
+            rows.append({**row, "shard": job.index})
+            _check_keys(rows)
             for name, a in (arrays or {}).items():
-                files.add(name, row["key"], a); _count(sums, shapes, name, a)
+                files.add(name, row["key"], a)
+                _count(sums, shapes, name, a)
             tick(1)
         done = files.finish()
     _write_ledger(job, rows, done, sums, shapes)
@@ -1047,26 +1656,39 @@ def _make_shard(job: ShardJob, tick):
 # %% ../nbs/13_curation.ipynb #a46a5194
 def _files_as_before(job: ShardJob) -> bool:
     "Whether the files of a finished shard have the bytes that were read."
-    if not isinstance(job.items, list) or not isinstance(job.items[0], FileRow): return True
+    if not isinstance(job.items, list) or not isinstance(job.items[0], FileRow):
+        return True
     read = {row["key"]: row.get("file") for row in _read_rows(job)}
-    return all(_file_content(i.path, job.hashes) == read[i.key] for i in job.items if i.key in read and not i.reason)
+    return all(
+        _file_content(i.path, job.hashes) == read[i.key]
+        for i in job.items
+        if i.key in read and not i.reason
+    )
+
 
 def do_shard(
     job: ShardJob,
-    wait: bool = True,   # wait for another process that is making this shard
-    tick=None,           # called with the number of clips that are done
-) -> str:                # "made", "done" (it was there), or "busy" (another process is at it, and `wait` is false)
+    wait: bool = True,  # wait for another process that is making this shard
+    tick=None,  # called with the number of clips that are done
+) -> (
+    str
+):  # "made", "done" (it was there), or "busy" (another process is at it, and `wait` is false)
     "Makes one shard of a data set unless it is there already. Raises `BadInput` where the disk cannot be written."
     tick = tick or (lambda n: None)
     with _Lock(job.ledger.with_name(f".{job.name}.lock")) as lock:
-        if not lock.take(wait=wait): return "busy"
+        if not lock.take(wait=wait):
+            return "busy"
         ledger, known = read_ledger(job), dict(job.hashes)
         done = bool(ledger) and _files_as_before(job)
-        if done: tick(ledger["count"])
+        if done:
+            tick(ledger["count"])
         else:
-            if ledger: job.before = dict(_rows_before(Path(job.out), job.name)) | job.before
-            _lay_aside(job, lock.held); _make_shard(job, tick)
-        if job.hashes != known or job.hashes and not job.hashed.exists(): write_json(job.hashed, job.hashes)
+            if ledger:
+                job.before = dict(_rows_before(Path(job.out), job.name)) | job.before
+            _lay_aside(job, lock.held)
+            _make_shard(job, tick)
+        if job.hashes != known or job.hashes and not job.hashed.exists():
+            write_json(job.hashed, job.hashes)
         return "done" if done else "made"
 
 # %% ../nbs/13_curation.ipynb #c6497da9
@@ -1082,59 +1704,85 @@ def _deal(owed: dict, label: str, shares) -> str:
 
 # %% ../nbs/13_curation.ipynb #02fd4221
 def assign_splits(
-    rows: list[dict],        # rows of the manifest; those that have a split keep it
+    rows: list[dict],  # rows of the manifest; those that have a split keep it
     seed: int = 0,
     shares=(("test", 0.2), ("val", 0.1)),  # the rest is train
 ) -> list[dict]:
     "The same rows, each with a split: clips of one group stay together, and each label is dealt out in the same shares."
     groups = {}
-    for r in rows: groups.setdefault(r["group"], []).append(r)
+    for r in rows:
+        groups.setdefault(r["group"], []).append(r)
     owed = {}
     for g in sorted(groups, key=lambda g: fingerprint([seed, g])):
         given = {r["split"] for r in groups[g] if r["split"]}
         split = next((s for s in ("test", "val", "train") if s in given), min(given, default=None))
         split = split or _deal(owed, groups[g][0]["label"], shares)
-        for r in groups[g]: r["split"] = split
+        for r in groups[g]:
+            r["split"] = split
     return rows
 
 # %% ../nbs/13_curation.ipynb #4f0b8d21
 def _check_numbers(shard, of, shard_size, limit, engine):
-    if not 0 <= shard < of: raise BadInput(f"Shard {shard} of {of}: the first must be at least 0 and below the second.")
-    if shard_size is not None and shard_size < 1: raise BadInput(f"shard_size={shard_size}: a shard holds at least one clip.")
-    if limit is not None and limit < 1: raise BadInput(f"limit={limit}: at least one clip must be asked for.")
-    if engine not in ("local", "ray"): raise BadInput(f"There is no engine {engine!r}; choose local or ray.")
+    if not 0 <= shard < of:
+        raise BadInput(f"Shard {shard} of {of}: the first must be at least 0 and below the second.")
+    if shard_size is not None and shard_size < 1:
+        raise BadInput(f"shard_size={shard_size}: a shard holds at least one clip.")
+    if limit is not None and limit < 1:
+        raise BadInput(f"limit={limit}: at least one clip must be asked for.")
+    if engine not in ("local", "ray"):
+        raise BadInput(f"There is no engine {engine!r}; choose local or ray.")
+
 
 def _known_reasons(refuse) -> tuple:
     unknown = [r for r in refuse if r not in REASONS]
-    if unknown: raise BadInput(f"There is no reason {unknown[0]!r} to refuse a clip; choose from {', '.join(REASONS)}.")
+    if unknown:
+        raise BadInput(
+            f"There is no reason {unknown[0]!r} to refuse a clip; choose from {', '.join(REASONS)}."
+        )
     return tuple(refuse)
 
 # %% ../nbs/13_curation.ipynb #323a12bc
 def _names(store, views, features) -> tuple:
     counts = Counter([*store, *(views or {}), *(features or {})])
     wrong = [n for n, c in counts.items() if c > 1 or n == "ledger" or n != safe_key(n, stem=True)]
-    if wrong: raise BadInput(f"The name {wrong[0]!r} cannot be used for a modality, or is used twice.")
-    if set(store) - {"frames", "audio"}: raise BadInput(f"store={store!r}: what is stored is frames, audio or both.")
+    if wrong:
+        raise BadInput(f"The name {wrong[0]!r} cannot be used for a modality, or is used twice.")
+    if set(store) - {"frames", "audio"}:
+        raise BadInput(f"store={store!r}: what is stored is frames, audio or both.")
     return tuple(store)
 
+
 def _layout(rows, out: Path, layout: str, limit) -> str:
-    if layout not in ("auto", "folder", "shards"): raise BadInput(f"There is no layout {layout!r}; choose folder, shards or auto.")
-    if layout != "auto": return layout
-    if (out / "settings.json").exists(): return read_json(out / "settings.json").get("settings", {}).get("layout", "folder")
-    count = min(len(rows), limit or len(rows)) if hasattr(rows, "__len__") else limit or float("inf")
+    if layout not in ("auto", "folder", "shards"):
+        raise BadInput(f"There is no layout {layout!r}; choose folder, shards or auto.")
+    if layout != "auto":
+        return layout
+    if (out / "settings.json").exists():
+        return read_json(out / "settings.json").get("settings", {}).get("layout", "folder")
+    count = (
+        min(len(rows), limit or len(rows)) if hasattr(rows, "__len__") else limit or float("inf")
+    )
     return "shards" if count > 2000 else "folder"
 
 # %% ../nbs/13_curation.ipynb #c513df00
 def _rows_of(source, clips, labels, labels_file, captions, limit, refuse, hashes=None):
     "What the source holds: a list, a factory or an iterator."
     if isinstance(source, (str, os.PathLike)):
-        if clips is not None: source = vggsound_rows(source, clips, LABELS if labels is None else labels, limit=limit)
-        else: source = folder_rows(source, labels_file, labels, limit)
-    if not isinstance(source, (list, tuple)): return source
+        if clips is not None:
+            source = vggsound_rows(source, clips, LABELS if labels is None else labels, limit=limit)
+        else:
+            source = folder_rows(source, labels_file, labels, limit)
+    if not isinstance(source, (list, tuple)):
+        return source
     source = list(source)[:limit]
-    if not source: raise BadInput("There is no clip to curate: the source is empty, or no clip has one of the labels asked for.")
-    if not isinstance(source[0], FileRow): return [as_clip(c) for c in source]
-    if captions: source = join_captions(source, captions)
+    if not source:
+        raise BadInput(
+            "There is no clip to curate: the source is empty, or no clip has one of the labels asked for."
+        )
+    if not isinstance(source[0], FileRow):
+        return [as_clip(c) for c in source]
+    if captions:
+        source = join_captions(source, captions)
     return _mark_duplicates(source, hashes) if "duplicate" in refuse else source
 
 # %% ../nbs/13_curation.ipynb #8805661d
@@ -1142,49 +1790,89 @@ def _stream_jobs(stream, out, settings, features):
     "One job after the other, for as long as the stream gives clips; a finished shard's clips are drawn and compared, not stored again."
     for i in itertools.count():
         first = next(stream, None)
-        if first is None: return
-        job = ShardJob(str(out), i, itertools.chain([first], itertools.islice(stream, settings.shard_size - 1)), settings, features)
+        if first is None:
+            return
+        job = ShardJob(
+            str(out),
+            i,
+            itertools.chain([first], itertools.islice(stream, settings.shard_size - 1)),
+            settings,
+            features,
+        )
         ledger = read_ledger(job)
-        if ledger: _compare_stream(job)
+        if ledger:
+            _compare_stream(job)
         yield job
+
 
 def _compare_stream(job):
     kept = [(row["key"], row["label"], row["content"]) for row in _read_rows(job)]
-    given = [(c.key, c.label, _content(c)) for c in job.items if job.settings.labels is None or c.label in job.settings.labels]
-    if len(kept) != len(given) or any(a[:2] != b[:2] or (b[2] and a[2] != b[2]) for a, b in zip(given, kept)):
-        raise ConfigMismatch(f"{job.out}: the stream gives other clips than last time; use another folder.")
+    given = [
+        (c.key, c.label, _content(c))
+        for c in job.items
+        if job.settings.labels is None or c.label in job.settings.labels
+    ]
+    if len(kept) != len(given) or any(
+        a[:2] != b[:2] or (b[2] and a[2] != b[2]) for a, b in zip(given, kept)
+    ):
+        raise ConfigMismatch(
+            f"{job.out}: the stream gives other clips than last time; use another folder."
+        )
 
 # %% ../nbs/13_curation.ipynb #5f2882a4
 def _jobs(source, out, settings, features, limit):
     "The shards of the data set: a list of `ShardJob`, or a generator of them for a stream."
     n = settings.shard_size
-    if not hasattr(source, "__getitem__"): return _stream_jobs(map(as_clip, itertools.islice(source, limit)), out, settings, features)
+    if not hasattr(source, "__getitem__"):
+        return _stream_jobs(map(as_clip, itertools.islice(source, limit)), out, settings, features)
     total = len(source) if limit is None else min(limit, len(source))
-    if not total: raise BadInput("There is no clip to curate: the source is empty.")
-    def part(a): return source[a:a + n] if isinstance(source, list) else FactoryRange(source, a, min(total, a + n))
-    return [ShardJob(str(out), i, part(a), settings, features) for i, a in enumerate(range(0, total, n))]
+    if not total:
+        raise BadInput("There is no clip to curate: the source is empty.")
+
+    def part(a):
+        return (
+            source[a : a + n]
+            if isinstance(source, list)
+            else FactoryRange(source, a, min(total, a + n))
+        )
+
+    return [
+        ShardJob(str(out), i, part(a), settings, features) for i, a in enumerate(range(0, total, n))
+    ]
 
 # %% ../nbs/13_curation.ipynb #d4c3dcdb
-_WHOLE = ("settings.json", "manifest.parquet", "dataset.json")      # what stands for the whole data set
+_WHOLE = ("settings.json", "manifest.parquet", "dataset.json")  # what stands for the whole data set
+
 
 @contextlib.contextmanager
 def _claim(out: Path, settings: CurationSettings, jobs):
     "Checks that the folder is fresh or was made with these settings, and that no other process is filling it with other clips now."
-    if out.exists() and not out.is_dir(): raise BadInput(f"{out}: this is a file; choose a folder for the data set.")
-    plan, path = fingerprint([j.id for j in jobs] if isinstance(jobs, list) else "stream"), out / "settings.json"
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"{out}: this is a file; choose a folder for the data set.")
+    plan, path = (
+        fingerprint([j.id for j in jobs] if isinstance(jobs, list) else "stream"),
+        out / "settings.json",
+    )
     told = json.loads(json.dumps(asdict(settings), default=str))
     with _Lock(out / "ledger" / ".plan.lock") as lock:
         alone = lock.take(wait=False)
-        if lock.held:           # no one else is at work in this folder: a half file here has no writer any more
+        if (
+            lock.held
+        ):  # no one else is at work in this folder: a half file here has no writer any more
             for stale in itertools.chain(*(out.glob(f".tmp-*-{n}") for n in _WHOLE)):
-                with _disk(stale): stale.unlink(missing_ok=True)
-        if not alone: lock.take(shared=True)
+                with _disk(stale):
+                    stale.unlink(missing_ok=True)
+        if not alone:
+            lock.take(shared=True)
         old = read_json(path) if path.exists() else None
         if old and old.get("hash") != settings.hash:
             changed = [k for k in told if told[k] != old.get("settings", {}).get(k)]
-            raise ConfigMismatch(f"{out}: made with other settings ({', '.join(changed)}); choose another folder, or delete this one.")
+            raise ConfigMismatch(
+                f"{out}: made with other settings ({', '.join(changed)}); choose another folder, or delete this one."
+            )
         if not old or old.get("plan") != plan:
-            if not alone: raise BadInput(f"{out}: another process is filling this folder with other clips.")
+            if not alone:
+                raise BadInput(f"{out}: another process is filling this folder with other clips.")
             write_json(path, dict(hash=settings.hash, plan=plan, settings=told))
         lock.take(shared=True)
         yield
@@ -1192,42 +1880,55 @@ def _claim(out: Path, settings: CurationSettings, jobs):
 # %% ../nbs/13_curation.ipynb #26d751ce
 def _run_here(jobs, bar):
     import torch
-    threads = torch.get_num_threads(); torch.set_num_threads(1)     # as in the workers of a pool: one clip is too little work to share
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the workers of a pool: one clip is too little work to share
     try:
         busy = [j for j in jobs if do_shard(j, wait=False, tick=bar.update) == "busy"]
-        for j in busy: do_shard(j, tick=bar.update)
-    finally: torch.set_num_threads(threads)
+        for j in busy:
+            do_shard(j, tick=bar.update)
+    finally:
+        torch.set_num_threads(threads)
 
 # %% ../nbs/13_curation.ipynb #815ac345
-_TICKS = None        # shared by the processes of a pool: how many clips are done
-_UNFIT = None        # why this process of a pool cannot work
+_TICKS = None  # shared by the processes of a pool: how many clips are done
+_UNFIT = None  # why this process of a pool cannot work
+
 
 def _tick(n: int):
-    with _TICKS.get_lock(): _TICKS.value += n
+    with _TICKS.get_lock():
+        _TICKS.value += n
+
 
 def _start_worker(ticks, parent: int):
     global _TICKS, _UNFIT
     _TICKS = ticks
     try:
         import torch
+
         torch.set_num_threads(1)
-    except Exception as e:       # raised here, it would be told as a process that died
+    except Exception as e:  # raised here, it would be told as a process that died
         _UNFIT = e
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
+
 def _end_with(parent: int):
     "Ends this process soon after its parent has ended, also if that was killed."
-    while os.getppid() == parent: time.sleep(0.5)
+    while os.getppid() == parent:
+        time.sleep(0.5)
     os._exit(1)
 
+
 def _work(job: ShardJob, wait: bool) -> str:
-    if _UNFIT: raise _UNFIT
+    if _UNFIT:
+        raise _UNFIT
     return do_shard(job, wait, _tick)
 
 # %% ../nbs/13_curation.ipynb #b92519d4
 def _drain(pool, jobs, wait: bool, ticks, bar) -> list:
     "Runs the jobs and returns those that another process was busy with."
     from concurrent.futures import wait as wait_for
+
     futures, busy = {pool.submit(_work, j, wait): j for j in jobs}, []
     left = set(futures)
     while left:
@@ -1241,64 +1942,95 @@ def _run_in_pool(jobs, workers: int, bar):
     "Shards over processes. A pool that loses a worker is built again; shards that another program holds are waited for at the end."
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
+
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     ticks, wait, losses = context.Value("q", 0), False, 0
     while jobs:
         pool = ProcessPoolExecutor(workers, context, _start_worker, (ticks, os.getpid()))
-        try: jobs, wait = _drain(pool, jobs, wait, ticks, bar), True
+        try:
+            jobs, wait = _drain(pool, jobs, wait, ticks, bar), True
         except BrokenProcessPool as e:
-            losses += 1; left = [j for j in jobs if not read_ledger(j)]
+            losses += 1
+            left = [j for j in jobs if not read_ledger(j)]
             if losses > 3 and len(left) == len(jobs):
-                raise BadInput("The worker processes keep dying, perhaps for lack of memory; use fewer of them.") from e
+                raise BadInput(
+                    "The worker processes keep dying, perhaps for lack of memory; use fewer of them."
+                ) from e
             jobs = left
-        finally: pool.shutdown(wait=False, cancel_futures=True)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 # %% ../nbs/13_curation.ipynb #a90c44e7
 def _start_ray(ray, workers: int, address):
-    options = dict(address=address) if address else dict(num_cpus=max(1, workers), include_dashboard=False, object_store_memory=128 << 20)
-    try: ray.init(log_to_driver=False, **options)
-    except Exception as e:      # Ray raises whatever it likes here, also a bare `Exception`
-        raise BadInput(f"There is no Ray to work with at {address or 'this machine'} ({' '.join(str(e).split())[:200]}).") from e
+    options = (
+        dict(address=address)
+        if address
+        else dict(num_cpus=max(1, workers), include_dashboard=False, object_store_memory=128 << 20)
+    )
+    try:
+        ray.init(log_to_driver=False, **options)
+    except Exception as e:  # Ray raises whatever it likes here, also a bare `Exception`
+        raise BadInput(
+            f"There is no Ray to work with at {address or 'this machine'} ({' '.join(str(e).split())[:200]})."
+        ) from e
+
 
 def _ray_work(job: ShardJob) -> str:
     import torch
+
     torch.set_num_threads(1)
     return do_shard(job)
 
 # %% ../nbs/13_curation.ipynb #9cb63617
 def _run_on_ray(jobs, workers: int, address, bar):
     "The same function on a Ray cluster (extra `ray`); the folder must be one that every machine sees."
-    try: import ray
-    except ImportError as e: raise BadInput("This engine needs Ray; install it with: pip install 'scene4m[ray]'.") from e
+    try:
+        import ray
+    except ImportError as e:
+        raise BadInput("This engine needs Ray; install it with: pip install 'scene4m[ray]'.") from e
     started = not ray.is_initialized()
-    if started: _start_ray(ray, workers, address)
+    if started:
+        _start_ray(ray, workers, address)
     remote = ray.remote(num_cpus=1, max_retries=8, retry_exceptions=False)(_ray_work)
     try:
         left = {remote.remote(j): j for j in jobs}
         while left:
             done, _ = ray.wait(list(left), num_returns=1)
-            try: ray.get(done[0])
-            except ray.exceptions.RayTaskError as e: raise (e.cause if isinstance(e.cause, BadInput) else e) from None
-            except ray.exceptions.RayError as e: raise BadInput(f"Ray gave a shard up ({type(e).__name__}); run the same command again.") from e
+            try:
+                ray.get(done[0])
+            except ray.exceptions.RayTaskError as e:
+                raise (e.cause if isinstance(e.cause, BadInput) else e) from None
+            except ray.exceptions.RayError as e:
+                raise BadInput(
+                    f"Ray gave a shard up ({type(e).__name__}); run the same command again."
+                ) from e
             bar.update(len(left.pop(done[0]).items))
     finally:
-        if started: ray.shutdown()
+        if started:
+            ray.shutdown()
 
 # %% ../nbs/13_curation.ipynb #7e79cf98
 def _run_jobs(jobs, shard, of, workers, engine, address) -> list:
     "Makes the shards and returns all jobs; those of other processes are left to them."
     if not isinstance(jobs, list):
         made = []
-        for job in jobs: do_shard(job); made.append(replace(job, items=None))
-        if not made: raise BadInput("There is no clip to curate: the stream is empty.")
+        for job in jobs:
+            do_shard(job)
+            made.append(replace(job, items=None))
+        if not made:
+            raise BadInput("There is no clip to curate: the stream is empty.")
         return made
     mine = jobs[shard::of]
     bar = progress(desc="curate", total=sum(len(j.items) for j in mine))
     try:
-        if engine == "ray": _run_on_ray(mine, workers, address, bar)
-        elif workers <= 1 or len(mine) == 1: _run_here(mine, bar)
-        else: _run_in_pool(mine, min(workers, len(mine)), bar)
-    finally: bar.close()
+        if engine == "ray":
+            _run_on_ray(mine, workers, address, bar)
+        elif workers <= 1 or len(mine) == 1:
+            _run_here(mine, bar)
+        else:
+            _run_in_pool(mine, min(workers, len(mine)), bar)
+    finally:
+        bar.close()
     return jobs
 
 # %% ../nbs/13_curation.ipynb #2e7d40f8
@@ -1306,7 +2038,8 @@ def _columns(jobs: list) -> dict:
     "The rows of finished shards, by column. A text that many rows share is kept once: a seventh of the memory of as many dicts."
     columns = {c: [] for c in COLUMNS}
     for row in itertools.chain.from_iterable(map(_read_rows, jobs)):
-        for c, values in columns.items(): values.append(sys.intern(row[c]) if isinstance(row[c], str) else row[c])
+        for c, values in columns.items():
+            values.append(sys.intern(row[c]) if isinstance(row[c], str) else row[c])
     return columns
 
 # %% ../nbs/13_curation.ipynb #345829e0
@@ -1314,25 +2047,47 @@ def _refuse_equal_content(rows: dict, settings: CurationSettings):
     "Marks, in the columns of the manifest, kept clips that have the content of an earlier one."
     seen = {}
     for i, (key, content, status) in enumerate(zip(rows["key"], rows["content"], rows["status"])):
-        if status != "kept" or "duplicate" not in settings.refuse: continue
+        if status != "kept" or "duplicate" not in settings.refuse:
+            continue
         first = seen.setdefault(content, key)
-        if first != key: rows["status"][i], rows["reason"][i], rows["message"][i] = "refused", "duplicate", f"{key!r}: the same content as {first!r}."
+        if first != key:
+            rows["status"][i], rows["reason"][i], rows["message"][i] = (
+                "refused",
+                "duplicate",
+                f"{key!r}: the same content as {first!r}.",
+            )
 
 # %% ../nbs/13_curation.ipynb #45a8824f
 def _sweep(out: Path, settings: CurationSettings, ledgers: list, jobs: list):
     "Removes shards and arrays that an earlier, longer list of clips left behind."
-    stale = [p for p in (out / "ledger").glob(".shard-*.hashes.json") if p not in {j.hashed for j in jobs}]
-    for path in [*stale, *(out / "ledger").glob(".before-*"), *(p for m in settings.modalities for p in (out / m).glob(".before-*.tar"))]:
-        with _disk(path): path.unlink(missing_ok=True)
+    stale = [
+        p
+        for p in (out / "ledger").glob(".shard-*.hashes.json")
+        if p not in {j.hashed for j in jobs}
+    ]
+    for path in [
+        *stale,
+        *(out / "ledger").glob(".before-*"),
+        *(p for m in settings.modalities for p in (out / m).glob(".before-*.tar")),
+    ]:
+        with _disk(path):
+            path.unlink(missing_ok=True)
     listed = {p for l in ledgers for p in l["files"]} | {f"ledger/{j.name}.json" for j in jobs}
     ending = "tar" if settings.layout == "shards" else "npy"
-    for path in itertools.chain(*((out / m).glob(f"[!.]*.{ending}") for m in settings.modalities), (out / "ledger").glob("shard-*.json*")):
+    for path in itertools.chain(
+        *((out / m).glob(f"[!.]*.{ending}") for m in settings.modalities),
+        (out / "ledger").glob("shard-*.json*"),
+    ):
         if f"{path.parent.name}/{path.name}" not in listed and path.is_file():
-            with _disk(path): path.unlink(missing_ok=True)
+            with _disk(path):
+                path.unlink(missing_ok=True)
     names = {j.name for j in jobs}
-    for path in out.glob("*/.tmp-*shard-*"):        # an unfinished one of a shard that is no longer asked for
+    for path in out.glob(
+        "*/.tmp-*shard-*"
+    ):  # an unfinished one of a shard that is no longer asked for
         if not names & set(re.findall(r"shard-\d{5}", path.name)):
-            with _disk(path): path.unlink(missing_ok=True)
+            with _disk(path):
+                path.unlink(missing_ok=True)
 
 # %% ../nbs/13_curation.ipynb #4a04af33
 def _about(manifest, settings: CurationSettings, ledgers: list) -> dict:
@@ -1343,23 +2098,47 @@ def _about(manifest, settings: CurationSettings, ledgers: list) -> dict:
         for name, (n, total, squares, low, high) in l["sums"].items():
             a = sums.get(name, (0, 0.0, 0.0, low, high))
             sums[name] = (a[0] + n, a[1] + total, a[2] + squares, min(a[3], low), max(a[4], high))
-    stats = {k: dict(mean=t / n, std=max(0.0, q / n - (t / n) ** 2) ** 0.5, min=lo, max=hi) for k, (n, t, q, lo, hi) in sums.items()}
-    def count(column): return {str(k): int(v) for k, v in sorted(Counter(column).items())}
-    return dict(format=settings.format, settings=settings.hash, layout=settings.layout, shards=len(ledgers), clips=len(manifest),
-                kept=len(kept), refused=count(manifest.reason[manifest.status != "kept"]),
-                hours=round(float(kept.duration.sum()) / 3600, 4), splits=count(kept.split), labels=count(kept.label),
-                arrays={k: dict(dtype=d, shape=s) for k, (d, s) in sorted(arrays.items())}, statistics=dict(sorted(stats.items())))
+    stats = {
+        k: dict(mean=t / n, std=max(0.0, q / n - (t / n) ** 2) ** 0.5, min=lo, max=hi)
+        for k, (n, t, q, lo, hi) in sums.items()
+    }
+
+    def count(column):
+        return {str(k): int(v) for k, v in sorted(Counter(column).items())}
+
+    return dict(
+        format=settings.format,
+        settings=settings.hash,
+        layout=settings.layout,
+        shards=len(ledgers),
+        clips=len(manifest),
+        kept=len(kept),
+        refused=count(manifest.reason[manifest.status != "kept"]),
+        hours=round(float(kept.duration.sum()) / 3600, 4),
+        splits=count(kept.split),
+        labels=count(kept.label),
+        arrays={k: dict(dtype=d, shape=s) for k, (d, s) in sorted(arrays.items())},
+        statistics=dict(sorted(stats.items())),
+    )
 
 # %% ../nbs/13_curation.ipynb #55c3bea2
 def assemble(out: Path, settings: CurationSettings, jobs: list):
     "Joins the rows of all shards; once every shard is there, writes `manifest.parquet` and `dataset.json`."
     import pandas as pd
+
     ledgers = [read_ledger(j) for j in jobs]
     rows = _columns([j for j, ledger in zip(jobs, ledgers) if ledger])
     twice = next((k for k, n in Counter(k.lower() for k in rows["key"]).items() if n > 1), None)
-    if twice is not None: raise BadInput(f"{out}: two clips have the key {twice!r}; keys must be unlike each other.")
+    if twice is not None:
+        raise BadInput(f"{out}: two clips have the key {twice!r}; keys must be unlike each other.")
     _refuse_equal_content(rows, settings)
-    dealt = assign_splits([dict(zip(("group", "label", "split"), r)) for r in zip(rows["group"], rows["label"], rows["split"])], settings.seed)
+    dealt = assign_splits(
+        [
+            dict(zip(("group", "label", "split"), r))
+            for r in zip(rows["group"], rows["label"], rows["split"])
+        ],
+        settings.seed,
+    )
     rows["split"] = [r["split"] for r in dealt]
     manifest = pd.DataFrame(rows)
     if all(ledgers):
@@ -1377,9 +2156,12 @@ def summarise(manifest) -> str:
     lines = [f"{len(kept)} of {len(manifest)} clips kept, {kept.duration.sum() / 3600:.2f} hours"]
     for reason, n in refused.most_common():
         lines.append(f"  refused, {reason}: {n} ({REASONS[reason]})")
-        if reason == "failed": lines.append("    " + manifest.message[manifest.reason == reason].iloc[0])
-    if seconds: lines.append(f"  {len(manifest) / seconds:.1f} clips per second")
-    if not manifest.attrs.get("complete", True): lines.append("  some shards belong to other processes and are not finished")
+        if reason == "failed":
+            lines.append("    " + manifest.message[manifest.reason == reason].iloc[0])
+    if seconds:
+        lines.append(f"  {len(manifest) / seconds:.1f} clips per second")
+    if not manifest.attrs.get("complete", True):
+        lines.append("  some shards belong to other processes and are not finished")
     return "\n".join(lines)
 
 # %% ../nbs/13_curation.ipynb #cb8fd101
@@ -1388,22 +2170,36 @@ def verify_dataset(folder) -> list[str]:
     folder, wrong = Path(folder), []
     for ledger in sorted((folder / "ledger").glob("shard-?????.json")):
         for path, (_, digest) in read_json(ledger)["files"].items():
-            if not (folder / path).exists() or file_hash(folder / path) != digest: wrong.append(path)
+            if not (folder / path).exists() or file_hash(folder / path) != digest:
+                wrong.append(path)
     return wrong
 
 # %% ../nbs/13_curation.ipynb #8c9c9w01
 def _world(source, manifest, captions: dict) -> World:
     "The world of a data set: the one that comes with the source, widened by what else the clips say; else the one that they speak of."
     kept = manifest[manifest.status == "kept"]
-    rows = [dict(label=l, attributes=json.loads(a) if isinstance(a, str) and a else None) for l, a in zip(kept.label, kept.attributes)]
+    rows = [
+        dict(label=l, attributes=json.loads(a) if isinstance(a, str) and a else None)
+        for l, a in zip(kept.label, kept.attributes)
+    ]
     found, given = world_of(rows, captions), getattr(source, "world", None)
-    if given is None and isinstance(source, (str, os.PathLike)) and (Path(source) / "world.json").exists():
+    if (
+        given is None
+        and isinstance(source, (str, os.PathLike))
+        and (Path(source) / "world.json").exists()
+    ):
         given = World.load(source)
-    if given is None: return found
+    if given is None:
+        return found
     more = tuple(label for label in found.labels if label not in given.labels)
-    return replace(given, labels=given.labels + more, captions={**given.captions, **captions}) if more or captions else given
+    return (
+        replace(given, labels=given.labels + more, captions={**given.captions, **captions})
+        if more or captions
+        else given
+    )
 
-def _sentences(captions) -> tuple:      # ({label: sentences}, files of captions by id)
+
+def _sentences(captions) -> tuple:  # ({label: sentences}, files of captions by id)
     "Files of captions, of either kind."
     files = [captions] if isinstance(captions, (str, os.PathLike)) else list(captions or ())
     words = {k: v for f in files if is_dictionary(f) for k, v in read_captions(f).items()}
@@ -1412,27 +2208,33 @@ def _sentences(captions) -> tuple:      # ({label: sentences}, files of captions
 
 # %% ../nbs/13_curation.ipynb #8c9c980e
 def curate(
-    source,                    # a folder, the csv of VGG-Sound, or `RawClip`s: a list, an iterator, or a factory with `len` and `[i]`
-    out,                       # folder of the data set
+    source,  # a folder, the csv of VGG-Sound, or `RawClip`s: a list, an iterator, or a factory with `len` and `[i]`
+    out,  # folder of the data set
     *,
-    clips=None,                # folder of the clips that the csv lists
+    clips=None,  # folder of the clips that the csv lists
     clip: ClipSpec = ClipSpec(),
-    labels=None,               # labels to keep; None keeps all of a folder, and the fourteen of the paper from the csv
-    labels_file=None,          # csv that names files and labels, if it does not lie beside the clips
-    captions=None,             # a dictionary label → sentences (JSON, YAML, csv), or csv files with captions or further labels, joined by id
-    features: dict | None = None,   # {name: f(frames, wave, valid) -> array}, computed in the same pass; picklable
-    views: dict | None = None,      # {name: FrameSpec}: further pictures from the same decode, for files
-    store=("frames", "audio"), # arrays to store
+    labels=None,  # labels to keep; None keeps all of a folder, and the fourteen of the paper from the csv
+    labels_file=None,  # csv that names files and labels, if it does not lie beside the clips
+    captions=None,  # a dictionary label → sentences (JSON, YAML, csv), or csv files with captions or further labels, joined by id
+    features: dict
+    | None = None,  # {name: f(frames, wave, valid) -> array}, computed in the same pass; picklable
+    views: dict
+    | None = None,  # {name: FrameSpec}: further pictures from the same decode, for files
+    store=("frames", "audio"),  # arrays to store
     refuse=("short", "duplicate"),  # reasons of `REASONS` that a readable clip may be refused for
-    min_seconds: float = 0.5, crop="auto",  # what counts as short; black bars: "auto" or None
-    layout: str = "auto",      # "folder", "shards" (tar), or "auto": tar above 2,000 clips
+    min_seconds: float = 0.5,
+    crop="auto",  # what counts as short; black bars: "auto" or None
+    layout: str = "auto",  # "folder", "shards" (tar), or "auto": tar above 2,000 clips
     shard_size: int | None = None,  # clips in one shard
-    timeout: float = 20.0,     # seconds for one file
-    workers: int = 1, limit: int | None = None,  # processes; stop after so many clips
-    seed: int = 0,             # of the splits
-    shard: int = 0, of: int = 1,    # this process makes every `of`-th shard, beginning with number `shard`
-    engine: str = "local", address: str | None = None,  # "local" or "ray", and where the Ray cluster is
-):                             # pandas.DataFrame, one row for each clip asked for
+    timeout: float = 20.0,  # seconds for one file
+    workers: int = 1,
+    limit: int | None = None,  # processes; stop after so many clips
+    seed: int = 0,  # of the splits
+    shard: int = 0,
+    of: int = 1,  # this process makes every `of`-th shard, beginning with number `shard`
+    engine: str = "local",
+    address: str | None = None,  # "local" or "ray", and where the Ray cluster is
+):  # pandas.DataFrame, one row for each clip asked for
     "Checks clips and writes them as a data set; goes on where it stopped. Raises `ConfigMismatch` for a folder made with other settings."
     began, out = time.perf_counter(), Path(out)
     _check_numbers(shard, of, shard_size, limit, engine)
@@ -1440,9 +2242,20 @@ def curate(
     (words, by_id), hashes = _sentences(captions), _known_hashes(out)
     rows = _rows_of(source, clips, labels, labels_file, by_id, limit, refuse, hashes)
     layout = _layout(rows, out, layout, limit)
-    settings = CurationSettings(clip, _names(store, views, features), tuple((views or {}).items()),
-                                tuple((k, _describe_feature(f)) for k, f in (features or {}).items()), _known_reasons(refuse), min_seconds,
-                                crop, labels, seed, layout, shard_size or (1000 if layout == "shards" else 50), timeout)
+    settings = CurationSettings(
+        clip,
+        _names(store, views, features),
+        tuple((views or {}).items()),
+        tuple((k, _describe_feature(f)) for k, f in (features or {}).items()),
+        _known_reasons(refuse),
+        min_seconds,
+        crop,
+        labels,
+        seed,
+        layout,
+        shard_size or (1000 if layout == "shards" else 50),
+        timeout,
+    )
     jobs = _jobs(rows, out, settings, features or {}, limit)
     with _claim(out, settings, jobs):
         _recall(out, jobs, hashes)
@@ -1455,16 +2268,31 @@ def curate(
 # %% ../nbs/13_curation.ipynb #4ff11657
 class ClipDataset:
     "A data set on disk: its manifest and its arrays, whichever way they are stored."
+
     def __init__(self, folder):  # what `curate` wrote
         import pandas as pd
+
         self.folder = Path(folder)
         if not (self.folder / "manifest.parquet").exists():
             half = (self.folder / "ledger").exists()
-            do = "not finished; run the same command again" if half else "no data set is here; `scene4m curate` makes one of a folder of clips"
+            do = (
+                "not finished; run the same command again"
+                if half
+                else "no data set is here; `scene4m curate` makes one of a folder of clips"
+            )
             raise BadInput(f"{self.folder}: {do}.")
-        self.settings, self.about = read_json(self.folder / "settings.json")["settings"], read_json(self.folder / "dataset.json")
-        try: self.all_rows = pd.read_parquet(self.folder / "manifest.parquet")       # also the refused clips
-        except (OSError, ValueError) as e: raise BadInput(f"{self.folder}: the manifest is damaged ({e}); run the same command again.") from e
+        self.settings, self.about = (
+            read_json(self.folder / "settings.json")["settings"],
+            read_json(self.folder / "dataset.json"),
+        )
+        try:
+            self.all_rows = pd.read_parquet(
+                self.folder / "manifest.parquet"
+            )  # also the refused clips
+        except (OSError, ValueError) as e:
+            raise BadInput(
+                f"{self.folder}: the manifest is damaged ({e}); run the same command again."
+            ) from e
         self.manifest = self.all_rows[self.all_rows.status == "kept"].reset_index(drop=True)
         self.world = World.load(self.folder) if (self.folder / "world.json").exists() else None
         self._place, self._tars = {k: i for i, k in enumerate(self.manifest.key)}, {}
@@ -1472,84 +2300,155 @@ class ClipDataset:
     @property
     def identity(self) -> str:
         "A name for what is in it: another one as soon as a clip is replaced, added, removed or labelled anew."
-        columns = ["key", "content", "label", "split", "group", "captions", "attributes", "duration", "has_audio", "has_video", "silent"]
-        return fingerprint([self.about["settings"], self.manifest[columns].astype(str).to_numpy()], 16)
+        columns = [
+            "key",
+            "content",
+            "label",
+            "split",
+            "group",
+            "captions",
+            "attributes",
+            "duration",
+            "has_audio",
+            "has_video",
+            "silent",
+        ]
+        return fingerprint(
+            [self.about["settings"], self.manifest[columns].astype(str).to_numpy()], 16
+        )
 
-    def __len__(self): return len(self.manifest)
+    def __len__(self):
+        return len(self.manifest)
+
     def keys(self, split: str | None = None, modality: str | None = None) -> list[str]:
         "The keys of the kept clips, of one split or of all; with a modality only of those that can be heard (`audio`) or seen (`video`)."
         m = self.manifest
-        if split is not None: m = m[m.split == split]
-        if modality is None: return list(m.key)
+        if split is not None:
+            m = m[m.split == split]
+        if modality is None:
+            return list(m.key)
         states = map(modality_states, m.has_audio, m.silent, m.has_video)
         return [key for key, state in zip(m.key, states) if state[modality] == "used"]
+
     def row(self, key: str) -> dict:
         "The manifest's row of one clip. Raises `BadInput` for an unknown key."
-        if key not in self._place: raise BadInput(f"{self.folder}: the data set has no clip {key!r}.")
-        return {k: None if v != v else v for k, v in self.manifest.iloc[self._place[key]].to_dict().items()}
+        if key not in self._place:
+            raise BadInput(f"{self.folder}: the data set has no clip {key!r}.")
+        return {
+            k: None if v != v else v
+            for k, v in self.manifest.iloc[self._place[key]].to_dict().items()
+        }
+
     def load(self, modality: str, key: str) -> np.ndarray:
         "One array. Raises `BadInput` where it is not there."
         return _load(self, modality, key)
+
     def stack(self, modality: str, keys) -> np.ndarray:
         "The arrays of several clips as one."
         return np.stack([self.load(modality, k) for k in keys])
 
 # %% ../nbs/13_curation.ipynb #e48f047f
 def _load(data: ClipDataset, modality: str, key: str) -> np.ndarray:
-    if key not in data._place: raise BadInput(f"{data.folder}: the data set has no clip {key!r}.")
+    if key not in data._place:
+        raise BadInput(f"{data.folder}: the data set has no clip {key!r}.")
     try:
-        if data.settings["layout"] == "folder": return np.load(data.folder / modality / f"{key}.npy", allow_pickle=False)
+        if data.settings["layout"] == "folder":
+            return np.load(data.folder / modality / f"{key}.npy", allow_pickle=False)
         path, where = _tar_index(data, modality, data.manifest.shard.iat[data._place[key]])
-        with open(path, "rb") as f: f.seek(where[key][0]); return np.load(io.BytesIO(f.read(where[key][1])), allow_pickle=False)
+        with open(path, "rb") as f:
+            f.seek(where[key][0])
+            return np.load(io.BytesIO(f.read(where[key][1])), allow_pickle=False)
     except (OSError, KeyError, ValueError, EOFError, tarfile.TarError) as e:
-        raise BadInput(f"{data.folder}: no array {modality!r} of clip {key!r} ({type(e).__name__}: {e}).") from e
+        raise BadInput(
+            f"{data.folder}: no array {modality!r} of clip {key!r} ({type(e).__name__}: {e})."
+        ) from e
+
 
 def _tar_index(data: ClipDataset, modality: str, shard: int):
     "The tar of a shard and where its members lie in it; nothing is ever unpacked to disk."
     path = data.folder / modality / f"shard-{int(shard):05d}.tar"
     if path not in data._tars:
-        with tarfile.open(path) as tar: data._tars[path] = {m.name.removesuffix(".npy"): (m.offset_data, m.size) for m in tar if m.isfile()}
+        with tarfile.open(path) as tar:
+            data._tars[path] = {
+                m.name.removesuffix(".npy"): (m.offset_data, m.size) for m in tar if m.isfile()
+            }
     return path, data._tars[path]
 
 # %% ../nbs/13_curation.ipynb #b201ad5e
 def _shuffled(data, keys, seed, epoch, window) -> list[str]:
     "Shards in random order, and the clips of `window` shards at a time mixed: random enough to train on, and kind to a disk."
     rng, shards = make_rng("loader", seed, epoch), {}
-    for k in keys: shards.setdefault(int(data.manifest.shard.iat[data._place[k]]), []).append(k)
+    for k in keys:
+        shards.setdefault(int(data.manifest.shard.iat[data._place[k]]), []).append(k)
     order, out = [shards[s] for s in rng.permutation(sorted(shards))], []
     for i in range(0, len(order), window):
-        some = [k for part in order[i:i + window] for k in part]
+        some = [k for part in order[i : i + window] for k in part]
         out += [some[j] for j in rng.permutation(len(some))]
     return out
 
 # %% ../nbs/13_curation.ipynb #105fe5fc
 class _Batches:
     "What torch's loader asks for by number: one batch at a time."
-    def __init__(self, data, modalities, batches): self.data, self.modalities, self.batches = data, modalities, batches
-    def __len__(self): return len(self.batches)
+
+    def __init__(self, data, modalities, batches):
+        self.data, self.modalities, self.batches = data, modalities, batches
+
+    def __len__(self):
+        return len(self.batches)
+
     def __getitem__(self, i):
         import torch
+
         keys = self.batches[i]
-        return dict(key=keys, **{m: torch.from_numpy(self.data.stack(m, keys)) for m in self.modalities})
+        return dict(
+            key=keys, **{m: torch.from_numpy(self.data.stack(m, keys)) for m in self.modalities}
+        )
 
 # %% ../nbs/13_curation.ipynb #b65e7659
 class ClipLoader:
     "Batches of a split, shuffled anew each epoch, the same for the same seed; can be stopped and goes on at the same batch."
-    def __init__(self, data: ClipDataset, modalities=("frames", "audio"), split: str | None = "train", batch_size: int = 32,
-                 seed: int = 0, workers: int = 0, window: int = 4):   # window: shards that are mixed at a time
-        self.data, self.modalities, self.batch_size, self.seed = data, tuple(modalities), batch_size, seed
+
+    def __init__(
+        self,
+        data: ClipDataset,
+        modalities=("frames", "audio"),
+        split: str | None = "train",
+        batch_size: int = 32,
+        seed: int = 0,
+        workers: int = 0,
+        window: int = 4,
+    ):  # window: shards that are mixed at a time
+        self.data, self.modalities, self.batch_size, self.seed = (
+            data,
+            tuple(modalities),
+            batch_size,
+            seed,
+        )
         self.workers, self.window = workers, window
         self.all_keys, self.epoch, self.batch = data.keys(split), 0, 0
-        if not self.all_keys: raise BadInput(f"{data.folder}: there is no clip in the split {split!r}.")
-    def __len__(self): return -(-len(self.all_keys) // self.batch_size)
-    def state_dict(self) -> dict: return dict(epoch=self.epoch, batch=self.batch, seed=self.seed)
-    def load_state_dict(self, state: dict): self.epoch, self.batch, self.seed = state["epoch"], state["batch"], state["seed"]
-    def order(self) -> list[str]: return _shuffled(self.data, self.all_keys, self.seed, self.epoch, self.window)
+        if not self.all_keys:
+            raise BadInput(f"{data.folder}: there is no clip in the split {split!r}.")
+
+    def __len__(self):
+        return -(-len(self.all_keys) // self.batch_size)
+
+    def state_dict(self) -> dict:
+        return dict(epoch=self.epoch, batch=self.batch, seed=self.seed)
+
+    def load_state_dict(self, state: dict):
+        self.epoch, self.batch, self.seed = state["epoch"], state["batch"], state["seed"]
+
+    def order(self) -> list[str]:
+        return _shuffled(self.data, self.all_keys, self.seed, self.epoch, self.window)
+
     def __iter__(self):
         from torch.utils.data import DataLoader
+
         keys, n = self.order(), self.batch_size
-        batches = [keys[i:i + n] for i in range(0, len(keys), n)][self.batch:]
-        for batch in DataLoader(_Batches(self.data, self.modalities, batches), batch_size=None, num_workers=self.workers):
+        batches = [keys[i : i + n] for i in range(0, len(keys), n)][self.batch :]
+        for batch in DataLoader(
+            _Batches(self.data, self.modalities, batches), batch_size=None, num_workers=self.workers
+        ):
             self.batch += 1
             yield batch
         self.epoch, self.batch = self.epoch + 1, 0

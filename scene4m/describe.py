@@ -24,10 +24,29 @@ import torch
 from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d
 
 from .captions import TextTokenizer
-from .core import BadInput, ClipSpec, ConfigMismatch, atomic_write, make_generator, pick_device, read_json, write_json
+from scene4m.core import (
+    BadInput,
+    ClipSpec,
+    ConfigMismatch,
+    atomic_write,
+    make_generator,
+    pick_device,
+    read_json,
+    write_json,
+)
 from .fourm import FourM
-from .generate import (CrossMemory, any_to_any, candidate_rows, caption_logp, decode_rows, encode_once, generate_text, given_text,
-                              score_text, text_gap)
+from scene4m.generate import (
+    CrossMemory,
+    any_to_any,
+    candidate_rows,
+    caption_logp,
+    decode_rows,
+    encode_once,
+    generate_text,
+    given_text,
+    score_text,
+    text_gap,
+)
 from .masking import seen_entry
 from .media import FrameSpec, modality_states, probe, read_clip, write_clip, write_wav
 from .mel import MelFrontEnd
@@ -38,33 +57,42 @@ from .world import World, label_places
 @dataclass
 class Familiar:
     "What the clips of training are like in one sense: some of them as points, and how far from the nearest one a clip may lie."
-    mean: torch.Tensor        # (F,)
-    axes: torch.Tensor        # (F, d): from a look to its place
-    points: torch.Tensor      # int8 (n, d): places, in steps
+
+    mean: torch.Tensor  # (F,)
+    axes: torch.Tensor  # (F, d): from a look to its place
+    points: torch.Tensor  # int8 (n, d): places, in steps
     step: float
     limit: float = 1.0
 
-    def __call__(self, looks: np.ndarray) -> np.ndarray:       # (N, F) → (N,)
+    def __call__(self, looks: np.ndarray) -> np.ndarray:  # (N, F) → (N,)
         "How strange each look is: the distance to the nearest point, 1 at the limit."
         places = (torch.from_numpy(np.asarray(looks, np.float32)) - self.mean) @ self.axes
         return (torch.cdist(places, self.points * self.step).amin(1) / self.limit).numpy()
 
 # %% ../nbs/34_describe.ipynb #141025a7
 SENSES = ("audio", "video")
-SHIPPED = Path(__file__).parent / "pretrained" if "__file__" in globals() else Path("../scene4m/pretrained")
+SHIPPED = (
+    Path(__file__).parent / "pretrained"
+    if "__file__" in globals()
+    else Path("../scene4m/pretrained")
+)
+
 
 @dataclass
 class Checkpoint:
     "A trained scene model with everything that turns a clip into its tokens and its tokens into words."
+
     folder: Path
     model: FourM
-    audio_tokenizer: torch.nn.Module | None     # None: the model was trained without this modality
+    audio_tokenizer: torch.nn.Module | None  # None: the model was trained without this modality
     video_tokenizer: torch.nn.Module | None
     text: TextTokenizer
-    settings: dict = field(default_factory=dict)   # describe.json: temperature, threshold
+    settings: dict = field(default_factory=dict)  # describe.json: temperature, threshold
     clip: ClipSpec = field(default_factory=ClipSpec)
-    familiar: dict = field(default_factory=dict)   # {sense: Familiar}: what the clips of training are like
-    world: World = field(default_factory=World)    # what there is to describe
+    familiar: dict = field(
+        default_factory=dict
+    )  # {sense: Familiar}: what the clips of training are like
+    world: World = field(default_factory=World)  # what there is to describe
 
     @property
     def labels(self) -> tuple:
@@ -79,29 +107,59 @@ class Checkpoint:
     @property
     def front(self) -> MelFrontEnd:
         "What turns a waveform into the mel spectrogram that the audio tokenizer reads."
-        return MelFrontEnd.from_config(self.settings["mel"]) if "mel" in self.settings else MelFrontEnd()
+        return (
+            MelFrontEnd.from_config(self.settings["mel"])
+            if "mel" in self.settings
+            else MelFrontEnd()
+        )
 
 # %% ../nbs/34_describe.ipynb #3bfd94bb
 def senses_read(folder: Path) -> list:
     "The modalities that the model in `folder` reads; both, where its config does not say."
-    try: return [s for s in SENSES if s in read_json(folder / "config.json").get("domains_in", SENSES)]
-    except (BadInput, AttributeError): return list(SENSES)
+    try:
+        return [
+            s for s in SENSES if s in read_json(folder / "config.json").get("domains_in", SENSES)
+        ]
+    except (BadInput, AttributeError):
+        return list(SENSES)
+
 
 def load_checkpoint(
-    folder=None,            # a folder made by `scene4m run` or `save_checkpoint`; None takes the one in the package
+    folder=None,  # a folder made by `scene4m run` or `save_checkpoint`; None takes the one in the package
     device: str | None = None,
 ) -> Checkpoint:
     "The checkpoint in `folder`, ready to describe. Raises `BadInput` if a part is missing, `ConfigMismatch` if parts do not fit."
     folder = Path(folder) if folder is not None else SHIPPED
-    if not folder.is_dir(): raise BadInput(f"{folder}: there is no model folder here; train one with `scene4m run` or name one with --model.")
+    if not folder.is_dir():
+        raise BadInput(
+            f"{folder}: there is no model folder here; train one with `scene4m run` or name one with --model."
+        )
     # a model that was trained on one modality needs its tokenizer alone
     senses = senses_read(folder)
     # COSMOS is TorchScript, all others have their weights in safetensors
-    weights = {s: "encoder.jit" if (folder / f"{s}_tokenizer/encoder.jit").exists() else "model.safetensors" for s in senses}
+    weights = {
+        s: "encoder.jit"
+        if (folder / f"{s}_tokenizer/encoder.jit").exists()
+        else "model.safetensors"
+        for s in senses
+    }
     inside = [f"{s}_tokenizer/{name}" for s in senses for name in ("config.json", weights[s])]
-    for part in ("config.json", "model.safetensors", *(f"{s}_tokenizer" for s in senses), *inside, "text_tokenizer.json", "world.json"):
-        if not (folder / part).exists(): raise BadInput(f"{folder}: the model folder has no {part}; copy the whole folder that training wrote.")
-    if not senses: raise BadInput(f"{folder}: this model reads neither sound nor picture; it cannot describe clips.")
+    for part in (
+        "config.json",
+        "model.safetensors",
+        *(f"{s}_tokenizer" for s in senses),
+        *inside,
+        "text_tokenizer.json",
+        "world.json",
+    ):
+        if not (folder / part).exists():
+            raise BadInput(
+                f"{folder}: the model folder has no {part}; copy the whole folder that training wrote."
+            )
+    if not senses:
+        raise BadInput(
+            f"{folder}: this model reads neither sound nor picture; it cannot describe clips."
+        )
     device = pick_device(device)
     tokenizers = {s: load_tokenizer(folder / f"{s}_tokenizer").to(device).eval() for s in senses}
     model = FourM.from_pretrained(folder).to(device).eval()
@@ -109,43 +167,90 @@ def load_checkpoint(
     for sense, tokenizer in tokenizers.items():
         known = settings.get("fingerprints", {}).get(sense, tokenizer.fingerprint)
         if known != tokenizer.fingerprint:
-            raise ConfigMismatch(f"{folder}: the {sense} tokenizer is not the one this model was trained with; copy the folder again.")
+            raise ConfigMismatch(
+                f"{folder}: the {sense} tokenizer is not the one this model was trained with; copy the folder again."
+            )
     clip = ClipSpec(**settings["clip"]) if "clip" in settings else ClipSpec()
     world = World.load(folder)
     known = model.modalities["category"].vocab_size if "category" in model.decoder_embeddings else 0
     if known != len(world.labels):
-        raise ConfigMismatch(f"{folder}: world.json has {len(world.labels)} labels, the model knows {known}; copy the folder again.")
+        raise ConfigMismatch(
+            f"{folder}: world.json has {len(world.labels)} labels, the model knows {known}; copy the folder again."
+        )
     text = TextTokenizer.from_file(folder / "text_tokenizer.json")
-    return Checkpoint(folder, model, tokenizers.get("audio"), tokenizers.get("video"), text, settings, clip, load_familiar(folder), world)
+    return Checkpoint(
+        folder,
+        model,
+        tokenizers.get("audio"),
+        tokenizers.get("video"),
+        text,
+        settings,
+        clip,
+        load_familiar(folder),
+        world,
+    )
 
 # %% ../nbs/34_describe.ipynb #3bfd94s1
 def load_familiar(folder: Path) -> dict:
     "What is familiar to the model in `folder`, by sense; empty where nothing was noted."
     from safetensors.torch import load_file
-    path = folder / "familiar.safetensors"; kept = load_file(path) if path.exists() else {}
-    def part(sense, name): return kept[f"{sense}.{name}"].float() if name != "points" else kept[f"{sense}.{name}"]
-    return {s: Familiar(*(part(s, n) for n in ("mean", "axes", "points")), *part(s, "scale").tolist()) for s in SENSES if f"{s}.mean" in kept}
+
+    path = folder / "familiar.safetensors"
+    kept = load_file(path) if path.exists() else {}
+
+    def part(sense, name):
+        return kept[f"{sense}.{name}"].float() if name != "points" else kept[f"{sense}.{name}"]
+
+    return {
+        s: Familiar(*(part(s, n) for n in ("mean", "axes", "points")), *part(s, "scale").tolist())
+        for s in SENSES
+        if f"{s}.mean" in kept
+    }
 
 # %% ../nbs/34_describe.ipynb #125119s1
 def save_familiar(folder: Path, familiar: dict) -> None:
     "Keeps what is familiar beside the weights, the directions in 16 bits."
     from safetensors.torch import save
-    kept = {f"{s}.{n}": t.contiguous() for s, f in familiar.items()
-            for n, t in dict(mean=f.mean, axes=f.axes.half(), points=f.points, scale=torch.tensor([f.step, f.limit])).items()}
+
+    kept = {
+        f"{s}.{n}": t.contiguous()
+        for s, f in familiar.items()
+        for n, t in dict(
+            mean=f.mean, axes=f.axes.half(), points=f.points, scale=torch.tensor([f.step, f.limit])
+        ).items()
+    }
     atomic_write(folder / "familiar.safetensors", save(kept))
 
 # %% ../nbs/34_describe.ipynb #1251199f
-def save_checkpoint(folder, model, audio_tokenizer, video_tokenizer, text, settings=None, clip=None, familiar=None,
-                    world=World()) -> Path:
+def save_checkpoint(
+    folder,
+    model,
+    audio_tokenizer,
+    video_tokenizer,
+    text,
+    settings=None,
+    clip=None,
+    familiar=None,
+    world=World(),
+) -> Path:
     "Writes a checkpoint folder that `load_checkpoint` reads; `describe.json` goes last, so that a half-written folder is noticed."
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder); text.save(folder / "text_tokenizer.json")
-    tokenizers = {s: t for s, t in (("audio", audio_tokenizer), ("video", video_tokenizer)) if t is not None}
-    for sense, tokenizer in tokenizers.items(): tokenizer.save_pretrained(folder / f"{sense}_tokenizer")
-    if familiar: save_familiar(folder, familiar)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    text.save(folder / "text_tokenizer.json")
+    tokenizers = {
+        s: t for s, t in (("audio", audio_tokenizer), ("video", video_tokenizer)) if t is not None
+    }
+    for sense, tokenizer in tokenizers.items():
+        tokenizer.save_pretrained(folder / f"{sense}_tokenizer")
+    if familiar:
+        save_familiar(folder, familiar)
     world.save(folder)
     settings = dict(settings or {}, fingerprints={s: t.fingerprint for s, t in tokenizers.items()})
-    settings["clip"], settings["mel"] = vars(clip or ClipSpec()), settings.get("mel") or MelFrontEnd().config
+    settings["clip"], settings["mel"] = (
+        vars(clip or ClipSpec()),
+        settings.get("mel") or MelFrontEnd().config,
+    )
     write_json(folder / "describe.json", settings)
     return folder
 
@@ -153,92 +258,134 @@ def save_checkpoint(folder, model, audio_tokenizer, video_tokenizer, text, setti
 @dataclass
 class Description:
     "What the model says about one clip, or one window of it."
+
     file: str
-    description: str                 # the sentence; where the model abstains, a sentence that says so
-    confidence: float                # calibrated probability of the named category
-    abstains: bool                   # True below the threshold, or where the clip is unlike everything seen in training
-    senses: dict                     # {"audio": …, "video": …}, each `used`, `silent` or `missing`
-    categories: list                 # [{"label": …, "p": …}], most likely first
-    seconds: float = 0.0             # time it took
-    guess: str = ""                  # the sentence as the model wrote it
-    reason: str = ""                 # why it abstains
-    direction: str = ""              # what someone walking should do; empty where there is no reason to say anything, or no certainty
-    start: float = 0.0               # start and end of the window in the recording, in seconds
+    description: str  # the sentence; where the model abstains, a sentence that says so
+    confidence: float  # calibrated probability of the named category
+    abstains: (
+        bool  # True below the threshold, or where the clip is unlike everything seen in training
+    )
+    senses: dict  # {"audio": …, "video": …}, each `used`, `silent` or `missing`
+    categories: list  # [{"label": …, "p": …}], most likely first
+    seconds: float = 0.0  # time it took
+    guess: str = ""  # the sentence as the model wrote it
+    reason: str = ""  # why it abstains
+    direction: str = ""  # what someone walking should do; empty where there is no reason to say anything, or no certainty
+    start: float = 0.0  # start and end of the window in the recording, in seconds
     end: float = 0.0
-    part: str = ""                   # that more of the recording follows, and how to get it; empty where nothing does
+    part: str = (
+        ""  # that more of the recording follows, and how to get it; empty where nothing does
+    )
 
     def to_dict(self) -> dict:
         "The fixed form of `describe --json`, with the window and the model's own sentence added."
-        return {**vars(self), "confidence": round(self.confidence, 4), "seconds": round(self.seconds, 3),
-                "categories": [dict(label=c["label"], p=round(c["p"], 4)) for c in self.categories]}
+        return {
+            **vars(self),
+            "confidence": round(self.confidence, 4),
+            "seconds": round(self.seconds, 3),
+            "categories": [dict(label=c["label"], p=round(c["p"], 4)) for c in self.categories],
+        }
 
 # %% ../nbs/34_describe.ipynb #8715bd01
-SENSE_WORDS = {("used", "used"): "I could hear and see.", ("used", "missing"): "There was no picture: I only heard.",
-               ("missing", "used"): "There was no sound: I only saw.", ("silent", "used"): "The sound was silent: I only saw.",
-               ("used", "silent"): "I only heard.", ("silent", "missing"): "The sound was silent and there was no picture.",
-               ("missing", "missing"): "There was neither sound nor picture."}
+SENSE_WORDS = {
+    ("used", "used"): "I could hear and see.",
+    ("used", "missing"): "There was no picture: I only heard.",
+    ("missing", "used"): "There was no sound: I only saw.",
+    ("silent", "used"): "The sound was silent: I only saw.",
+    ("used", "silent"): "I only heard.",
+    ("silent", "missing"): "The sound was silent and there was no picture.",
+    ("missing", "missing"): "There was neither sound nor picture.",
+}
+
 
 def senses_sentence(senses: dict) -> str:
     "One sentence that says which senses were used; a missing or silent one is said aloud."
-    return SENSE_WORDS.get((senses["audio"], senses["video"]), f"Sound: {senses['audio']}, picture: {senses['video']}.")
+    return SENSE_WORDS.get(
+        (senses["audio"], senses["video"]), f"Sound: {senses['audio']}, picture: {senses['video']}."
+    )
 
 # %% ../nbs/34_describe.ipynb #ab3608c2
 def category_probabilities(
-    scores: np.ndarray,          # (B, C) or (C,): logits in nats
+    scores: np.ndarray,  # (B, C) or (C,): logits in nats
     temperature: float = 1.0,
 ) -> np.ndarray:
     "The softmax of `scores / temperature` over categories."
     z = np.asarray(scores, dtype=np.float64) / temperature
-    if not z.shape[-1]: return z
+    if not z.shape[-1]:
+        return z
     z = np.exp(z - z.max(-1, keepdims=True))
     return z / z.sum(-1, keepdims=True)
 
 # %% ../nbs/34_describe.ipynb #ab3608s1
 TEMPERATURES = np.exp(np.linspace(math.log(0.05), math.log(50), 200))
 
+
 def fit_temperature(
-    scores: np.ndarray,   # (N, C) scores of validation clips
-    truth: np.ndarray,    # (N,) index of the right category
-):                        # (temperature, mean loss in nats)
+    scores: np.ndarray,  # (N, C) scores of validation clips
+    truth: np.ndarray,  # (N,) index of the right category
+):  # (temperature, mean loss in nats)
     "The temperature, of 200, under which the right categories of validation clips are most likely."
-    losses = [-np.log(category_probabilities(scores, t)[np.arange(len(truth)), truth] + 1e-12).mean() for t in TEMPERATURES]
+    losses = [
+        -np.log(category_probabilities(scores, t)[np.arange(len(truth)), truth] + 1e-12).mean()
+        for t in TEMPERATURES
+    ]
     return float(TEMPERATURES[int(np.argmin(losses))]), float(min(losses))
 
 # %% ../nbs/34_describe.ipynb #fa000004
 def look_of_sound(
-    mel: np.ndarray,      # (bands, columns), two columns at least
-) -> np.ndarray:          # float32 (90,)
+    mel: np.ndarray,  # (bands, columns), two columns at least
+) -> np.ndarray:  # float32 (90,)
     "How loud each of 20 bands is when quiet, usually and at its loudest, and how rough the sound is in time and in pitch."
-    m = torch.from_numpy(np.array(mel, np.float32)); level = torch.quantile(m, torch.tensor([0.05, 0.5, 0.95]), dim=1)
+    m = torch.from_numpy(np.array(mel, np.float32))
+    level = torch.quantile(m, torch.tensor([0.05, 0.5, 0.95]), dim=1)
     along, across = m.diff(dim=1), m.diff(dim=0)
-    rough = torch.stack([adaptive_avg_pool1d(d.abs().mean(1)[None], 10)[0] for d in (along, across, along.diff(dim=0))])
-    return torch.cat([adaptive_avg_pool1d(level, 20).flatten(), (rough + 0.01).log().flatten()]).numpy()
+    rough = torch.stack(
+        [
+            adaptive_avg_pool1d(d.abs().mean(1)[None], 10)[0]
+            for d in (along, across, along.diff(dim=0))
+        ]
+    )
+    return torch.cat(
+        [adaptive_avg_pool1d(level, 20).flatten(), (rough + 0.01).log().flatten()]
+    ).numpy()
+
 
 def look_of_picture(
-    frames: np.ndarray,   # uint8 (T, H, W, 3), two frames at least
-) -> np.ndarray:          # float32 (70,)
+    frames: np.ndarray,  # uint8 (T, H, W, 3), two frames at least
+) -> np.ndarray:  # float32 (70,)
     "How light it is, how many edges there are in either direction and how much moves, on a raster of 4 x 4; and the colours."
-    x = torch.from_numpy(np.array(frames)).float() / 255; mean = x.mean(0)
+    x = torch.from_numpy(np.array(frames)).float() / 255
+    mean = x.mean(0)
     maps = [mean.mean(2), *(x.diff(dim=d).abs().mean((0, 3)) for d in (1, 2, 0))]
-    return torch.cat([*(adaptive_avg_pool2d(m[None], 4).flatten() for m in maps), mean.mean((0, 1)), mean.std((0, 1))]).numpy()
+    return torch.cat(
+        [
+            *(adaptive_avg_pool2d(m[None], 4).flatten() for m in maps),
+            mean.mean((0, 1)),
+            mean.std((0, 1)),
+        ]
+    ).numpy()
 
 # %% ../nbs/34_describe.ipynb #fa000007
 def fit_familiar(
-    looks: np.ndarray,     # (n, F), four at least
-    dims: int = 10,        # directions kept
-    share: float = 0.98,   # of the looks that lie within the limit
+    looks: np.ndarray,  # (n, F), four at least
+    dims: int = 10,  # directions kept
+    share: float = 0.98,  # of the looks that lie within the limit
 ) -> Familiar:
     "The directions in which `looks` differ most, their places along them, and the distance to the nearest other that few exceed."
-    x = torch.from_numpy(np.asarray(looks, np.float32)); mean, spread = x.mean(0), x.std(0).clamp(min=1e-3)
-    variance, directions = torch.linalg.eigh(torch.cov(((x - mean) / spread).T)); d = min(dims, len(x) // 2)
-    axes = directions[:, -d:] / variance[-d:].clamp(min=1e-3) ** 0.25 / spread[:, None]; places = (x - mean) @ axes
-    step = max(float(places.abs().max()) / 127, 1e-6); points = (places / step).round().to(torch.int8)
+    x = torch.from_numpy(np.asarray(looks, np.float32))
+    mean, spread = x.mean(0), x.std(0).clamp(min=1e-3)
+    variance, directions = torch.linalg.eigh(torch.cov(((x - mean) / spread).T))
+    d = min(dims, len(x) // 2)
+    axes = directions[:, -d:] / variance[-d:].clamp(min=1e-3) ** 0.25 / spread[:, None]
+    places = (x - mean) @ axes
+    step = max(float(places.abs().max()) / 127, 1e-6)
+    points = (places / step).round().to(torch.int8)
     apart = torch.cdist(places, points * step).fill_diagonal_(math.inf).amin(1)
     return Familiar(mean, axes, points, step, max(float(apart.quantile(share)), step))
 
 # %% ../nbs/34_describe.ipynb #8b757f73
 def sense_batch(
-    ids: dict,                # {"audio": (B, n) int64, "video": (B, m) int64}; a sense that is left out is not looked at
+    ids: dict,  # {"audio": (B, n) int64, "video": (B, m) int64}; a sense that is left out is not looked at
     modalities=SENSES,
 ) -> dict:
     "The 4M batch in which every given token is seen and none has to be said."
@@ -248,34 +395,50 @@ def sense_batch(
 @dataclass
 class ClipArrays:
     "One clip as the tokenizers want it."
-    frames: np.ndarray | None      # uint8 (T, H, W, 3)
-    mel: np.ndarray | None         # float32 (80, columns)
-    senses: dict                   # {"audio": used | silent | missing, "video": used | missing}
-    seconds: float = 10.0          # how much of the window the file fills
-    part: str = ""                 # that more of the recording follows, and how to get it; empty where nothing does
+
+    frames: np.ndarray | None  # uint8 (T, H, W, 3)
+    mel: np.ndarray | None  # float32 (80, columns)
+    senses: dict  # {"audio": used | silent | missing, "video": used | missing}
+    seconds: float = 10.0  # how much of the window the file fills
+    part: str = (
+        ""  # that more of the recording follows, and how to get it; empty where nothing does
+    )
 
 # %% ../nbs/34_describe.ipynb #78b610s1
 def load_arrays(
-    path,                # a video or sound file
+    path,  # a video or sound file
     clip: ClipSpec,
-    front,               # MelFrontEnd
+    front,  # MelFrontEnd
     start: float = 0.0,  # where the window begins, in seconds
 ) -> ClipArrays:
     "Reads one window of a clip. Raises `BadInput` where there is neither a picture nor a sound to work with."
-    got = read_clip(path, specs=(FrameSpec(clip.frames, clip.fps, clip.size),), start=start, seconds=clip.seconds, sr=clip.sr)
+    got = read_clip(
+        path,
+        specs=(FrameSpec(clip.frames, clip.fps, clip.size),),
+        start=start,
+        seconds=clip.seconds,
+        sr=clip.sr,
+    )
     states = modality_states(got.has_audio, got.silent, got.has_video)
     mel = front(torch.from_numpy(got.wave)).numpy() if states["audio"] == "used" else None
-    return ClipArrays(got.frames if states["video"] == "used" else None, mel, states, got.duration, part_of(got, start, clip.seconds))
+    return ClipArrays(
+        got.frames if states["video"] == "used" else None,
+        mel,
+        states,
+        got.duration,
+        part_of(got, start, clip.seconds),
+    )
 
 # %% ../nbs/34_describe.ipynb #dbt00001
 def part_of(
-    got,              # the `Clip` that was read
-    start: float,     # where its window begins, in seconds
-    seconds: float,   # how long the window is
-) -> str:             # empty where nothing follows
+    got,  # the `Clip` that was read
+    start: float,  # where its window begins, in seconds
+    seconds: float,  # how long the window is
+) -> str:  # empty where nothing follows
     "One sentence that says which part of a longer recording was read, and how to get the rest."
     end, length = start + seconds, got.info.duration
-    if got.duration < seconds - 0.05 or abs(length - end) <= 0.5: return ""
+    if got.duration < seconds - 0.05 or abs(length - end) <= 0.5:
+        return ""
     read = f"its first {end:.0f} seconds" if start == 0 else f"its seconds {start:.0f} to {end:.0f}"
     follows = f"of {length:.0f}" if length > end else "and more may follow"
     return f"These are {read} {follows}; `scene4m describe --vtt FILE` describes it to the end."
@@ -283,48 +446,76 @@ def part_of(
 # %% ../nbs/34_describe.ipynb #fa00000b
 def look(clip: ClipArrays, sense: str, seconds: float) -> np.ndarray | None:
     "What one sense of a clip is like in that part of its window of `seconds` which it fills; None where it lacks the sense."
-    def filled(n): return max(2, math.ceil(n * min(1.0, clip.seconds / seconds)))
-    if sense == "audio": return None if clip.mel is None else look_of_sound(clip.mel[:, :filled(clip.mel.shape[1])])
-    return None if clip.frames is None else look_of_picture(clip.frames[:filled(len(clip.frames))])
 
-def acquaint(checkpoint: Checkpoint, clips, fewest: int = 20) -> dict:      # {sense: Familiar}, for senses that enough clips have
+    def filled(n):
+        return max(2, math.ceil(n * min(1.0, clip.seconds / seconds)))
+
+    if sense == "audio":
+        return None if clip.mel is None else look_of_sound(clip.mel[:, : filled(clip.mel.shape[1])])
+    return None if clip.frames is None else look_of_picture(clip.frames[: filled(len(clip.frames))])
+
+
+def acquaint(
+    checkpoint: Checkpoint, clips, fewest: int = 20
+) -> dict:  # {sense: Familiar}, for senses that enough clips have
     "Remembers in `checkpoint.familiar` what clips of training (any iterable of `ClipArrays`) are like."
     looks = {s: [] for s in SENSES}
     for clip in clips:
         for s in SENSES:
-            if (found := look(clip, s, checkpoint.clip.seconds)) is not None: looks[s].append(found)
-    checkpoint.familiar = {s: fit_familiar(np.stack(l)) for s, l in looks.items() if len(l) >= fewest}
+            if (found := look(clip, s, checkpoint.clip.seconds)) is not None:
+                looks[s].append(found)
+    checkpoint.familiar = {
+        s: fit_familiar(np.stack(l)) for s, l in looks.items() if len(l) >= fewest
+    }
     return checkpoint.familiar
 
 # %% ../nbs/34_describe.ipynb #1eb1bfe7
 @dataclass
 class ClipTokens:
     "The tokens of many clips, and which of them have which sense."
-    ids: dict       # {"audio": (N, n), "video": (N, m)} int64; rows of clips without that sense are zero
-    has: dict       # {"audio": (N,), "video": (N,)} bool
-    strange: dict   # the same, float: how strange each clip is, 1 at the limit; NaN where nobody knows
 
-    def __len__(self): return len(self.has["audio"])
+    ids: dict  # {"audio": (N, n), "video": (N, m)} int64; rows of clips without that sense are zero
+    has: dict  # {"audio": (N,), "video": (N,)} bool
+    strange: (
+        dict  # the same, float: how strange each clip is, 1 at the limit; NaN where nobody knows
+    )
+
+    def __len__(self):
+        return len(self.has["audio"])
 
 # %% ../nbs/34_describe.ipynb #1543604b
 def tokenize_arrays(
     checkpoint: Checkpoint,
-    clips: list,          # of ClipArrays
+    clips: list,  # of ClipArrays
     batch_size: int = 64,
 ) -> ClipTokens:
     "Encodes clips with the checkpoint's tokenizers and notes how strange each of them is."
     ids, has, strange = {}, {}, {}
-    for sense, tokenizer in (("audio", checkpoint.audio_tokenizer), ("video", checkpoint.video_tokenizer)):
-        reads = tokenizer is not None and sense in checkpoint.model.encoder_embeddings      # a model may have been trained without one
-        arrays = [c.mel if sense == "audio" else c.frames for c in clips]; n = math.prod(tokenizer.grid()) if reads else 0
-        has[sense], strange[sense] = np.array([a is not None and reads for a in arrays]), np.full(len(clips), np.nan)
-        ids[sense] = torch.zeros(len(clips), n, dtype=torch.int64); where = np.flatnonzero(has[sense])
+    for sense, tokenizer in (
+        ("audio", checkpoint.audio_tokenizer),
+        ("video", checkpoint.video_tokenizer),
+    ):
+        reads = (
+            tokenizer is not None and sense in checkpoint.model.encoder_embeddings
+        )  # a model may have been trained without one
+        arrays = [c.mel if sense == "audio" else c.frames for c in clips]
+        n = math.prod(tokenizer.grid()) if reads else 0
+        has[sense], strange[sense] = (
+            np.array([a is not None and reads for a in arrays]),
+            np.full(len(clips), np.nan),
+        )
+        ids[sense] = torch.zeros(len(clips), n, dtype=torch.int64)
+        where = np.flatnonzero(has[sense])
         for part in np.array_split(where, max(1, -(-len(where) // batch_size))):
-            if not len(part): continue
+            if not len(part):
+                continue
             batch = tokenizer.to_model(torch.from_numpy(np.stack([arrays[j] for j in part])))
-            with torch.no_grad(): ids[sense][part] = tokenizer.encode(batch).cpu()
+            with torch.no_grad():
+                ids[sense][part] = tokenizer.encode(batch).cpu()
         if sense in checkpoint.familiar and len(where):
-            strange[sense][where] = checkpoint.familiar[sense](np.stack([look(clips[j], sense, checkpoint.clip.seconds) for j in where]))
+            strange[sense][where] = checkpoint.familiar[sense](
+                np.stack([look(clips[j], sense, checkpoint.clip.seconds) for j in where])
+            )
     return ClipTokens(ids, has, strange)
 
 # %% ../nbs/34_describe.ipynb #b966a7e6
@@ -334,27 +525,40 @@ def by_senses(tokens: ClipTokens, allowed=SENSES):
     for kind in np.unique(kinds, axis=0):
         yield np.flatnonzero((kinds == kind).all(1)), tuple(s for s, k in zip(SENSES, kind) if k)
 
+
 @torch.inference_mode()
 def remember(checkpoint: Checkpoint, ids: dict, rows: int) -> CrossMemory:
     "What the encoder makes of tokens `{sense: (rows, n)}`, as keys and values for the decoder."
-    device = checkpoint.model.mask_token.device; batch = sense_batch({s: t.to(device) for s, t in ids.items()})
-    return CrossMemory(checkpoint.model, *encode_once(checkpoint.model, text_gap(checkpoint.model, batch, "caption", rows)))
+    device = checkpoint.model.mask_token.device
+    batch = sense_batch({s: t.to(device) for s, t in ids.items()})
+    return CrossMemory(
+        checkpoint.model,
+        *encode_once(checkpoint.model, text_gap(checkpoint.model, batch, "caption", rows)),
+    )
+
 
 def remembered(checkpoint: Checkpoint, tokens: ClipTokens, allowed=SENSES, batch_size: int = 64):
     "Positions and `CrossMemory` of all clips, batch by batch."
     for places, senses in by_senses(tokens, allowed):
         for i in range(0, len(places), batch_size):
-            part = places[i:i + batch_size]
+            part = places[i : i + batch_size]
             yield part, remember(checkpoint, {s: tokens.ids[s][part] for s in senses}, len(part))
 
 # %% ../nbs/34_describe.ipynb #d64c8f0b
 def write_from(checkpoint: Checkpoint, memory: CrossMemory) -> list:
     "The model's sentence for every clip of a memory."
-    ids = generate_text(checkpoint.model, {}, rows=len(memory.pairs[0][0]), memory=memory, max_tokens=checkpoint.caption_tokens)
+    ids = generate_text(
+        checkpoint.model,
+        {},
+        rows=len(memory.pairs[0][0]),
+        memory=memory,
+        max_tokens=checkpoint.caption_tokens,
+    )
     return [checkpoint.text.decode(words) for words in ids]
 
+
 @torch.inference_mode()
-def category_logits(checkpoint: Checkpoint, memory: CrossMemory) -> np.ndarray:      # (B, labels)
+def category_logits(checkpoint: Checkpoint, memory: CrossMemory) -> np.ndarray:  # (B, labels)
     "What the decoder expects at the one position of `category`."
     model, rows = checkpoint.model, len(memory.pairs[0][0])
     if not checkpoint.labels:
@@ -367,10 +571,11 @@ def category_logits(checkpoint: Checkpoint, memory: CrossMemory) -> np.ndarray: 
 # %% ../nbs/34_describe.ipynb #ds000c02
 @torch.inference_mode()
 def stated_probability(
-    checkpoint: Checkpoint, memory: CrossMemory,
-    sentences: list,        # one for each clip of the memory
-    name: str,              # an attribute
-) -> np.ndarray:            # (B,); NaN where a sentence does not state it
+    checkpoint: Checkpoint,
+    memory: CrossMemory,
+    sentences: list,  # one for each clip of the memory
+    name: str,  # an attribute
+) -> np.ndarray:  # (B,); NaN where a sentence does not state it
     "How likely the stated value of an attribute is among all values whose phrases could stand in its place."
     phrases = [(v, p) for v, ps in checkpoint.world.attributes[name].items() for p in ps]
     out = np.full(len(sentences), np.nan)
@@ -379,19 +584,31 @@ def stated_probability(
         if said is None:
             continue
         at, value, phrase = said
-        others = [checkpoint.text.encode(sentence[:at] + p + sentence[at + len(phrase):]) for _, p in phrases]
-        inputs, targets, there = (t[None] for t in candidate_rows(others, checkpoint.model.mask_token.device))
+        others = [
+            checkpoint.text.encode(sentence[:at] + p + sentence[at + len(phrase) :])
+            for _, p in phrases
+        ]
+        inputs, targets, there = (
+            t[None] for t in candidate_rows(others, checkpoint.model.mask_token.device)
+        )
         one = copy.copy(memory)
         one.keep([i])
-        p = (caption_logp(checkpoint.model, "caption", one, inputs, targets) * there).sum(-1)[0].softmax(0).cpu()
+        p = (
+            (caption_logp(checkpoint.model, "caption", one, inputs, targets) * there)
+            .sum(-1)[0]
+            .softmax(0)
+            .cpu()
+        )
         out[i] = float(sum(q for q, (v, _) in zip(p, phrases) if v == value))
     return out
 
 # %% ../nbs/34_describe.ipynb #15257261
 def read_out(
-    checkpoint: Checkpoint, tokens: ClipTokens, allowed=SENSES,
-    doubted=None,   # of a sentence: the names of attributes whose stated values are to be doubted, too
-):               # (sentences, logits of the categories (N, labels), how sure of what was doubted (N,), NaN where nothing was)
+    checkpoint: Checkpoint,
+    tokens: ClipTokens,
+    allowed=SENSES,
+    doubted=None,  # of a sentence: the names of attributes whose stated values are to be doubted, too
+):  # (sentences, logits of the categories (N, labels), how sure of what was doubted (N,), NaN where nothing was)
     "What is said of every clip and how sure of it the model is, from the senses in `allowed` that it has, with one pass of the encoder."
     out, sure = [""] * len(tokens), np.full(len(tokens), np.nan)
     logits = np.zeros((len(tokens), len(checkpoint.labels)), np.float32)
@@ -402,7 +619,8 @@ def read_out(
         for name in dict.fromkeys(n for ns in names for n in ns):
             asked = [s if name in ns else "" for s, ns in zip(sentences, names)]
             sure[part] = np.fmin(sure[part], stated_probability(checkpoint, memory, asked, name))
-        for place, s in zip(part, sentences): out[place] = s
+        for place, s in zip(part, sentences):
+            out[place] = s
     return out, logits, sure
 
 # %% ../nbs/34_describe.ipynb #152572s1
@@ -410,70 +628,100 @@ def write_sentences(checkpoint: Checkpoint, tokens: ClipTokens, allowed=SENSES) 
     "The model's sentence for every clip, from the senses in `allowed` that the clip has."
     return read_out(checkpoint, tokens, allowed)[0]
 
+
 def score_categories(checkpoint: Checkpoint, tokens: ClipTokens, allowed=SENSES) -> np.ndarray:
     "Logits `(N, labels)` of the categories of every clip; no sentence is written."
     out = np.zeros((len(tokens), len(checkpoint.labels)), np.float32)
-    for part, memory in remembered(checkpoint, tokens, allowed): out[part] = category_logits(checkpoint, memory)
+    for part, memory in remembered(checkpoint, tokens, allowed):
+        out[part] = category_logits(checkpoint, memory)
     return out
 
 # %% ../nbs/34_describe.ipynb #59555da5
 def doubt(checkpoint: Checkpoint, confidence: float, strange: dict) -> str:
     "Why the model should not commit itself about a clip; empty where it may."
-    odd = [word for s, word in (("audio", "the sound"), ("video", "the picture")) if strange[s] > 1]       # NaN is not
-    if odd: return f"{' and '.join(odd)} {'are' if odd[1:] else 'is'} unlike anything in training"
+    odd = [
+        word for s, word in (("audio", "the sound"), ("video", "the picture")) if strange[s] > 1
+    ]  # NaN is not
+    if odd:
+        return f"{' and '.join(odd)} {'are' if odd[1:] else 'is'} unlike anything in training"
     if confidence < checkpoint.settings.get("threshold", 0.5):
         return "no category is likely enough" if checkpoint.labels else "no words are likely enough"
     return ""
 
-SHORTEST = 0.5       # seconds; in less than that nothing can be told apart
+
+SHORTEST = 0.5  # seconds; in less than that nothing can be told apart
+
 
 def in_words(sentence: str, reason: str, senses: dict) -> str:
     "What is said in the end: the sentence, or that the model does not know, and why."
     missing = "" if all(v == "used" for v in senses.values()) else " " + senses_sentence(senses)
-    if reason: return f"I do not know what this is: {reason}.{missing}"
+    if reason:
+        return f"I do not know what this is: {reason}.{missing}"
     return sentence[:1].upper() + sentence[1:] + missing
 
 # %% ../nbs/34_describe.ipynb #80c010c0
-SURE = 0.75        # how likely the thing and what a direction rests on have to be before it is given
+SURE = 0.75  # how likely the thing and what a direction rests on have to be before it is given
+
 
 def rests_on(world: World, sentence: str) -> tuple:
     "The attributes that the direction for what a sentence states rests on."
     stated = world.parse(sentence)
-    return tuple(n for n in world.hint(stated)["when"] if n in world.attributes and stated.get(n) is not None)
+    return tuple(
+        n for n in world.hint(stated)["when"] if n in world.attributes and stated.get(n) is not None
+    )
 
 # %% ../nbs/34_describe.ipynb #dff439a0
 class Describer:
-    "Describes clips with a trained checkpoint: `Describer.from_pretrained()(\"clip.mp4\")`."
-    def __init__(self, checkpoint: Checkpoint): self.checkpoint = checkpoint
+    'Describes clips with a trained checkpoint: `Describer.from_pretrained()("clip.mp4")`.'
+
+    def __init__(self, checkpoint: Checkpoint):
+        self.checkpoint = checkpoint
 
     @classmethod
-    def from_pretrained(cls,
-        folder=None,                 # a checkpoint folder; None: the one in the package
+    def from_pretrained(
+        cls,
+        folder=None,  # a checkpoint folder; None: the one in the package
         device: str | None = None,
     ):
         "A describer with the checkpoint in `folder`. Raises as `load_checkpoint`."
         return cls(load_checkpoint(folder, device))
 
-    def __call__(self,
-        path,                        # a video or sound file
-        senses=SENSES,               # the senses that may be used
-        start: float = 0.0,          # where to begin, in seconds
+    def __call__(
+        self,
+        path,  # a video or sound file
+        senses=SENSES,  # the senses that may be used
+        start: float = 0.0,  # where to begin, in seconds
     ) -> Description:
         "The description of one clip (its first ten seconds). Raises `BadInput` for a file that is not a clip, or that ends at `start`."
-        t0 = time.perf_counter(); ck = self.checkpoint
+        t0 = time.perf_counter()
+        ck = self.checkpoint
         arrays = load_arrays(path, ck.clip, ck.front, start)
-        if start and arrays.seconds < SHORTEST: raise BadInput(f"{path}: it ends within {SHORTEST} seconds of {start:g} seconds; begin earlier.")
+        if start and arrays.seconds < SHORTEST:
+            raise BadInput(
+                f"{path}: it ends within {SHORTEST} seconds of {start:g} seconds; begin earlier."
+            )
         readable = [s for s in senses if s in ck.model.encoder_embeddings]
         result = self.describe_arrays([keep_senses(arrays, readable)], [str(path)])[0]
-        return replace(result, seconds=time.perf_counter() - t0, start=start, end=start + min(arrays.seconds, ck.clip.seconds))
+        return replace(
+            result,
+            seconds=time.perf_counter() - t0,
+            start=start,
+            end=start + min(arrays.seconds, ck.clip.seconds),
+        )
 
 # %% ../nbs/34_describe.ipynb #ds000006
 def named_categories(checkpoint: Checkpoint, sentences: list, p: np.ndarray) -> list:
     "The category, as a position in the labels, that each sentence names; the likeliest one where it cannot be read off the sentence."
     stated = [checkpoint.world.parse(s).get("label") for s in sentences]
-    return [checkpoint.labels.index(s) if s in checkpoint.labels else int(row.argmax()) for s, row in zip(stated, p)]
+    return [
+        checkpoint.labels.index(s) if s in checkpoint.labels else int(row.argmax())
+        for s, row in zip(stated, p)
+    ]
 
-def sentence_probability(checkpoint: Checkpoint, tokens: ClipTokens, sentences: list, allowed=SENSES) -> np.ndarray:
+
+def sentence_probability(
+    checkpoint: Checkpoint, tokens: ClipTokens, sentences: list, allowed=SENSES
+) -> np.ndarray:
     "How likely a word of each sentence is, in the mean: the confidence where there are no categories."
     out = np.zeros(len(tokens))
     for part, senses in by_senses(tokens, allowed):
@@ -482,25 +730,54 @@ def sentence_probability(checkpoint: Checkpoint, tokens: ClipTokens, sentences: 
         out[part] = score_text(checkpoint.model, batch, texts, rows=len(part))[:, 0].exp().numpy()
     return out
 
-def confidences(checkpoint: Checkpoint, tokens: ClipTokens, sentences: list, p: np.ndarray, allowed=SENSES) -> np.ndarray:
+
+def confidences(
+    checkpoint: Checkpoint, tokens: ClipTokens, sentences: list, p: np.ndarray, allowed=SENSES
+) -> np.ndarray:
     "How sure the model is of what each sentence says: the probability of the category it names, or of its words where there are no categories."
-    if not checkpoint.labels: return sentence_probability(checkpoint, tokens, sentences, allowed)
+    if not checkpoint.labels:
+        return sentence_probability(checkpoint, tokens, sentences, allowed)
     return p[np.arange(len(p)), named_categories(checkpoint, sentences, p)]
+
 
 def describe_arrays(self, clips: list, names: list) -> list:
     "Descriptions of clips that are already arrays (`ClipArrays`), computed together."
-    ck = self.checkpoint; tokens = tokenize_arrays(ck, clips); sentences, logits, rest = read_out(ck, tokens, doubted=partial(rests_on, ck.world))
-    p = category_probabilities(logits, ck.settings.get("temperature", 1.0)); sure_of = confidences(ck, tokens, sentences, p); out = []
+    ck = self.checkpoint
+    tokens = tokenize_arrays(ck, clips)
+    sentences, logits, rest = read_out(ck, tokens, doubted=partial(rests_on, ck.world))
+    p = category_probabilities(logits, ck.settings.get("temperature", 1.0))
+    sure_of = confidences(ck, tokens, sentences, p)
+    out = []
     for i, (clip, name) in enumerate(zip(clips, names)):
         ranked = [dict(label=ck.labels[j], p=float(p[i, j])) for j in np.argsort(-p[i])]
-        confidence, direction = float(sure_of[i]), ck.world.hint(ck.world.parse(sentences[i]))["say"]
+        confidence, direction = (
+            float(sure_of[i]),
+            ck.world.hint(ck.world.parse(sentences[i]))["say"],
+        )
         reason = doubt(ck, confidence, {s: tokens.strange[s][i] for s in SENSES})
-        if clip.seconds < SHORTEST: reason = f"there are only {clip.seconds:.1f} seconds of it"
-        if not any(tokens.has[s][i] for s in SENSES): reason = "there is nothing to hear and nothing to see"
-        sure = not reason and confidence >= SURE and not rest[i] < SURE       # NaN rests on the thing alone
-        out.append(Description(name, in_words(sentences[i], reason, clip.senses), confidence, bool(reason), clip.senses, ranked,
-                               guess=sentences[i], reason=reason, direction=direction if sure else "", part=clip.part))
+        if clip.seconds < SHORTEST:
+            reason = f"there are only {clip.seconds:.1f} seconds of it"
+        if not any(tokens.has[s][i] for s in SENSES):
+            reason = "there is nothing to hear and nothing to see"
+        sure = (
+            not reason and confidence >= SURE and not rest[i] < SURE
+        )  # NaN rests on the thing alone
+        out.append(
+            Description(
+                name,
+                in_words(sentences[i], reason, clip.senses),
+                confidence,
+                bool(reason),
+                clip.senses,
+                ranked,
+                guess=sentences[i],
+                reason=reason,
+                direction=direction if sure else "",
+                part=clip.part,
+            )
+        )
     return out
+
 
 Describer.describe_arrays = describe_arrays
 
@@ -510,26 +787,30 @@ def hide_sense(arrays: ClipArrays, sense: str) -> ClipArrays:
     gone = dict(mel=None) if sense == "audio" else dict(frames=None)
     return replace(arrays, senses={**arrays.senses, sense: "missing"}, **gone)
 
+
 def keep_senses(arrays: ClipArrays, senses) -> ClipArrays:
     "The same clip with no more than these senses."
     for s in SENSES:
-        if s not in senses and arrays.senses[s] == "used": arrays = hide_sense(arrays, s)
+        if s not in senses and arrays.senses[s] == "used":
+            arrays = hide_sense(arrays, s)
     return arrays
 
 # %% ../nbs/34_describe.ipynb #49097b44
 def calibrate(
     checkpoint: Checkpoint,
-    tokens: ClipTokens,     # of validation clips
-    labels: list,           # their categories
-) -> dict:                  # the settings, also put into `checkpoint.settings`
+    tokens: ClipTokens,  # of validation clips
+    labels: list,  # their categories
+) -> dict:  # the settings, also put into `checkpoint.settings`
     "Fits the temperature; clips are used with both senses and with each alone."
     if not checkpoint.labels or not len(labels):
         checkpoint.settings.update(found := dict(temperature=1.0, threshold=0.5))
         return found
-    truth = np.array(label_places(labels, checkpoint.labels)); scores, answers = [], []
+    truth = np.array(label_places(labels, checkpoint.labels))
+    scores, answers = [], []
     for allowed in (SENSES, ("audio",), ("video",)):
         keep = np.flatnonzero(np.any([tokens.has[s] for s in allowed], axis=0))
-        scores.append(score_categories(checkpoint, take(tokens, keep), allowed)); answers.append(truth[keep])
+        scores.append(score_categories(checkpoint, take(tokens, keep), allowed))
+        answers.append(truth[keep])
     temperature, _ = fit_temperature(np.concatenate(scores), np.concatenate(answers))
     found = dict(temperature=temperature, threshold=0.5)
     checkpoint.settings.update(found)
@@ -538,57 +819,82 @@ def calibrate(
 # %% ../nbs/34_describe.ipynb #49097bs1
 def take(tokens: ClipTokens, places) -> ClipTokens:
     "Some of the clips."
-    return ClipTokens({s: t[places] for s, t in tokens.ids.items()}, {s: t[places] for s, t in tokens.has.items()},
-                      {s: t[places] for s, t in tokens.strange.items()})
+    return ClipTokens(
+        {s: t[places] for s, t in tokens.ids.items()},
+        {s: t[places] for s, t in tokens.has.items()},
+        {s: t[places] for s, t in tokens.strange.items()},
+    )
 
 # %% ../nbs/34_describe.ipynb #388204bc
 def windows(length: float, seconds: float, step: float):
     "Yields (from when a description holds, from where its window is read), in seconds; the last window ends where the recording does."
-    if step <= 0: raise BadInput(f"A step of {step:g} seconds leads nowhere; use more than 0.")
-    last = max(length - seconds, 0.0); endless = math.isinf(length)       # of some recordings nobody knows how long they are
-    places = itertools.count() if endless else range(1 + max(0, math.ceil((last - 0.05 * seconds) / step)))
+    if step <= 0:
+        raise BadInput(f"A step of {step:g} seconds leads nowhere; use more than 0.")
+    last = max(length - seconds, 0.0)
+    endless = math.isinf(length)  # of some recordings nobody knows how long they are
+    places = (
+        itertools.count()
+        if endless
+        else range(1 + max(0, math.ceil((last - 0.05 * seconds) / step)))
+    )
     return ((i * step, min(i * step, last)) for i in places)
 
 # %% ../nbs/34_describe.ipynb #388204s1
 def same_news(a: Description, b: Description, world: World) -> bool:
     "Whether two descriptions state the same, in whatever words."
+
     def said(sentence):
         stated = world.parse(sentence)
         return stated if any(v is not None for v in stated.values()) else sentence
-    def news(d): return d.abstains, d.reason, d.senses, None if d.abstains else said(d.guess)
+
+    def news(d):
+        return d.abstains, d.reason, d.senses, None if d.abstains else said(d.guess)
+
     return news(a) == news(b)
 
 # %% ../nbs/34_describe.ipynb #388204s2
 def describe_long(
-    describer,               # a `Describer`
-    path,                    # any video or sound file
-    step: float | None = None,   # seconds between windows; None: one window after the other
+    describer,  # a `Describer`
+    path,  # any video or sound file
+    step: float | None = None,  # seconds between windows; None: one window after the other
 ):
     """Descriptions of the windows of a recording, one at a time in constant memory; each holds until the next, equal neighbours are merged.
 
     Goes on until nothing more can be read; where the file has a table that promises more, raises `BadInput` after all that comes before was given."""
-    seconds = describer.checkpoint.clip.seconds; length = probe(path).duration; last = None
+    seconds = describer.checkpoint.clip.seconds
+    length = probe(path).duration
+    last = None
     for holds, start in windows(length or math.inf, seconds, seconds if step is None else step):
-        try: d, ended = _describe_window(describer, path, start, seconds, bool(length))
+        try:
+            d, ended = _describe_window(describer, path, start, seconds, bool(length))
         except BadInput as e:
-            if last is None: raise
+            if last is None:
+                raise
             yield replace(last, end=holds if length else last.end)
-            if not length and getattr(e, "reason", "undecodable") == "undecodable": return
-            raise BadInput(f"{path}: nothing can be read from {vtt_time(holds)} on; what comes before is described.") from e
+            if not length and getattr(e, "reason", "undecodable") == "undecodable":
+                return
+            raise BadInput(
+                f"{path}: nothing can be read from {vtt_time(holds)} on; what comes before is described."
+            ) from e
         d = replace(d, start=holds, end=length or d.end, part="")
-        if last is None: last = d
-        elif same_news(last, d, describer.checkpoint.world): last = replace(last, seconds=last.seconds + d.seconds, end=d.end)
+        if last is None:
+            last = d
+        elif same_news(last, d, describer.checkpoint.world):
+            last = replace(last, seconds=last.seconds + d.seconds, end=d.end)
         else:
             yield replace(last, end=holds)
             last = d
-        if ended: break
+        if ended:
+            break
     yield last
+
 
 def _describe_window(describer, path, start: float, seconds: float, sure: bool):
     "(description, whether the recording ends in it); the last window of one whose length nobody knew ends where that does."
     d = describer(path, start=start)
     ended = not sure and d.end < start + 0.95 * seconds
-    if ended and start: d = replace(describer(path, start=max(0.0, d.end - seconds)), end=d.end)
+    if ended and start:
+        d = replace(describer(path, start=max(0.0, d.end - seconds)), end=d.end)
     return d, ended
 
 # %% ../nbs/34_describe.ipynb #47c46a8b
@@ -597,69 +903,98 @@ def vtt_time(seconds: float) -> str:
     ms = round(seconds * 1000)
     return f"{ms // 3600000:02d}:{ms // 60000 % 60:02d}:{ms // 1000 % 60:02d}.{ms % 1000:03d}"
 
+
 def to_vtt(descriptions: list) -> str:
-    "A WebVTT text for `<track kind=\"descriptions\">`: one cue per description."
-    def clean(text): return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("-->", "→")
-    cues = [f"{i}\n{vtt_time(d.start)} --> {vtt_time(max(d.end, d.start + 0.1))}\n{clean(d.description)}\n" for i, d in enumerate(descriptions, 1)]
+    'A WebVTT text for `<track kind="descriptions">`: one cue per description.'
+
+    def clean(text):
+        return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("-->", "→")
+
+    cues = [
+        f"{i}\n{vtt_time(d.start)} --> {vtt_time(max(d.end, d.start + 0.1))}\n{clean(d.description)}\n"
+        for i, d in enumerate(descriptions, 1)
+    ]
     return "\n".join(["WEBVTT\n", *cues])
 
 # %% ../nbs/34_describe.ipynb #30ff9246
 def speech_command(text: str) -> list:
     "The command that speaks `text` on this system. Raises `BadInput` where there is no voice, and says how to get one."
     for name in ("espeak-ng", "espeak", "say"):
-        if shutil.which(name): return [name, "--", text] if name != "say" else [name, text]
+        if shutil.which(name):
+            return [name, "--", text] if name != "say" else [name, text]
     if sys.platform == "win32":
         script = "Add-Type -AssemblyName System.Speech; (New-Object System.Speech.Synthesis.SpeechSynthesizer).Speak([Console]::In.ReadToEnd())"
         return ["powershell", "-NoProfile", "-Command", script]
-    raise BadInput("There is no voice on this system; on Linux install one with `sudo apt-get install espeak-ng`.")
+    raise BadInput(
+        "There is no voice on this system; on Linux install one with `sudo apt-get install espeak-ng`."
+    )
+
 
 def speak(text: str) -> None:
     "Says `text` aloud and waits until it is said. Raises `BadInput` where the voice fails."
-    command = speech_command(text); done = subprocess.run(command, input=text, text=True, capture_output=True)
+    command = speech_command(text)
+    done = subprocess.run(command, input=text, text=True, capture_output=True)
     why = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
-    if done.returncode: raise BadInput(f"The voice {command[0]} could not speak ({why}); is there a sound device?")
+    if done.returncode:
+        raise BadInput(f"The voice {command[0]} could not speak ({why}); is there a sound device?")
 
 # %% ../nbs/34_describe.ipynb #faf0b610
 @torch.inference_mode()
 def imagine(
     checkpoint: Checkpoint,
-    ids: dict,               # what is given: {"video": (B, m)}, for example; may be empty if there are words
-    target: str = "audio",   # the sense to imagine
-    chained: bool = True,    # describe what is given first, and imagine from the words as well
-    words: list | None = None,   # B sentences, in place of the model's own
+    ids: dict,  # what is given: {"video": (B, m)}, for example; may be empty if there are words
+    target: str = "audio",  # the sense to imagine
+    chained: bool = True,  # describe what is given first, and imagine from the words as well
+    words: list | None = None,  # B sentences, in place of the model's own
     generator: torch.Generator | None = None,
-    **how,                   # `scheme`, `steps`, `temperature` … of `fill_grid`; left out, one step at temperature 0.7
-) -> torch.Tensor:           # (B, n) int64
+    **how,  # `scheme`, `steps`, `temperature` … of `fill_grid`; left out, one step at temperature 0.7
+) -> torch.Tensor:  # (B, n) int64
     "Tokens of the sense `target`, imagined from other senses, from words, or from both."
-    if not ids and not words: raise BadInput("There is nothing to imagine from; give tokens of a sense or some words.")
-    device = checkpoint.model.mask_token.device; batch = sense_batch({s: t.to(device) for s, t in ids.items()})
-    if words: batch["caption"] = given_text([checkpoint.text.encode(w) for w in words])
-    first = [dict(target="caption", max_tokens=checkpoint.caption_tokens)] if chained and not words else []
-    last = dict(dict(target=target, scheme="maskgit", steps=1, temperature=0.7), **how); generator = generator or make_generator("imagine")
+    if not ids and not words:
+        raise BadInput("There is nothing to imagine from; give tokens of a sense or some words.")
+    device = checkpoint.model.mask_token.device
+    batch = sense_batch({s: t.to(device) for s, t in ids.items()})
+    if words:
+        batch["caption"] = given_text([checkpoint.text.encode(w) for w in words])
+    first = (
+        [dict(target="caption", max_tokens=checkpoint.caption_tokens)]
+        if chained and not words
+        else []
+    )
+    last = dict(dict(target=target, scheme="maskgit", steps=1, temperature=0.7), **how)
+    generator = generator or make_generator("imagine")
     return any_to_any(checkpoint.model, batch, [*first, last], generator=generator)[target]
 
 # %% ../nbs/34_describe.ipynb #47b40ab0
 def decode_senses(
     checkpoint: Checkpoint,
-    ids: dict,    # {"audio": (n,), "video": (m,)}, either or both, of one clip
-) -> dict:        # {"mel": (80, columns), "wave": (N,) in [-1, 1], "frames": uint8 (T, H, W, 3)}
+    ids: dict,  # {"audio": (n,), "video": (m,)}, either or both, of one clip
+) -> dict:  # {"mel": (80, columns), "wave": (N,) in [-1, 1], "frames": uint8 (T, H, W, 3)}
     "What tokens look and sound like."
     out = {}
-    with torch.inference_mode(): made = {s: getattr(checkpoint, f"{s}_tokenizer").decode(t[None]) for s, t in ids.items()}
-    if "audio" in made: out |= dict(mel=made["audio"][0].cpu().numpy(), wave=checkpoint.front.invert(made["audio"][0].cpu()).numpy())
-    if "video" in made: out |= dict(frames=checkpoint.video_tokenizer.to_frames(made["video"])[0].cpu().numpy())
+    with torch.inference_mode():
+        made = {s: getattr(checkpoint, f"{s}_tokenizer").decode(t[None]) for s, t in ids.items()}
+    if "audio" in made:
+        out |= dict(
+            mel=made["audio"][0].cpu().numpy(),
+            wave=checkpoint.front.invert(made["audio"][0].cpu()).numpy(),
+        )
+    if "video" in made:
+        out |= dict(frames=checkpoint.video_tokenizer.to_frames(made["video"])[0].cpu().numpy())
     return out
 
 # %% ../nbs/34_describe.ipynb #47b40as1
 def write_senses(
     checkpoint: Checkpoint,
-    ids: dict,    # as for `decode_senses`
-    path,         # .wav for sound alone, .mp4 for a picture with or without sound
-    scale: int = 6,   # every pixel becomes so many
+    ids: dict,  # as for `decode_senses`
+    path,  # .wav for sound alone, .mp4 for a picture with or without sound
+    scale: int = 6,  # every pixel becomes so many
 ) -> Path:
     "Writes tokens as a file that any player opens. Raises `BadInput` where the ending does not fit what there is."
     made, wav = decode_senses(checkpoint, ids), Path(path).suffix.lower() == ".wav"
-    if wav != ("frames" not in made): raise BadInput(f"{path}: a picture is written as .mp4, sound alone as .wav.")
-    if wav: return write_wav(path, made["wave"], checkpoint.clip.sr)
+    if wav != ("frames" not in made):
+        raise BadInput(f"{path}: a picture is written as .mp4, sound alone as .wav.")
+    if wav:
+        return write_wav(path, made["wave"], checkpoint.clip.sr)
     frames = made["frames"].repeat(scale, 1).repeat(scale, 2)
     return write_clip(path, frames, made.get("wave"), checkpoint.clip.fps, checkpoint.clip.sr)

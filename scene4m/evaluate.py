@@ -23,31 +23,81 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .core import BadInput, Scene4MError, Timer, atomic_write, machine, make_generator, progress, read_json, write_json
+from scene4m.core import (
+    BadInput,
+    Scene4MError,
+    Timer,
+    atomic_write,
+    machine,
+    make_generator,
+    progress,
+    read_json,
+    write_json,
+)
 from .curation import FileRow, folder_rows
-from .describe import (SENSES, ClipTokens, Describer, by_senses, category_probabilities, doubt, imagine, keep_senses, load_arrays, load_checkpoint,
-                              confidences, named_categories, read_out, sense_batch, take, tokenize_arrays)
+from scene4m.describe import (
+    SENSES,
+    ClipTokens,
+    Describer,
+    by_senses,
+    category_probabilities,
+    doubt,
+    imagine,
+    keep_senses,
+    load_arrays,
+    load_checkpoint,
+    confidences,
+    named_categories,
+    read_out,
+    sense_batch,
+    take,
+    tokenize_arrays,
+)
 from .generate import score_text
 from .media import read_clip
-from .metrics import (attribute_accuracy, bleu, bootstrap_interval, caption_diversity, chance_level, cider_d,
-                             expected_calibration_error, log_mel_error_db, moving_psnr, psnr, reliability_curve, rouge_l)
-from .show import (audio_reconstruction, clip_player, confusion, figure_html, html_page, loss_curves, reliability, table_html,
-                          video_reconstruction)
+from scene4m.metrics import (
+    attribute_accuracy,
+    bleu,
+    bootstrap_interval,
+    caption_diversity,
+    chance_level,
+    cider_d,
+    expected_calibration_error,
+    log_mel_error_db,
+    moving_psnr,
+    psnr,
+    reliability_curve,
+    rouge_l,
+)
+from scene4m.show import (
+    audio_reconstruction,
+    clip_player,
+    confusion,
+    figure_html,
+    html_page,
+    loss_curves,
+    reliability,
+    table_html,
+    video_reconstruction,
+)
 from .world import World, label_places, labels_in
 
 # %% ../nbs/41_evaluate.ipynb #84cfc0dc
 @dataclass
 class KnownClip:
     "A clip whose answer is known."
+
     file: Path
     label: str
-    attributes: dict              # what is known of it; None where something cannot be perceived
-    captions: list                # reference sentences
+    attributes: dict  # what is known of it; None where something cannot be perceived
+    captions: list  # reference sentences
     group: str = ""
-    detailed: bool = False        # whether the attributes are known
-    heard: bool | None = None     # whether the thing itself makes a sound; None where the list does not say
-    refused: str = ""             # why the clip cannot be used, where that is known before it is opened
-    seen: bool | None = None      # whether the thing itself can be seen
+    detailed: bool = False  # whether the attributes are known
+    heard: bool | None = (
+        None  # whether the thing itself makes a sound; None where the list does not say
+    )
+    refused: str = ""  # why the clip cannot be used, where that is known before it is opened
+    seen: bool | None = None  # whether the thing itself can be seen
 
     @property
     def labels(self) -> tuple:
@@ -61,42 +111,74 @@ class KnownClip:
 
 # %% ../nbs/41_evaluate.ipynb #84cfc0s1
 def read_truth(
-    folder,             # clips with a list, or one folder per label: whatever `folder_rows` reads
-    labels=None,        # clips of other labels are left out; None: none is
-    labels_file=None,   # the list, if it does not lie in the folder
-) -> list:              # of KnownClip
+    folder,  # clips with a list, or one folder per label: whatever `folder_rows` reads
+    labels=None,  # clips of other labels are left out; None: none is
+    labels_file=None,  # the list, if it does not lie in the folder
+) -> list:  # of KnownClip
     "The clips of a folder with their answers. Raises `BadInput` as `folder_rows` does, and where no label is known or no row can be understood."
-    if not Path(folder).is_dir(): raise BadInput(f"{folder}: there is no such folder; make one with `scene4m toy --n 100 --out {folder}`.")
-    clips = [known_clip(row) for row in folder_rows(folder, labels_file) if not labels or set(labels_in(row.label)) & set(labels)]
+    if not Path(folder).is_dir():
+        raise BadInput(
+            f"{folder}: there is no such folder; make one with `scene4m toy --n 100 --out {folder}`."
+        )
+    clips = [
+        known_clip(row)
+        for row in folder_rows(folder, labels_file)
+        if not labels or set(labels_in(row.label)) & set(labels)
+    ]
     if not clips:
         known = ", ".join((labels or ())[:3])
-        raise BadInput(f"{labels_file or folder}: none of its labels is one the model knows; the first known ones are {known}.")
-    if all(c.refused for c in clips): raise BadInput(clips[0].refused)
+        raise BadInput(
+            f"{labels_file or folder}: none of its labels is one the model knows; the first known ones are {known}."
+        )
+    if all(c.refused for c in clips):
+        raise BadInput(clips[0].refused)
     return clips
+
 
 def known_clip(row: FileRow) -> KnownClip:
     "What a row of such a list says."
     detail, refused = json.loads(row.attributes or "{}"), row.message
     detail.pop("label", None)
     odd = [n for n, v in detail.items() if not isinstance(v, (str, bool, int, float, type(None)))]
-    if odd: detail, refused = {}, f"{row.source}: its row in the list cannot be understood ({odd[0]!r} has no plain value)."
-    return KnownClip(Path(row.path), row.label, detail, list(row.captions), row.group or row.source, bool(detail), row.heard, refused, row.seen)
+    if odd:
+        detail, refused = (
+            {},
+            f"{row.source}: its row in the list cannot be understood ({odd[0]!r} has no plain value).",
+        )
+    return KnownClip(
+        Path(row.path),
+        row.label,
+        detail,
+        list(row.captions),
+        row.group or row.source,
+        bool(detail),
+        row.heard,
+        refused,
+        row.seen,
+    )
 
 # %% ../nbs/41_evaluate.ipynb #3c84d1be
 SCENARIOS = {"both": ("audio", "video"), "audio": ("audio",), "video": ("video",), "none": ()}
 
+
 def derange(
-    labels: list,       # category of each clip
+    labels: list,  # category of each clip
     seed: int = 0,
-) -> np.ndarray:        # (N,) index of the clip whose sound each clip gets
+) -> np.ndarray:  # (N,) index of the clip whose sound each clip gets
     "A shuffle that gives every clip the sound of another category, as far as the categories allow."
-    rng = np.random.default_rng(seed); n = len(labels); order = rng.permutation(n); names = np.array(labels)[order]
-    rank = order[np.argsort(names, kind="stable")]; shift = max(Counter(labels).values())
-    out = np.empty(n, dtype=np.int64); out[rank] = np.roll(rank, shift)
+    rng = np.random.default_rng(seed)
+    n = len(labels)
+    order = rng.permutation(n)
+    names = np.array(labels)[order]
+    rank = order[np.argsort(names, kind="stable")]
+    shift = max(Counter(labels).values())
+    out = np.empty(n, dtype=np.int64)
+    out[rank] = np.roll(rank, shift)
     return out
 
 # %% ../nbs/41_evaluate.ipynb #15ef71e5
 _reader = None
+
 
 def _start_reader(clip, front):
     "Gives a reading process what it needs to turn a clip into arrays."
@@ -104,16 +186,19 @@ def _start_reader(clip, front):
     torch.set_num_threads(1)
     _reader = (clip, front)
 
+
 def _read(path):
-    try: return load_arrays(path, *_reader)
-    except Scene4MError as e: return str(e)
+    try:
+        return load_arrays(path, *_reader)
+    except Scene4MError as e:
+        return str(e)
 
 # %% ../nbs/41_evaluate.ipynb #15ef71s1
 def read_clips(
-    checkpoint,          # a `Checkpoint`
+    checkpoint,  # a `Checkpoint`
     paths: list,
-    workers: int = 2,    # processes; 0 reads in this one
-) -> list:               # `ClipArrays`, or a sentence for a clip that cannot be used
+    workers: int = 2,  # processes; 0 reads in this one
+) -> list:  # `ClipArrays`, or a sentence for a clip that cannot be used
     "Every clip as arrays, in the order of `paths`."
     bar, needed = dict(desc="reading clips", total=len(paths)), (checkpoint.clip, checkpoint.front)
     if workers < 1:
@@ -125,11 +210,17 @@ def read_clips(
 # %% ../nbs/41_evaluate.ipynb #ea04ee53
 class MelJudge(torch.nn.Module):
     "A small convolutional classifier of mel spectrograms `(B, 80, columns)` into the categories."
+
     def __init__(self, categories: int, width: int = 24):
         super().__init__()
-        def step(i, o): return [torch.nn.Conv2d(i, o, 3, 2, 1), torch.nn.BatchNorm2d(o), torch.nn.ReLU()]
+
+        def step(i, o):
+            return [torch.nn.Conv2d(i, o, 3, 2, 1), torch.nn.BatchNorm2d(o), torch.nn.ReLU()]
+
         self.first = torch.nn.AvgPool2d((2, 6))
-        self.body = torch.nn.Sequential(*step(1, width), *step(width, 2 * width), *step(2 * width, 4 * width))
+        self.body = torch.nn.Sequential(
+            *step(1, width), *step(width, 2 * width), *step(2 * width, 4 * width)
+        )
         self.head = torch.nn.Linear(4 * width * 2, categories)
 
     def forward(self, mel):
@@ -138,13 +229,17 @@ class MelJudge(torch.nn.Module):
 
 # %% ../nbs/41_evaluate.ipynb #ea04ees1
 def train_judge(
-    mels,             # (N, 80, columns) array of real clips that can be heard
-    truth: list,      # their categories,
-    labels,           # out of these
-    steps: int = 300, seed: int = 0,
+    mels,  # (N, 80, columns) array of real clips that can be heard
+    truth: list,  # their categories,
+    labels,  # out of these
+    steps: int = 300,
+    seed: int = 0,
 ) -> MelJudge:
     "A `MelJudge` trained on real clips."
-    torch.manual_seed(seed); judge = MelJudge(len(labels)); n = len(truth); g = make_generator(seed, "judge")
+    torch.manual_seed(seed)
+    judge = MelJudge(len(labels))
+    n = len(truth)
+    g = make_generator(seed, "judge")
     target = torch.tensor(label_places(truth, labels))
     opt = torch.optim.AdamW(judge.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, 4e-3, total_steps=steps)
@@ -152,25 +247,34 @@ def train_judge(
         pick = torch.randint(n, (min(n, 48),), generator=g)
         x = torch.from_numpy(np.stack([mels[int(i)] for i in pick]).astype(np.float32))
         loss = torch.nn.functional.cross_entropy(judge(x), target[pick])
-        opt.zero_grad(); loss.backward(); opt.step(); schedule.step()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        schedule.step()
     return judge.eval()
+
 
 def judge_mels(judge: MelJudge, mels: torch.Tensor, batch_size: int = 64) -> np.ndarray:
     "The category, as a position in the labels, of each mel spectrogram."
-    with torch.no_grad(): return torch.cat([judge(m).argmax(1) for m in mels.split(batch_size)]).numpy()
+    with torch.no_grad():
+        return torch.cat([judge(m).argmax(1) for m in mels.split(batch_size)]).numpy()
 
 # %% ../nbs/41_evaluate.ipynb #a54fe1ef
 def save_judge(judge: MelJudge, folder) -> Path:
     "Keeps the judge beside the checkpoint it judges."
     from safetensors.torch import save
+
     weights = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
     return atomic_write(Path(folder) / "judge.safetensors", save(weights))
+
 
 def load_judge(folder) -> MelJudge | None:
     "The judge of a checkpoint folder, or None where there is none."
     from safetensors.torch import load_file
+
     path = Path(folder) / "judge.safetensors"
-    if not path.exists(): return None
+    if not path.exists():
+        return None
     weights = load_file(path)
     judge = MelJudge(len(weights["head.bias"]))
     judge.load_state_dict(weights)
@@ -183,64 +287,98 @@ def swap_sounds(tokens, swap: np.ndarray) -> ClipTokens:
     ids["audio"], has["audio"] = ids["audio"][swap], has["audio"][swap]
     return ClipTokens(ids, has, tokens.strange)
 
-def scenario_answers(checkpoint, tokens, swap: np.ndarray) -> tuple:     # ({scenario: sentences}, {scenario: (N, labels) probabilities})
+
+def scenario_answers(
+    checkpoint, tokens, swap: np.ndarray
+) -> tuple:  # ({scenario: sentences}, {scenario: (N, labels) probabilities})
     "What the model says of each clip in each scenario; `swapped` has the picture with another clip's sound."
-    out = {name: read_out(checkpoint, tokens, senses)[:2] for name, senses in SCENARIOS.items() if senses}
+    out = {
+        name: read_out(checkpoint, tokens, senses)[:2]
+        for name, senses in SCENARIOS.items()
+        if senses
+    }
     said, logits = read_out(checkpoint, take(tokens, [0]), ())[:2]
-    out["none"] = said * len(tokens), logits.repeat(len(tokens), 0)      # of nothing there is only one answer
+    out["none"] = (
+        said * len(tokens),
+        logits.repeat(len(tokens), 0),
+    )  # of nothing there is only one answer
     out["swapped"] = read_out(checkpoint, swap_sounds(tokens, swap))[:2]
     temperature = checkpoint.settings.get("temperature", 1.0)
-    return {k: s for k, (s, _) in out.items()}, {k: category_probabilities(z, temperature) for k, (_, z) in out.items()}
+    return {k: s for k, (s, _) in out.items()}, {
+        k: category_probabilities(z, temperature) for k, (_, z) in out.items()
+    }
 
 # %% ../nbs/41_evaluate.ipynb #ev000002
-def caption_nats(checkpoint, tokens, texts: list, allowed=SENSES, batch_size: int = 64) -> np.ndarray:
+def caption_nats(
+    checkpoint, tokens, texts: list, allowed=SENSES, batch_size: int = 64
+) -> np.ndarray:
     "`(N,)` log-likelihood of each clip's text (ids), given those of the senses `allowed` that the clip has."
     out = np.zeros(len(tokens))
     for places, senses in by_senses(tokens, allowed):
         for i in range(0, len(places), batch_size):
-            part = places[i:i + batch_size]
-            batch = sense_batch({s: tokens.ids[s][part].to(checkpoint.model.mask_token.device) for s in senses})
+            part = places[i : i + batch_size]
+            batch = sense_batch(
+                {s: tokens.ids[s][part].to(checkpoint.model.mask_token.device) for s in senses}
+            )
             captions = [[texts[p]] for p in part]
             nats = score_text(checkpoint.model, batch, captions, reduce="sum", rows=len(part))
             out[part] = nats[:, 0].cpu().numpy()
     return out
 
+
 def nats_gained(checkpoint, tokens, references: list, swap: np.ndarray, groups=None) -> dict:
     "How much likelier the true caption becomes with each sense, in nats per caption, over knowing nothing; with 95 % intervals by source."
-    texts = [checkpoint.text.encode(r) for r in references]; nothing = caption_nats(checkpoint, tokens, texts, ())
-    gain = {name: caption_nats(checkpoint, tokens, texts, senses) - nothing for name, senses in SCENARIOS.items() if senses}
+    texts = [checkpoint.text.encode(r) for r in references]
+    nothing = caption_nats(checkpoint, tokens, texts, ())
+    gain = {
+        name: caption_nats(checkpoint, tokens, texts, senses) - nothing
+        for name, senses in SCENARIOS.items()
+        if senses
+    }
     gain["swapped"] = caption_nats(checkpoint, swap_sounds(tokens, swap), texts) - nothing
     mean = {k: float(v.mean()) for k, v in gain.items()}
-    return mean | dict(synergy=mean["both"] - max(mean["audio"], mean["video"]),
-                       intervals={k: list(bootstrap_interval(v, groups)) for k, v in gain.items()})
+    return mean | dict(
+        synergy=mean["both"] - max(mean["audio"], mean["video"]),
+        intervals={k: list(bootstrap_interval(v, groups)) for k, v in gain.items()},
+    )
 
 # %% ../nbs/41_evaluate.ipynb #ev000003
 def confusion_of_senses(said: dict, named: dict, labels: list, swap: np.ndarray) -> dict:
     "Modality confusion: what one sense gets right and both together get wrong, and the other way round; and what a strange sound does."
     right = {k: np.array([s == l for s, l in zip(v, labels)]) for k, v in named.items()}
     alone = right["audio"] | right["video"]
-    return dict(lost_by_adding=float((alone & ~right["both"]).mean()), won_by_adding=float((~alone & right["both"]).mean()),
-                follows_swapped_sound=float(np.mean([s == labels[j] for s, j in zip(named["swapped"], swap)])),
-                follows_picture_when_swapped=float(right["swapped"].mean()),
-                changed_by_swap=float(np.mean([a != b for a, b in zip(said["both"], said["swapped"])])))
+    return dict(
+        lost_by_adding=float((alone & ~right["both"]).mean()),
+        won_by_adding=float((~alone & right["both"]).mean()),
+        follows_swapped_sound=float(
+            np.mean([s == labels[j] for s, j in zip(named["swapped"], swap)])
+        ),
+        follows_picture_when_swapped=float(right["swapped"].mean()),
+        changed_by_swap=float(np.mean([a != b for a, b in zip(said["both"], said["swapped"])])),
+    )
 
 # %% ../nbs/41_evaluate.ipynb #634becf5
 @dataclass
 class Evaluation:
     "The report's figures and, clip by clip, what they were computed from."
+
     report: dict
-    clips: list          # of KnownClip, those that could be read
-    arrays: list         # their ClipArrays
+    clips: list  # of KnownClip, those that could be read
+    arrays: list  # their ClipArrays
     tokens: object
-    said: dict           # scenario → sentences
-    probabilities: np.ndarray     # (N, labels) with all senses
-    refused: list        # (file, reason)
-    named: dict          # scenario → categories
-    labels: tuple        # those that the model knows
+    said: dict  # scenario → sentences
+    probabilities: np.ndarray  # (N, labels) with all senses
+    refused: list  # (file, reason)
+    named: dict  # scenario → categories
+    labels: tuple  # those that the model knows
+
 
 def percent_right(d: dict) -> str:
     "Accuracy, interval and number of clips as text."
-    return f"{percent(d['accuracy'])} of {d['n']}" + (f" ({percent(d['interval'][0])} to {percent(d['interval'][1])})" if d["interval"] else "")
+    return f"{percent(d['accuracy'])} of {d['n']}" + (
+        f" ({percent(d['interval'][0])} to {percent(d['interval'][1])})" if d["interval"] else ""
+    )
+
 
 def percent(x) -> str:
     "A share as text."
@@ -252,47 +390,70 @@ def accuracies(named: list, clips: list, places) -> dict:
     right = [float(named[i] in clips[i].labels) for i in places]
     return share_right(right, [clips[i].group for i in places])
 
+
 def share_right(right: list, groups: list) -> dict:
     "Share, number and 95 % interval by source of a list of right (1) and wrong (0)."
-    if not len(right): return dict(n=0, accuracy=None, interval=None)
-    return dict(n=len(right), accuracy=float(np.mean(right)), interval=list(bootstrap_interval(right, groups)))
+    if not len(right):
+        return dict(n=0, accuracy=None, interval=None)
+    return dict(
+        n=len(right),
+        accuracy=float(np.mean(right)),
+        interval=list(bootstrap_interval(right, groups)),
+    )
 
 # %% ../nbs/41_evaluate.ipynb #95e6566e
 def evaluate_clips(
     checkpoint,
-    clips: list,          # of KnownClip
-    arrays: list,         # ClipArrays of each
+    clips: list,  # of KnownClip
+    arrays: list,  # ClipArrays of each
     judge: MelJudge | None = None,
     seed: int = 0,
 ) -> Evaluation:
     "Every figure of the report for clips that have been read."
-    labels = [c.first for c in clips]; tokens = tokenize_arrays(checkpoint, arrays)
-    several = [c.labels for c in clips]; groups = [c.group for c in clips]
-    said, believed = scenario_answers(checkpoint, tokens, swap := derange(labels, seed)); p = believed["both"]
-    named = {k: [checkpoint.labels[j] for j in q.argmax(1)] if checkpoint.labels else [None] * len(q) for k, q in believed.items()}
+    labels = [c.first for c in clips]
+    tokens = tokenize_arrays(checkpoint, arrays)
+    several = [c.labels for c in clips]
+    groups = [c.group for c in clips]
+    said, believed = scenario_answers(checkpoint, tokens, swap := derange(labels, seed))
+    p = believed["both"]
+    named = {
+        k: [checkpoint.labels[j] for j in q.argmax(1)] if checkpoint.labels else [None] * len(q)
+        for k, q in believed.items()
+    }
     hear = [i for i, c in enumerate(clips) if tokens.has["audio"][i] and can_be_heard(c)]
     see = [i for i, c in enumerate(clips) if tokens.has["video"][i] and c.seen is not False]
     senses = dict(both=range(len(clips)), audio=hear, video=see, none=range(len(clips)))
-    if not checkpoint.labels: senses = dict.fromkeys(senses, [])
+    if not checkpoint.labels:
+        senses = dict.fromkeys(senses, [])
     by_sense = {k: accuracies(named[k], clips, list(v)) for k, v in senses.items()}
-    report = dict(n=len(clips), **category_figures(by_sense, p, several, checkpoint.labels),
-                  **attribute_figures(said["both"], clips, checkpoint.world),
-                  **text_figures(said["both"], clips), by_scene=scene_figures(named["both"], said["both"], clips, checkpoint.world),
-                  abstention=abstention_figures(checkpoint, tokens, said["both"], p, several), senses=confusion_of_senses(said, named, labels, swap))
+    report = dict(
+        n=len(clips),
+        **category_figures(by_sense, p, several, checkpoint.labels),
+        **attribute_figures(said["both"], clips, checkpoint.world),
+        **text_figures(said["both"], clips),
+        by_scene=scene_figures(named["both"], said["both"], clips, checkpoint.world),
+        abstention=abstention_figures(checkpoint, tokens, said["both"], p, several),
+        senses=confusion_of_senses(said, named, labels, swap),
+    )
     told = [c.captions[0] if c.captions else c.first for c in clips]
     report["nats_gained"] = nats_gained(checkpoint, tokens, told, swap, groups)
     imagined = imagine_and_judge(checkpoint, tokens, senses["video"], several, judge, groups)
     report |= dict(imagined_sound_accuracy=imagined["accuracy"], imagined_sound_details=imagined)
     commonest = [k for k, _ in Counter(labels).most_common(5)]
-    report["chance"] |= dict(imagined_sound_accuracy=share_of_commonest([labels[i] for i in senses["video"]]),
-                             likelihood_top5=sum(l in commonest for l in labels) / len(labels))
-    report["chance"]["category_accuracy_by_sense"] = {k: share_of_commonest([labels[i] for i in v]) for k, v in senses.items()}
+    report["chance"] |= dict(
+        imagined_sound_accuracy=share_of_commonest([labels[i] for i in senses["video"]]),
+        likelihood_top5=sum(l in commonest for l in labels) / len(labels),
+    )
+    report["chance"]["category_accuracy_by_sense"] = {
+        k: share_of_commonest([labels[i] for i in v]) for k, v in senses.items()
+    }
     return Evaluation(report, clips, arrays, tokens, said, p, [], named, checkpoint.labels)
 
 # %% ../nbs/41_evaluate.ipynb #95e656s1
 def can_be_heard(clip: KnownClip) -> bool:
     "Whether the thing itself can be heard; a list may say so in a column `heard`."
     return clip.heard is not False
+
 
 def share_of_commonest(labels: list) -> float | None:
     "What always giving the commonest answer scores."
@@ -301,50 +462,101 @@ def share_of_commonest(labels: list) -> float | None:
 # %% ../nbs/41_evaluate.ipynb #e8d75576
 def category_figures(by_sense: dict, p: np.ndarray, truth: list, labels) -> dict:
     "Category accuracy by sense, first and among the first five; and how far the confidence can be trusted. Any of a clip's labels is right."
-    out = dict(category_accuracy=by_sense["both"]["accuracy"], category_accuracy_by_sense={k: v["accuracy"] for k, v in by_sense.items()},
-               by_sense_details=by_sense, likelihood=dict(top1=None, top5=None), ece=None, reliability=None)
-    if not len(labels): return out
+    out = dict(
+        category_accuracy=by_sense["both"]["accuracy"],
+        category_accuracy_by_sense={k: v["accuracy"] for k, v in by_sense.items()},
+        by_sense_details=by_sense,
+        likelihood=dict(top1=None, top5=None),
+        ece=None,
+        reliability=None,
+    )
+    if not len(labels):
+        return out
     order = [[labels[j] for j in row] for row in np.argsort(-p, 1)]
     right = np.array([row[0] in t for row, t in zip(order, truth)])
-    likely = dict(top1=float(right.mean()), top5=float(np.mean([bool(set(row[:5]) & set(t)) for row, t in zip(order, truth)])))
-    return out | dict(likelihood=likely, ece=expected_calibration_error(p.max(1), right),
-                      reliability={k: v.tolist() for k, v in reliability_curve(p.max(1), right).items()})
+    likely = dict(
+        top1=float(right.mean()),
+        top5=float(np.mean([bool(set(row[:5]) & set(t)) for row, t in zip(order, truth)])),
+    )
+    return out | dict(
+        likelihood=likely,
+        ece=expected_calibration_error(p.max(1), right),
+        reliability={k: v.tolist() for k, v in reliability_curve(p.max(1), right).items()},
+    )
 
 # %% ../nbs/41_evaluate.ipynb #e8d755s1
 def known_truth(clip: KnownClip, world: World) -> dict:
     "Label and attributes of a clip, as far as its world knows such attributes."
-    return dict({n: v for n, v in clip.attributes.items() if n in world.attributes}, label=clip.labels)
+    return dict(
+        {n: v for n, v in clip.attributes.items() if n in world.attributes}, label=clip.labels
+    )
+
 
 def attribute_figures(sentences: list, clips: list, world: World) -> dict:
     "Accuracy of every attribute where it is known; None on folders that only have labels."
     truths = [known_truth(c, world) if c.detailed else {} for c in clips]
-    known = [i for i, t in enumerate(truths) if len(t) > 1]; names = tuple(world.attributes)
+    known = [i for i, t in enumerate(truths) if len(t) > 1]
+    names = tuple(world.attributes)
     nothing = dict(attribute_accuracy=dict.fromkeys(names), exact_accuracy=None, invented_rate=None)
     chance = dict(category_accuracy=share_of_commonest([c.first for c in clips]))
-    if not known: return nothing | dict(chance=chance | nothing)
+    if not known:
+        return nothing | dict(chance=chance | nothing)
     said, truths = [world.parse(sentences[i]) for i in known], [truths[i] for i in known]
-    got, guess = attribute_accuracy(said, truths), chance_level(truths); none = dict(n=0, accuracy=None)
-    chance |= dict(attribute_accuracy={n: guess.get(n, none)["accuracy"] for n in names}, exact_accuracy=guess["exact"], invented_rate=0.0,
-                   given_category={n: g["accuracy"] for n, g in guess["given_category"].items()})
-    return dict(attribute_accuracy={n: got.get(n, none)["accuracy"] for n in names}, attribute_details={n: got.get(n, none) for n in names},
-                exact_accuracy=got["exact"], invented_rate=got["invented_rate"], invented=got.get("invented"), chance=chance)
+    got, guess = attribute_accuracy(said, truths), chance_level(truths)
+    none = dict(n=0, accuracy=None)
+    chance |= dict(
+        attribute_accuracy={n: guess.get(n, none)["accuracy"] for n in names},
+        exact_accuracy=guess["exact"],
+        invented_rate=0.0,
+        given_category={n: g["accuracy"] for n, g in guess["given_category"].items()},
+    )
+    return dict(
+        attribute_accuracy={n: got.get(n, none)["accuracy"] for n in names},
+        attribute_details={n: got.get(n, none) for n in names},
+        exact_accuracy=got["exact"],
+        invented_rate=got["invented_rate"],
+        invented=got.get("invented"),
+        chance=chance,
+    )
 
 # %% ../nbs/41_evaluate.ipynb #e8d755s2
 def text_figures(sentences: list, clips: list) -> dict:
     "How close the sentences are to the reference captions, and whether they repeat themselves."
-    told = [i for i, c in enumerate(clips) if c.captions]; refs = [clips[i].captions for i in told]; cands = [sentences[i] for i in told]
-    if not told: return dict(cider_d=None, bleu=None, rouge_l=None, diversity=caption_diversity(sentences))
-    return dict(cider_d=cider_d(cands, refs), bleu=list(bleu(cands, refs)), rouge_l=rouge_l(cands, refs), diversity=caption_diversity(sentences))
+    told = [i for i, c in enumerate(clips) if c.captions]
+    refs = [clips[i].captions for i in told]
+    cands = [sentences[i] for i in told]
+    if not told:
+        return dict(cider_d=None, bleu=None, rouge_l=None, diversity=caption_diversity(sentences))
+    return dict(
+        cider_d=cider_d(cands, refs),
+        bleu=list(bleu(cands, refs)),
+        rouge_l=rouge_l(cands, refs),
+        diversity=caption_diversity(sentences),
+    )
 
 # %% ../nbs/41_evaluate.ipynb #86ce5376
 def scene_figures(named: list, sentences: list, clips: list, world: World) -> dict:
     "Category accuracy apart for clips that are seen and heard, only heard and only seen, with the share that states what cannot be perceived."
-    kinds = {"seen and heard": (True, True), "only heard": (False, True), "only seen": (True, False)}; out = {}
+    kinds = {
+        "seen and heard": (True, True),
+        "only heard": (False, True),
+        "only seen": (True, False),
+    }
+    out = {}
     for name, kind in kinds.items():
-        here = [i for i, c in enumerate(clips) if c.detailed and (c.seen is not False, can_be_heard(c)) == kind]
-        stated, truths = [world.parse(sentences[i]) for i in here], [known_truth(clips[i], world) for i in here]
+        here = [
+            i
+            for i, c in enumerate(clips)
+            if c.detailed and (c.seen is not False, can_be_heard(c)) == kind
+        ]
+        stated, truths = (
+            [world.parse(sentences[i]) for i in here],
+            [known_truth(clips[i], world) for i in here],
+        )
         made_up = attribute_accuracy(stated, truths)["invented_rate"] if here else None
-        out[name] = accuracies(named, clips, here) | dict(chance=share_of_commonest([clips[i].first for i in here]), invented_rate=made_up)
+        out[name] = accuracies(named, clips, here) | dict(
+            chance=share_of_commonest([clips[i].first for i in here]), invented_rate=made_up
+        )
     return out
 
 # %% ../nbs/41_evaluate.ipynb #86ce53s1
@@ -352,47 +564,68 @@ def abstention_figures(checkpoint, tokens, sentences: list, p: np.ndarray, truth
     "On how many clips the model commits itself, and how often the category is right where it does and where it does not."
     sure = confidences(checkpoint, tokens, sentences, p)
     named = named_categories(checkpoint, sentences, p) if checkpoint.labels else [None] * len(truth)
-    unsure = np.array([bool(doubt(checkpoint, float(c), {k: tokens.strange[k][i] for k in SENSES})) for i, c in enumerate(sure)])
+    unsure = np.array(
+        [
+            bool(doubt(checkpoint, float(c), {k: tokens.strange[k][i] for k in SENSES}))
+            for i, c in enumerate(sure)
+        ]
+    )
     right = np.array([j is not None and checkpoint.labels[j] in t for j, t in zip(named, truth)])
     mean = lambda where: float(right[where].mean()) if where.any() else None
-    return dict(n=len(truth), abstains=float(unsure.mean()), right_when_sure=mean(~unsure), right_when_unsure=mean(unsure))
+    return dict(
+        n=len(truth),
+        abstains=float(unsure.mean()),
+        right_when_sure=mean(~unsure),
+        right_when_unsure=mean(unsure),
+    )
 
 # %% ../nbs/41_evaluate.ipynb #ev000005
 def imagine_and_judge(checkpoint, tokens, places: list, labels: list, judge, groups=None) -> dict:
     "How often a judge names the right category for the sound that the model imagines from the picture alone."
-    if checkpoint.audio_tokenizer is None: judge = None      # a model without sound imagines none
+    if checkpoint.audio_tokenizer is None:
+        judge = None  # a model without sound imagines none
     right = []
     for i in range(0, len(places) if judge is not None else 0, 64):
-        part = places[i:i + 64]; ids = imagine(checkpoint, {"video": tokens.ids["video"][part]}, "audio")
+        part = places[i : i + 64]
+        ids = imagine(checkpoint, {"video": tokens.ids["video"][part]}, "audio")
         found = judge_mels(judge, checkpoint.audio_tokenizer.decode(ids).cpu())
         right += [checkpoint.labels[f] in labels[p] for f, p in zip(found, part)]
-    return share_right(right, None if groups is None else [groups[p] for p in places[:len(right)]])
+    return share_right(right, None if groups is None else [groups[p] for p in places[: len(right)]])
 
 # %% ../nbs/41_evaluate.ipynb #40d11a69
 def evaluate_folder(
-    folder,              # clips with a list, or one folder per label
-    model=None,          # a checkpoint folder; None takes the one in the package
+    folder,  # clips with a list, or one folder per label
+    model=None,  # a checkpoint folder; None takes the one in the package
     workers: int = 2,
     limit: int | None = None,
-    labels_file=None,    # the list, if it does not lie in the folder
-    out=None,            # where report.json and report.html go; None writes nothing
+    labels_file=None,  # the list, if it does not lie in the folder
+    out=None,  # where report.json and report.html go; None writes nothing
     device: str | None = None,
-    extra: dict | None = None,     # further figures for the report: seconds of each stage, ceiling of a pixel classifier, curves
-) -> dict:               # the figures of report.json
+    extra: dict
+    | None = None,  # further figures for the report: seconds of each stage, ceiling of a pixel classifier, curves
+) -> dict:  # the figures of report.json
     "Evaluates a checkpoint on a folder of clips whose answers are known. Raises `BadInput` where nothing can be read, or `out` cannot be made."
     if out is not None:
-        try: Path(out).mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise BadInput(f"{out}: this folder cannot be made ({e.strerror}); choose another with --out.") from e
-    with Timer() as t: evaluation = run_evaluation(folder, model, workers, limit, labels_file, device)
+        try:
+            Path(out).mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise BadInput(
+                f"{out}: this folder cannot be made ({e.strerror}); choose another with --out."
+            ) from e
+    with Timer() as t:
+        evaluation = run_evaluation(folder, model, workers, limit, labels_file, device)
     report = evaluation.report | dict(machine=machine()) | (extra or {})
     report["seconds"] = {**report.get("seconds", {}), "evaluate": round(t.seconds, 1)}
     evaluation.report = report | dict(model=model)
-    if out is not None: write_report(evaluation, Path(out))
+    if out is not None:
+        write_report(evaluation, Path(out))
     report.pop("curves", None)
     return report
 
 # %% ../nbs/41_evaluate.ipynb #40d11as1
-def run_evaluation(folder, model=None, workers: int = 2, limit: int | None = None, labels_file=None, device=None) -> Evaluation:
+def run_evaluation(
+    folder, model=None, workers: int = 2, limit: int | None = None, labels_file=None, device=None
+) -> Evaluation:
     "Reads the clips of a folder and computes every figure."
     checkpoint = load_checkpoint(model, device)
     clips = read_truth(folder, checkpoint.labels, labels_file)[:limit]
@@ -401,118 +634,258 @@ def run_evaluation(folder, model=None, workers: int = 2, limit: int | None = Non
     arrays = read_clips(checkpoint, [c.file for c in clips], workers)
     refused += [(c.file.name, a) for c, a in zip(clips, arrays) if isinstance(a, str)]
     kept = [(c, a) for c, a in zip(clips, arrays) if not isinstance(a, str)]
-    if not kept: raise BadInput(f"{folder}: none of its clips could be read; the first one: {refused[0][1]}")
+    if not kept:
+        raise BadInput(f"{folder}: none of its clips could be read; the first one: {refused[0][1]}")
     judge = load_judge(checkpoint.folder)
     evaluation = evaluate_clips(checkpoint, *map(list, zip(*kept)), judge=judge)
-    evaluation.refused = refused; evaluation.report["refused"] = len(refused)
-    evaluation.report["unknown_labels"] = sorted({l for r in folder_rows(folder, labels_file) for l in labels_in(r.label)} - set(checkpoint.labels))
-    mark = Path(folder) / "street.json"      # a toy street says of which world it is
-    evaluation.report["world_version"] = read_json(mark).get("world_version") if mark.exists() else checkpoint.world.version
+    evaluation.refused = refused
+    evaluation.report["refused"] = len(refused)
+    evaluation.report["unknown_labels"] = sorted(
+        {l for r in folder_rows(folder, labels_file) for l in labels_in(r.label)}
+        - set(checkpoint.labels)
+    )
+    mark = Path(folder) / "street.json"  # a toy street says of which world it is
+    evaluation.report["world_version"] = (
+        read_json(mark).get("world_version") if mark.exists() else checkpoint.world.version
+    )
     return evaluation
 
 # %% ../nbs/41_evaluate.ipynb #34dcdd2d
 def example_places(evaluation: Evaluation, n: int = 10) -> list:
     "Clips to show: half right, half wrong where there are enough, of different categories as far as possible."
     right = [n in c.labels for n, c in zip(evaluation.named["both"], evaluation.clips)]
+
     def spread(wanted):
-        seen = Counter(); out = []
+        seen = Counter()
+        out = []
         for i in range(len(right)):
-            if right[i] == wanted: out.append((seen[evaluation.clips[i].first], i)); seen[evaluation.clips[i].first] += 1
+            if right[i] == wanted:
+                out.append((seen[evaluation.clips[i].first], i))
+                seen[evaluation.clips[i].first] += 1
         return [i for _, i in sorted(out)]
-    good, bad = spread(True), spread(False); n_bad = min(len(bad), max(n // 2, n - len(good)))
-    return good[:n - n_bad] + bad[:n_bad]
+
+    good, bad = spread(True), spread(False)
+    n_bad = min(len(bad), max(n // 2, n - len(good)))
+    return good[: n - n_bad] + bad[:n_bad]
 
 # %% ../nbs/41_evaluate.ipynb #34dcdds1
 WAYS = {"hearing and seeing": SENSES, "hearing only": ("audio",), "seeing only": ("video",)}
+
 
 def example_html(evaluation: Evaluation, i: int, checkpoint) -> str:
     "One clip that plays, what is true of it, and what the model says or that it does not know."
     c, a, clip = evaluation.clips[i], evaluation.arrays[i], checkpoint.clip
     wave = read_clip(c.file, seconds=clip.seconds, sr=clip.sr).wave
-    said = Describer(checkpoint).describe_arrays([keep_senses(a, s) for s in WAYS.values()], [c.file.name] * 3)
+    said = Describer(checkpoint).describe_arrays(
+        [keep_senses(a, s) for s in WAYS.values()], [c.file.name] * 3
+    )
     rows = [dict(what="the truth", sentence=c.captions[0] if c.captions else c.label)]
     rows += [dict(what=f"the model, {name}", sentence=d.description) for name, d in zip(WAYS, said)]
     verdict = "Right" if evaluation.named["both"][i] in c.labels else "Wrong"
-    if said[0].abstains: verdict = "Does not know"
+    if said[0].abstains:
+        verdict = "Does not know"
     elif evaluation.labels:
         j = int(np.argmax(evaluation.probabilities[i]))
-        rows.append(dict(what="likeliest category", sentence=f"{evaluation.labels[j]} ({evaluation.probabilities[i, j]:.0%})"))
-    if a.part: rows.append(dict(what="how much of it", sentence=a.part))
-    player = clip_player(a.frames, wave, fps=clip.fps, sr=clip.sr, title=f"{verdict}: {c.file.name}")
+        rows.append(
+            dict(
+                what="likeliest category",
+                sentence=f"{evaluation.labels[j]} ({evaluation.probabilities[i, j]:.0%})",
+            )
+        )
+    if a.part:
+        rows.append(dict(what="how much of it", sentence=a.part))
+    player = clip_player(
+        a.frames, wave, fps=clip.fps, sr=clip.sr, title=f"{verdict}: {c.file.name}"
+    )
     return player + table_html(rows, f"What is said about {c.file.name}")
 
 # %% ../nbs/41_evaluate.ipynb #d6d32a70
 def sense_table(report: dict) -> str:
     "Category accuracy by sense, with number of clips, interval and chance."
-    names = dict(both="sound and picture", audio="sound only (clips with something to hear)", video="picture only (clips with something to see)",
-                 none="neither")
+    names = dict(
+        both="sound and picture",
+        audio="sound only (clips with something to hear)",
+        video="picture only (clips with something to see)",
+        none="neither",
+    )
     rows = []
     for k, name in names.items():
         d = report["by_sense_details"][k]
         low, high = d["interval"] or (None, None)
-        rows.append({"the model gets": name, "right": percent(d["accuracy"]), "95 % interval": f"{percent(low)} to {percent(high)}",
-                     "chance": percent(report["chance"]["category_accuracy_by_sense"][k]), "clips": d["n"]})
+        rows.append(
+            {
+                "the model gets": name,
+                "right": percent(d["accuracy"]),
+                "95 % interval": f"{percent(low)} to {percent(high)}",
+                "chance": percent(report["chance"]["category_accuracy_by_sense"][k]),
+                "clips": d["n"],
+            }
+        )
     return table_html(rows, "Category named rightly")
+
 
 def scene_table(report: dict) -> str:
     "Category accuracy by what there is to perceive; empty where the list of the clips does not say."
-    rows = [{"the thing is": k, "category right": percent(d["accuracy"]), "95 % interval": " to ".join(map(percent, d["interval"])),
-             "chance": percent(d["chance"]), "something invented": percent(d["invented_rate"]), "clips": d["n"]}
-            for k, d in report["by_scene"].items() if d["n"]]
-    return table_html(rows, "Sound and picture together, by what there is to perceive") if rows else ""
+    rows = [
+        {
+            "the thing is": k,
+            "category right": percent(d["accuracy"]),
+            "95 % interval": " to ".join(map(percent, d["interval"])),
+            "chance": percent(d["chance"]),
+            "something invented": percent(d["invented_rate"]),
+            "clips": d["n"],
+        }
+        for k, d in report["by_scene"].items()
+        if d["n"]
+    ]
+    return (
+        table_html(rows, "Sound and picture together, by what there is to perceive") if rows else ""
+    )
 
 # %% ../nbs/41_evaluate.ipynb #d6d32as1
 def detail_table(report: dict) -> str:
     "Accuracy of every attribute beside chance; empty where no attribute is known."
-    if report["exact_accuracy"] is None: return ""
-    rows = [{"attribute": k.replace("_", " "), "right": percent(v), "chance": percent(report["chance"]["attribute_accuracy"][k]),
-             "clips": report["attribute_details"][k]["n"]} for k, v in report["attribute_accuracy"].items()]
-    rows += [{"attribute": "all of them and the category", "right": percent(report["exact_accuracy"]),
-              "chance": percent(report["chance"]["exact_accuracy"]), "clips": report["n"]},
-             {"attribute": "something invented (less is better)", "right": percent(report["invented_rate"]), "chance": "–", "clips": report["n"]}]
+    if report["exact_accuracy"] is None:
+        return ""
+    rows = [
+        {
+            "attribute": k.replace("_", " "),
+            "right": percent(v),
+            "chance": percent(report["chance"]["attribute_accuracy"][k]),
+            "clips": report["attribute_details"][k]["n"],
+        }
+        for k, v in report["attribute_accuracy"].items()
+    ]
+    rows += [
+        {
+            "attribute": "all of them and the category",
+            "right": percent(report["exact_accuracy"]),
+            "chance": percent(report["chance"]["exact_accuracy"]),
+            "clips": report["n"],
+        },
+        {
+            "attribute": "something invented (less is better)",
+            "right": percent(report["invented_rate"]),
+            "chance": "–",
+            "clips": report["n"],
+        },
+    ]
     return table_html(rows, "Attributes stated rightly, where they can be perceived")
 
 # %% ../nbs/41_evaluate.ipynb #ev000006
 def nats_table(report: dict) -> str:
     "What each sense adds to the likelihood of the true caption."
-    g = report["nats_gained"]; span = {k: f"{low:.2f} to {high:.2f}" for k, (low, high) in g["intervals"].items()}
-    names = dict(audio="sound", video="picture", both="sound and picture", swapped="picture and another clip's sound")
-    rows = [{"the model gets": v, "nats gained": round(g[k], 2), "95 % interval": span[k]} for k, v in names.items()]
-    rows.append({"the model gets": "synergy: both over the better one", "nats gained": round(g["synergy"], 2), "95 % interval": "–"})
-    return table_html(rows, "How much likelier the true caption becomes, in nats per caption (0: not at all)")
+    g = report["nats_gained"]
+    span = {k: f"{low:.2f} to {high:.2f}" for k, (low, high) in g["intervals"].items()}
+    names = dict(
+        audio="sound",
+        video="picture",
+        both="sound and picture",
+        swapped="picture and another clip's sound",
+    )
+    rows = [
+        {"the model gets": v, "nats gained": round(g[k], 2), "95 % interval": span[k]}
+        for k, v in names.items()
+    ]
+    rows.append(
+        {
+            "the model gets": "synergy: both over the better one",
+            "nats gained": round(g["synergy"], 2),
+            "95 % interval": "–",
+        }
+    )
+    return table_html(
+        rows, "How much likelier the true caption becomes, in nats per caption (0: not at all)"
+    )
 
 # %% ../nbs/41_evaluate.ipynb #ev0000s1
 def other_table(report: dict) -> str:
     "The remaining figures."
-    s, a, chance, imagined = report["senses"], report["abstention"], report["chance"], report["imagined_sound_details"]
-    rows = [("category of the sound imagined from the picture", percent_right(imagined), percent(chance["imagined_sound_accuracy"])),
-            ("category from likelihood, first", percent(report["likelihood"]["top1"]), percent(chance["category_accuracy"])),
-            ("category from likelihood, among the first five", percent(report["likelihood"]["top5"]), percent(chance["likelihood_top5"])),
-            ("CIDEr-D", report["cider_d"], "–"), ("ROUGE-L", report["rouge_l"], "–"),
-            ("right with one sense, wrong with both", percent(s["lost_by_adding"]), "–"),
-            ("wrong with each sense, right with both", percent(s["won_by_adding"]), "–"),
-            ("with another clip's sound: the sentence changes", percent(s["changed_by_swap"]), "–"),
-            ("with another clip's sound: names that sound's category", percent(s["follows_swapped_sound"]), "–"),
-            ("with another clip's sound: names the picture's category", percent(s["follows_picture_when_swapped"]), "–"),
-            ("calibration error", percent(report["ece"]), "–"), ("says that it does not know", percent(a["abstains"]), "–"),
-            ("category right where it commits itself", percent(a["right_when_sure"]), percent(chance["category_accuracy"])),
-            ("category right where it does not", percent(a["right_when_unsure"]), percent(chance["category_accuracy"]))]
+    s, a, chance, imagined = (
+        report["senses"],
+        report["abstention"],
+        report["chance"],
+        report["imagined_sound_details"],
+    )
+    rows = [
+        (
+            "category of the sound imagined from the picture",
+            percent_right(imagined),
+            percent(chance["imagined_sound_accuracy"]),
+        ),
+        (
+            "category from likelihood, first",
+            percent(report["likelihood"]["top1"]),
+            percent(chance["category_accuracy"]),
+        ),
+        (
+            "category from likelihood, among the first five",
+            percent(report["likelihood"]["top5"]),
+            percent(chance["likelihood_top5"]),
+        ),
+        ("CIDEr-D", report["cider_d"], "–"),
+        ("ROUGE-L", report["rouge_l"], "–"),
+        ("right with one sense, wrong with both", percent(s["lost_by_adding"]), "–"),
+        ("wrong with each sense, right with both", percent(s["won_by_adding"]), "–"),
+        ("with another clip's sound: the sentence changes", percent(s["changed_by_swap"]), "–"),
+        (
+            "with another clip's sound: names that sound's category",
+            percent(s["follows_swapped_sound"]),
+            "–",
+        ),
+        (
+            "with another clip's sound: names the picture's category",
+            percent(s["follows_picture_when_swapped"]),
+            "–",
+        ),
+        ("calibration error", percent(report["ece"]), "–"),
+        ("says that it does not know", percent(a["abstains"]), "–"),
+        (
+            "category right where it commits itself",
+            percent(a["right_when_sure"]),
+            percent(chance["category_accuracy"]),
+        ),
+        (
+            "category right where it does not",
+            percent(a["right_when_unsure"]),
+            percent(chance["category_accuracy"]),
+        ),
+    ]
     return table_html([dict(figure=f, value=v, chance=c) for f, v, c in rows], "Further figures")
 
 # %% ../nbs/41_evaluate.ipynb #acd55c73
 def reconstruction_figures(evaluation: Evaluation, checkpoint) -> str:
     "Figures 2 and 3 of the paper, for the first clip that has sound and picture."
-    has = evaluation.tokens.has; both = np.flatnonzero(has["audio"] & has["video"])
-    if not len(both): return ""
-    i = int(both[0]); a, c = evaluation.arrays[i], evaluation.clips[i]; wave = read_clip(c.file, seconds=checkpoint.clip.seconds).wave
-    with torch.no_grad(): mel, film = (t.decode(evaluation.tokens.ids[s][i:i + 1])[0] for s, t in
-                                       (("audio", checkpoint.audio_tokenizer), ("video", checkpoint.video_tokenizer)))
-    true, rec = (checkpoint.front.db(torch.as_tensor(m)).numpy() for m in (a.mel, mel[:, :a.mel.shape[-1]]))
+    has = evaluation.tokens.has
+    both = np.flatnonzero(has["audio"] & has["video"])
+    if not len(both):
+        return ""
+    i = int(both[0])
+    a, c = evaluation.arrays[i], evaluation.clips[i]
+    wave = read_clip(c.file, seconds=checkpoint.clip.seconds).wave
+    with torch.no_grad():
+        mel, film = (
+            t.decode(evaluation.tokens.ids[s][i : i + 1])[0]
+            for s, t in (
+                ("audio", checkpoint.audio_tokenizer),
+                ("video", checkpoint.video_tokenizer),
+            )
+        )
+    true, rec = (
+        checkpoint.front.db(torch.as_tensor(m)).numpy() for m in (a.mel, mel[:, : a.mel.shape[-1]])
+    )
     frames = checkpoint.video_tokenizer.to_frames(film[None])[0].numpy()
-    one = audio_reconstruction(wave, true, rec, note=f"mean error {log_mel_error_db(true, rec):.2f} dB")
-    two = video_reconstruction(a.frames, frames, note=f"PSNR {psnr(a.frames, frames):.1f} dB, moving pixels {moving_psnr(a.frames, frames):.1f} dB")
-    return (figure_html(one, f"A held-out sound ({c.label}) and what its tokens keep of it")
-            + figure_html(two, "The same clip's picture and what its tokens keep of it"))
+    one = audio_reconstruction(
+        wave, true, rec, note=f"mean error {log_mel_error_db(true, rec):.2f} dB"
+    )
+    two = video_reconstruction(
+        a.frames,
+        frames,
+        note=f"PSNR {psnr(a.frames, frames):.1f} dB, moving pixels {moving_psnr(a.frames, frames):.1f} dB",
+    )
+    return figure_html(
+        one, f"A held-out sound ({c.label}) and what its tokens keep of it"
+    ) + figure_html(two, "The same clip's picture and what its tokens keep of it")
 
 # %% ../nbs/41_evaluate.ipynb #acd55cs1
 def curve_figures(extra: dict) -> str:
@@ -520,48 +893,93 @@ def curve_figures(extra: dict) -> str:
     out = ""
     for name, (rows, columns) in (extra.get("curves") or {}).items():
         rows = [r for r in rows if all(r.get(c) not in (None, "") for c in columns)]
-        if rows: out += figure_html(loss_curves(rows, columns, title=name), name)
+        if rows:
+            out += figure_html(loss_curves(rows, columns, title=name), name)
     return out
 
 # %% ../nbs/41_evaluate.ipynb #ee1a5c18
 def verdict(
-    report: dict,       # of `evaluate_folder`
-) -> str:               # empty where the model is better
+    report: dict,  # of `evaluate_folder`
+) -> str:  # empty where the model is better
     "The sentence that has to come first where a model is no better than the best constant answer."
     right, chance = report.get("category_accuracy"), report["chance"].get("category_accuracy")
-    if right is None or chance is None or right > chance: return ""
-    return (f"This model is no better than always giving the same answer: it names {percent(right)} of the categories rightly, "
-            f"the best constant answer {percent(chance)}.")
+    if right is None or chance is None or right > chance:
+        return ""
+    return (
+        f"This model is no better than always giving the same answer: it names {percent(right)} of the categories rightly, "
+        f"the best constant answer {percent(chance)}."
+    )
+
 
 def verdict_html(report: dict) -> str:
     "The same in red, for the top of a page."
     said = verdict(report)
-    style = "border:2px solid #b00020;background:#fdecee;color:#8c0019;padding:.8em;font-weight:bold"
+    style = (
+        "border:2px solid #b00020;background:#fdecee;color:#8c0019;padding:.8em;font-weight:bold"
+    )
     return f'<p role="alert" style="{style}">{said}</p>' if said else ""
+
 
 def write_report(evaluation: Evaluation, out: Path, examples: int = 10) -> Path:
     "Writes `report.json` and `report.html` into `out`."
-    report = dict(evaluation.report); extra = {k: report.pop(k) for k in ("curves", "model") if k in report}
-    write_json(out / "report.json", report); checkpoint = load_checkpoint(extra.get("model"), "cpu")
+    report = dict(evaluation.report)
+    extra = {k: report.pop(k) for k in ("curves", "model") if k in report}
+    write_json(out / "report.json", report)
+    checkpoint = load_checkpoint(extra.get("model"), "cpu")
     labels = [c.first for c in evaluation.clips]
     part = lambda title, *html: f"<section><h2>{title}</h2>{''.join(html)}</section>"
-    counts = Counter(labels); share = [dict(category=k, clips=v, share=percent(v / len(labels))) for k, v in counts.most_common()]
+    counts = Counter(labels)
+    share = [
+        dict(category=k, clips=v, share=percent(v / len(labels))) for k, v in counts.most_common()
+    ]
     unread = report.get("refused", 0)
     steps = report.get("steps", {})
-    body = [verdict_html(report),
-            f"<p>{report['n']} clips that training never saw, {unread} more that could not be read. World {report['world_version']}.</p>",
-            part("What it names rightly", sense_table(report), scene_table(report), detail_table(report)),
-            ceiling_part(report), part("Are both senses used?", nats_table(report)), part("Further figures", other_table(report)),
-            confusion_part(evaluation),
-            part("Is it as sure as it is right?",
-                 figure_html(reliability({k: np.array(v) for k, v in report["reliability"].items()}, report["ece"])))
-            if report["reliability"] else "",
-            part("What the tokens keep", reconstruction_figures(evaluation, checkpoint)), part("Training", curve_figures(extra)),
-            part("Clips and what is said about them", *(example_html(evaluation, i, checkpoint) for i in example_places(evaluation, examples))),
-            part("The clips", table_html(share, "Held-out clips by category")),
-            part("Time and machine", table_html([dict(stage=k, seconds=v) for k, v in report["seconds"].items()], "Seconds of each stage"),
-                 table_html([dict(training=k, steps=v) for k, v in steps.items()], "Steps of each training") if steps else "",
-                 table_html([dict(what=k, value=v) for k, v in report["machine"].items()], "The machine"))]
+    body = [
+        verdict_html(report),
+        f"<p>{report['n']} clips that training never saw, {unread} more that could not be read. World {report['world_version']}.</p>",
+        part(
+            "What it names rightly", sense_table(report), scene_table(report), detail_table(report)
+        ),
+        ceiling_part(report),
+        part("Are both senses used?", nats_table(report)),
+        part("Further figures", other_table(report)),
+        confusion_part(evaluation),
+        part(
+            "Is it as sure as it is right?",
+            figure_html(
+                reliability(
+                    {k: np.array(v) for k, v in report["reliability"].items()}, report["ece"]
+                )
+            ),
+        )
+        if report["reliability"]
+        else "",
+        part("What the tokens keep", reconstruction_figures(evaluation, checkpoint)),
+        part("Training", curve_figures(extra)),
+        part(
+            "Clips and what is said about them",
+            *(
+                example_html(evaluation, i, checkpoint)
+                for i in example_places(evaluation, examples)
+            ),
+        ),
+        part("The clips", table_html(share, "Held-out clips by category")),
+        part(
+            "Time and machine",
+            table_html(
+                [dict(stage=k, seconds=v) for k, v in report["seconds"].items()],
+                "Seconds of each stage",
+            ),
+            table_html(
+                [dict(training=k, steps=v) for k, v in steps.items()], "Steps of each training"
+            )
+            if steps
+            else "",
+            table_html(
+                [dict(what=k, value=v) for k, v in report["machine"].items()], "The machine"
+            ),
+        ),
+    ]
     atomic_write(out / "report.html", html_page("What the model hears and sees", "".join(body)))
     return out / "report.html"
 
@@ -572,12 +990,19 @@ def confusion_part(evaluation: Evaluation, most: int = 20) -> str:
     shown = {k for k, _ in Counter(k for k, _ in pairs).most_common(most)}
     names = [label for label in evaluation.labels if label in shown]
     pairs = [(t, a) for t, a in pairs if t in shown and a in shown]
-    if not pairs: return ""
+    if not pairs:
+        return ""
     return f"<section><h2>Which category is taken for which</h2>{figure_html(confusion(*map(list, zip(*pairs)), names))}</section>"
+
 
 def ceiling_part(report: dict) -> str:
     "What a small classifier that looks at the pixels themselves reaches: the most that the picture gives away."
     ceiling = report.get("pixel_ceiling")
-    if not ceiling: return ""
-    rows = [{"from the pixels": k.replace("_", " "), "right": percent(v)} for k, v in ceiling.items() if isinstance(v, float)]
+    if not ceiling:
+        return ""
+    rows = [
+        {"from the pixels": k.replace("_", " "), "right": percent(v)}
+        for k, v in ceiling.items()
+        if isinstance(v, float)
+    ]
     return f"<section><h2>The ceiling of the picture</h2>{table_html(rows, 'A classifier of pixels trained on the same street')}</section>"

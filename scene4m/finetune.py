@@ -24,9 +24,27 @@ import numpy as np
 import torch
 
 from .captions import FOURM_TOKENIZER, TextTokenizer
-from .core import (BadInput, ConfigMismatch, StopSoon, TrainingFailed, atomic_write, autocast, did_you_mean, fingerprint,
-                          has_fast_bf16, import_torchaudio, machine, make_generator, make_rng, pick_device, progress, read_json,
-                          seed_everything, set_aside, write_json)
+from scene4m.core import (
+    BadInput,
+    ConfigMismatch,
+    StopSoon,
+    TrainingFailed,
+    atomic_write,
+    autocast,
+    did_you_mean,
+    fingerprint,
+    has_fast_bf16,
+    import_torchaudio,
+    machine,
+    make_generator,
+    make_rng,
+    pick_device,
+    progress,
+    read_json,
+    seed_everything,
+    set_aside,
+    write_json,
+)
 from .fourm import FourM
 from .masking import Text, TokenGrid, UnifiedMasking, collate, seen_entry
 from .vq import load_tokenizer
@@ -34,75 +52,101 @@ from .world import World, labels_in
 from .tokenize import BatchOrder, TokenDataset
 
 # %% ../nbs/33_finetune.ipynb #9210c7b9
-SCHEMES = dict(both=0.5, audio=0.2, video=0.27, none=0.03)    # what a training step shows, `audio+caption` for example, and how often
+SCHEMES = dict(
+    both=0.5, audio=0.2, video=0.27, none=0.03
+)  # what a training step shows, `audio+caption` for example, and how often
+
 
 @dataclass(frozen=True)
 class Stage:
     "A part of training with its own share of the steps, its own trainable weights and learning rate."
-    train: str = "all"          # `all`; `new`: only the embeddings and heads of our modalities; `lora`: these, and LoRA on the trunk
-    share: float = 1.0          # of all steps
-    lr: float | None = None     # None: the run's
-    noise: float = 0.0          # share of the seen tokens that are replaced by a code near to theirs
+
+    train: str = "all"  # `all`; `new`: only the embeddings and heads of our modalities; `lora`: these, and LoRA on the trunk
+    share: float = 1.0  # of all steps
+    lr: float | None = None  # None: the run's
+    noise: float = 0.0  # share of the seen tokens that are replaced by a code near to theirs
 
 # %% ../nbs/33_finetune.ipynb #9210c701
 @dataclass(frozen=True)
 class FinetuneConfig:
     "Every setting of a training run. Give one of `steps`, `epochs` and `seconds`."
-    preset: str = "toy"                 # `toy`: sense dropout, all tokens; `paper`: random budgets, frozen trunk
-    seconds: float | None = None        # time budget; becomes a number of steps, once, and is recorded
+
+    preset: str = "toy"  # `toy`: sense dropout, all tokens; `paper`: random budgets, frozen trunk
+    seconds: float | None = None  # time budget; becomes a number of steps, once, and is recorded
     steps: int | None = None
     epochs: float | None = None
-    batch_size: int = 32                # clips per step over all processes
-    accumulate: int = 1                 # parts that each process cuts its share of a batch into
+    batch_size: int = 32  # clips per step over all processes
+    accumulate: int = 1  # parts that each process cuts its share of a batch into
     lr: float = 1.5e-3
-    warmup: float = 0.05                # share of a stage's steps
-    encoder_lr: float = 1.0             # of the encoder's blocks, as a share of `lr`
-    muon_lr: float = 0.0                # of the trunk's matrices under Muon, as a share of `lr`; 0: AdamW for everything
-    betas: tuple = (0.9, 0.95)          # of AdamW: how long gradients and their squares are remembered
+    warmup: float = 0.05  # share of a stage's steps
+    encoder_lr: float = 1.0  # of the encoder's blocks, as a share of `lr`
+    muon_lr: float = (
+        0.0  # of the trunk's matrices under Muon, as a share of `lr`; 0: AdamW for everything
+    )
+    betas: tuple = (0.9, 0.95)  # of AdamW: how long gradients and their squares are remembered
     weight_decay: float = 0.05
-    clip: float = 1.0                   # largest norm of the gradient
-    ema: float = 0.0                    # decay of the moving average of the weights; 0: off
+    clip: float = 1.0  # largest norm of the gradient
+    ema: float = 0.0  # decay of the moving average of the weights; 0: off
     seed: int = 0
     schemes: dict = field(default_factory=lambda: dict(SCHEMES))
-    targets: int = 16                   # tokens of each unseen grid to predict; 0: words only
-    partial: float = 0.0                # how often an unseen grid is partly seen
+    targets: int = 16  # tokens of each unseen grid to predict; 0: words only
+    partial: float = 0.0  # how often an unseen grid is partly seen
     # of the losses: a category weighs as much as two words of a caption
-    weights: dict = field(default_factory=lambda: dict(caption=1.0, audio=0.3, video=0.3, category=0.08))
-    budgets: tuple = (128, 128)         # preset `paper`: tokens seen and predicted
-    stages: tuple = ()                  # of `Stage` or of its settings; none: one for `toy`, frozen trunk and then everything for `paper`
+    weights: dict = field(
+        default_factory=lambda: dict(caption=1.0, audio=0.3, video=0.3, category=0.08)
+    )
+    budgets: tuple = (128, 128)  # preset `paper`: tokens seen and predicted
+    stages: tuple = ()  # of `Stage` or of its settings; none: one for `toy`, frozen trunk and then everything for `paper`
     precision: str = "auto"
-    attention: str = "auto"             # `plain` where bfloat16 is fast on a CPU, else `sdpa`
-    max_words: int = 48                 # caption tokens, specials included
-    trackers: tuple = ()                # besides the local CSV: `tensorboard`, `wandb`, `trackio`
-    save_every: float = 20.0            # seconds between checkpoints
-    log_every: int = 10                 # steps between rows of the log
+    attention: str = "auto"  # `plain` where bfloat16 is fast on a CPU, else `sdpa`
+    max_words: int = 48  # caption tokens, specials included
+    trackers: tuple = ()  # besides the local CSV: `tensorboard`, `wandb`, `trackio`
+    save_every: float = 20.0  # seconds between checkpoints
+    log_every: int = 10  # steps between rows of the log
     lora_rank: int = 16
-    model: dict = field(default_factory=dict)    # of `FourM.toy`, for a model from nothing
-    spread: float = 1.0                 # standard deviation of such a model's token embeddings; 4M's 0.02 drowns them in the positions
+    model: dict = field(default_factory=dict)  # of `FourM.toy`, for a model from nothing
+    spread: float = 1.0  # standard deviation of such a model's token embeddings; 4M's 0.02 drowns them in the positions
     device: str | None = None
 
     def __post_init__(self):
         said = [k for k in ("steps", "epochs", "seconds") if getattr(self, k) is not None]
-        if len(said) > 1: raise BadInput(f"Say how long to train in one way, not by {' and '.join(said)}.")
+        if len(said) > 1:
+            raise BadInput(f"Say how long to train in one way, not by {' and '.join(said)}.")
 
 # %% ../nbs/33_finetune.ipynb #3ccf5210
 def stages_of(config: FinetuneConfig) -> tuple:
     "The stages of a run. Raises `BadInput` for a stage that cannot be."
-    usual, known = dict(toy=(Stage(),), paper=(Stage("new", 0.5), Stage("all", 0.5))), [f.name for f in fields(Stage)]
+    usual, known = (
+        dict(toy=(Stage(),), paper=(Stage("new", 0.5), Stage("all", 0.5))),
+        [f.name for f in fields(Stage)],
+    )
     for name in (k for s in config.stages if isinstance(s, dict) for k in s):
         if name not in known:
-            raise BadInput(f"A stage has no setting {name!r}; its settings are {', '.join(known)}.{did_you_mean(name, known)}")
-    if config.preset not in usual: raise BadInput(f"There is no preset {config.preset!r} of training; choose toy or paper.")
-    stages = tuple(s if isinstance(s, Stage) else Stage(**s) for s in config.stages) or usual[config.preset]
+            raise BadInput(
+                f"A stage has no setting {name!r}; its settings are {', '.join(known)}.{did_you_mean(name, known)}"
+            )
+    if config.preset not in usual:
+        raise BadInput(f"There is no preset {config.preset!r} of training; choose toy or paper.")
+    stages = (
+        tuple(s if isinstance(s, Stage) else Stage(**s) for s in config.stages)
+        or usual[config.preset]
+    )
     for s in stages:
-        if s.train not in ("all", "new", "lora") or s.share <= 0: raise BadInput(f"A stage trains all, new or lora for a share above 0, not {s}.")
-        if not 0 <= s.noise <= 0.5: raise BadInput(f"The noise of a stage is a share of the tokens, 0 to 0.5, not {s.noise}.")
+        if s.train not in ("all", "new", "lora") or s.share <= 0:
+            raise BadInput(f"A stage trains all, new or lora for a share above 0, not {s}.")
+        if not 0 <= s.noise <= 0.5:
+            raise BadInput(
+                f"The noise of a stage is a share of the tokens, 0 to 0.5, not {s.noise}."
+            )
     return stages
+
 
 def stage_ends(stages, steps: int) -> list:
     "The step at which each stage ends; the last one ends with the run."
     total, done, ends = sum(s.share for s in stages), 0.0, []
-    for s in stages: done += s.share; ends.append(round(steps * done / total))
+    for s in stages:
+        done += s.share
+        ends.append(round(steps * done / total))
     return ends
 
 # %% ../nbs/33_finetune.ipynb #157584f2
@@ -111,35 +155,49 @@ def scene_modalities(ds: TokenDataset, text: TextTokenizer, max_words: int = 48)
     grids = [TokenGrid(m, a["vocab_size"], tuple(a["grid"])) for m, a in ds.modalities.items()]
     return [*grids, Text("caption", text.vocab_size, max_words)]
 
+
 def text_tokenizer_for(ds: TokenDataset) -> TextTokenizer:
     "A tokenizer that knows every word of the world and of the data set's captions."
     return TextTokenizer.train([*ds.world.texts(), *(c for r in ds.rows for c in r["captions"])])
+
 
 def check_fit(model: FourM, ds: TokenDataset, text: TextTokenizer):
     "Raises `ConfigMismatch` unless the model's vocabularies and grids are those of the tokens and the words."
     for m in scene_modalities(ds, text):
         have = model.modalities.get(m.name)
-        if have is None: raise ConfigMismatch(f"The model has no modality {m.name!r}; add it or start from nothing.")
+        if have is None:
+            raise ConfigMismatch(
+                f"The model has no modality {m.name!r}; add it or start from nothing."
+            )
         if have.vocab_size != m.vocab_size:
-            raise ConfigMismatch(f"{m.name}: the model knows {have.vocab_size} tokens, the data have {m.vocab_size}; "
-                                 "they come from another tokenizer.")
+            raise ConfigMismatch(
+                f"{m.name}: the model knows {have.vocab_size} tokens, the data have {m.vocab_size}; "
+                "they come from another tokenizer."
+            )
         if not m.is_sequence and tuple(have.grid) != tuple(m.grid):
-            raise ConfigMismatch(f"{m.name}: the model has a grid of {have.grid}, the tokens have {m.grid}; they come from another tokenizer.")
+            raise ConfigMismatch(
+                f"{m.name}: the model has a grid of {have.grid}, the tokens have {m.grid}; they come from another tokenizer."
+            )
+
 
 def check_tokenizers(folder, ds: TokenDataset):
     "Raises `ConfigMismatch` if the checkpoint in `folder` was trained on tokens of other tokenizers than those of `ds`."
     note, known = Path(folder) / "describe.json", {}
-    if note.exists(): known = read_json(note).get("fingerprints", {})
-    elif (Path(folder) / "run.json").exists(): known = read_json(Path(folder) / "run.json")["settings"]["tokens"]
+    if note.exists():
+        known = read_json(note).get("fingerprints", {})
+    elif (Path(folder) / "run.json").exists():
+        known = read_json(Path(folder) / "run.json")["settings"]["tokens"]
     for m, a in ds.modalities.items():
         if m in known and known[m] != a["fingerprint"]:
-            raise ConfigMismatch(f"{folder}: this model reads {m} tokens of tokenizer {known[m]}, the data hold those of {a['fingerprint']}; "
-                                 "tokenize again with the model's tokenizer.")
+            raise ConfigMismatch(
+                f"{folder}: this model reads {m} tokens of tokenizer {known[m]}, the data hold those of {a['fingerprint']}; "
+                "tokenize again with the model's tokenizer."
+            )
 
 # %% ../nbs/33_finetune.ipynb #157584c1
 def world_for(
     ds: TokenDataset,
-    model=None,         # a checkpoint folder to go on from: its world stays as it is
+    model=None,  # a checkpoint folder to go on from: its world stays as it is
 ) -> World:
     "The world to learn. Raises `ConfigMismatch` for a label that the model does not know."
     if not isinstance(model, (str, Path)) or not (Path(model) / "world.json").exists():
@@ -147,55 +205,77 @@ def world_for(
     known, found = World.load(model), ds.world.labels
     unknown = [label for label in found if label not in known.labels]
     if known.labels and unknown:
-        raise ConfigMismatch(f"{model}: this model does not know the label {unknown[0]!r}; it knows {', '.join(known.labels[:5])} …")
+        raise ConfigMismatch(
+            f"{model}: this model does not know the label {unknown[0]!r}; it knows {', '.join(known.labels[:5])} …"
+        )
     return known
+
 
 def with_category(ds: TokenDataset, labels: tuple) -> TokenDataset:
     "The same clips with the modality `category`, one token: the place of each clip's (first) label among `labels`."
     place = {label: i for i, label in enumerate(labels)}
     out = copy.copy(ds)
-    out.choices = [[place[label] for label in labels_in(r.get("label")) if label in place] for r in ds.rows]
+    out.choices = [
+        [place[label] for label in labels_in(r.get("label")) if label in place] for r in ds.rows
+    ]
     out.rows = [dict(r, has_category=bool(c)) for r, c in zip(ds.rows, out.choices)]
     about = dict(fingerprint=fingerprint(labels), vocab_size=len(labels), grid=[1, 1], tokens=1)
     out.modalities = dict(ds.modalities, category=about)
     out._ids = dict(ds._ids, category=np.array([[*c, 0][:1] for c in out.choices]))
     return out
 
+
 def draw_category(ds: TokenDataset, places, seeds) -> np.ndarray:
     "One of each clip's labels as a token, `(B, 1)`."
-    drawn = [ds.choices[i][int(seed) % len(ds.choices[i])] if ds.choices[i] else 0 for i, seed in zip(places, seeds)]
+    drawn = [
+        ds.choices[i][int(seed) % len(ds.choices[i])] if ds.choices[i] else 0
+        for i, seed in zip(places, seeds)
+    ]
     return np.array(drawn, np.int64)[:, None]
 
 # %% ../nbs/33_finetune.ipynb #f3ae35aa
 def grid_entry(
-    ids: torch.Tensor,      # (B, n)
-    order: torch.Tensor,    # (B, n) a random order of the places of each clip
-    seen: int,              # the first so many are visible,
-    targets: int,           # the next so many are predicted
+    ids: torch.Tensor,  # (B, n)
+    order: torch.Tensor,  # (B, n) a random order of the places of each clip
+    seen: int,  # the first so many are visible,
+    targets: int,  # the next so many are predicted
 ) -> dict:
     "A modality of which some tokens are visible and some others are to be predicted."
-    rank = order.argsort(1); hidden, silent = rank >= seen, (rank < seen) | (rank >= seen + targets)
+    rank = order.argsort(1)
+    hidden, silent = rank >= seen, (rank < seen) | (rank >= seen + targets)
     attention = torch.zeros(ids.shape, dtype=torch.int32)
-    attention[torch.arange(len(ids)), (~silent).int().argmax(1)] = targets        # 4M: the count stands on the first target
+    attention[torch.arange(len(ids)), (~silent).int().argmax(1)] = (
+        targets  # 4M: the count stands on the first target
+    )
     return dict(tensor=ids, input_mask=hidden, target_mask=silent, decoder_attention_mask=attention)
 
+
 def caption_entry(
-    texts: list,            # B lists of ids
+    texts: list,  # B lists of ids
     max_tokens: int = 48,
-    seen: bool = False,     # the whole text is visible instead of predicted
+    seen: bool = False,  # the whole text is visible instead of predicted
 ) -> dict:
     "Captions in 4M's form: the encoder sees [S_1], the decoder is to write [S_1] words [EOS] [S_2]."
     eos, first, last = TextTokenizer.EOS, TextTokenizer.sentinel(1), TextTokenizer.sentinel(2)
-    rows = [[*t[:max_tokens - 3], eos] if seen else [first, first, *t[:max_tokens - 3], eos, last] for t in texts]
-    tensor = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64); there = torch.zeros(tensor.shape, dtype=torch.bool)
-    for i, r in enumerate(rows): tensor[i, :len(r)] = torch.tensor(r); there[i, :len(r)] = True
+    rows = [
+        [*t[: max_tokens - 3], eos] if seen else [first, first, *t[: max_tokens - 3], eos, last]
+        for t in texts
+    ]
+    tensor = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    there = torch.zeros(tensor.shape, dtype=torch.bool)
+    for i, r in enumerate(rows):
+        tensor[i, : len(r)] = torch.tensor(r)
+        there[i, : len(r)] = True
     given = there if seen else there & (torch.arange(tensor.shape[1]) == 0)
     said = there & ~given
-    return dict(tensor=tensor, input_mask=~given, target_mask=~said, decoder_attention_mask=said.int())
+    return dict(
+        tensor=tensor, input_mask=~given, target_mask=~said, decoder_attention_mask=said.int()
+    )
 
 # %% ../nbs/33_finetune.ipynb #ed729de3
 class CaptionSource:
     "Caption ids for clips, worded anew every time as far as their world allows."
+
     def __init__(self, rows: list, text: TextTokenizer, world: World):
         self.text, self.world, self.ids = text, world, {}
         self.known = [(labels_in(r.get("label")), r.get("attributes"), r["captions"]) for r in rows]
@@ -209,7 +289,8 @@ class CaptionSource:
         out = []
         for i, seed in zip(places.tolist(), seeds.tolist()):
             words = self.words(i, seed)
-            if words not in self.ids: self.ids[words] = self.text.encode(words)
+            if words not in self.ids:
+                self.ids[words] = self.text.encode(words)
             out.append(self.ids[words])
         return out
 
@@ -217,134 +298,270 @@ class CaptionSource:
 @dataclass
 class Part:
     "One forward pass: clips that have the same senses, so that nothing is padded."
+
     batch: dict
-    seen: int         # tokens in the encoder
-    said: int         # tokens in the decoder
-    order: list       # modalities that have something to predict, text first
-    counts: dict      # modality → predictions in this part
+    seen: int  # tokens in the encoder
+    said: int  # tokens in the decoder
+    order: list  # modalities that have something to predict, text first
+    counts: dict  # modality → predictions in this part
     places: np.ndarray
+
 
 def predictions(entry: dict, sequence: bool) -> torch.Tensor:
     "How many tokens of each sample are predicted `(B,)`: of a text all targets but its first."
     said = ~entry["target_mask"]
     return (said[:, 1:] & said[:, :-1]).sum(1) if sequence else said.sum(1)
 
+
 def make_part(batch: dict, places, texts=("caption",)) -> Part:
     "Counts what is visible and what is predicted in a batch of entries."
-    seen = int(sum((~e["input_mask"]).sum(1) for e in batch.values()).max()); said = {m: predictions(e, m in texts) for m, e in batch.items()}
+    seen = int(sum((~e["input_mask"]).sum(1) for e in batch.values()).max())
+    said = {m: predictions(e, m in texts) for m, e in batch.items()}
     order = sorted((m for m, n in said.items() if int(n.sum())), key=lambda m: m not in texts)
-    return Part(batch, max(1, seen), int(sum(said[m] for m in order).max()) if order else 0, order, {m: int(said[m].sum()) for m in order}, places)
+    return Part(
+        batch,
+        max(1, seen),
+        int(sum(said[m] for m in order).max()) if order else 0,
+        order,
+        {m: int(said[m].sum()) for m in order},
+        places,
+    )
 
 # %% ../nbs/33_finetune.ipynb #e9fb90ea
 class Schemes:
     "Which schemes there are, which one a step follows, and how much of an unseen grid it shows after all."
-    def __init__(self, ds: TokenDataset, captions: CaptionSource, config: FinetuneConfig, rank: int = 0, world: int = 1):
-        self.ds, self.captions, self.config, self.rank, self.world = ds, captions, config, rank, world
-        self.senses = [m for m in ("audio", "video") if m in ds.modalities] + [m for m in ds.modalities if m not in ("audio", "video", "category")]
-        self.present = {m: ds.present(m) for m in ds.modalities}; self.noise, self.near = 0.0, {}
-        self.seen = {s: self.senses if s == "both" else [] if s == "none" else s.split("+") for s in config.schemes}
-        def asks(seen): return "caption" not in seen or config.targets and set(self.senses) - set(seen)      # is there anything to predict?
-        self.names = [s for s, seen in self.seen.items() if set(seen) <= {"caption", *self.senses} and config.schemes[s] > 0 and asks(seen)]
+
+    def __init__(
+        self,
+        ds: TokenDataset,
+        captions: CaptionSource,
+        config: FinetuneConfig,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.ds, self.captions, self.config, self.rank, self.world = (
+            ds,
+            captions,
+            config,
+            rank,
+            world,
+        )
+        self.senses = [m for m in ("audio", "video") if m in ds.modalities] + [
+            m for m in ds.modalities if m not in ("audio", "video", "category")
+        ]
+        self.present = {m: ds.present(m) for m in ds.modalities}
+        self.noise, self.near = 0.0, {}
+        self.seen = {
+            s: self.senses if s == "both" else [] if s == "none" else s.split("+")
+            for s in config.schemes
+        }
+
+        def asks(seen):
+            return (
+                "caption" not in seen or config.targets and set(self.senses) - set(seen)
+            )  # is there anything to predict?
+
+        self.names = [
+            s
+            for s, seen in self.seen.items()
+            if set(seen) <= {"caption", *self.senses} and config.schemes[s] > 0 and asks(seen)
+        ]
         known = ", ".join(["both", "none", "caption", *self.senses])
-        if not self.names: raise BadInput(f"No scheme is left to train with; choose among {known}, or join some by +.")
-        p = np.array([config.schemes[s] for s in self.names], float); self.p = p / p.sum()
+        if not self.names:
+            raise BadInput(
+                f"No scheme is left to train with; choose among {known}, or join some by +."
+            )
+        p = np.array([config.schemes[s] for s in self.names], float)
+        self.p = p / p.sum()
 
     def scheme(self, step: int) -> str:
         "The scheme of a step, the same in every process."
-        return self.names[make_rng(self.config.seed, "scheme", step).choice(len(self.names), p=self.p)]
+        return self.names[
+            make_rng(self.config.seed, "scheme", step).choice(len(self.names), p=self.p)
+        ]
 
     def shown(self, rng, tokens: int) -> int:
         "How many tokens of an unseen grid are shown after all."
         draw, amount = rng.random(2)
-        return int(amount * max(1, tokens - self.config.targets + 1)) if draw < self.config.partial else 0
+        return (
+            int(amount * max(1, tokens - self.config.targets + 1))
+            if draw < self.config.partial
+            else 0
+        )
 
 # %% ../nbs/33_finetune.ipynb #5e0f1c04
 def codes_nearby(ds: TokenDataset, name: str, k: int = 4) -> torch.Tensor:
     "The `k` codes nearest to every code of a grid's codebook, `(codes, k)`; any codes, where no codebook lies beside the tokens."
     size, folder = ds.modalities[name]["vocab_size"], ds.root / f"{name}_tokenizer"
-    if not folder.is_dir() or size > 4096: return torch.randint(size, (size, k), generator=make_generator(0, "near", name))
-    codes = load_tokenizer(folder).codes(torch.arange(size)[None])[0].float(); k = min(k, size - 1)
+    if not folder.is_dir() or size > 4096:
+        return torch.randint(size, (size, k), generator=make_generator(0, "near", name))
+    codes = load_tokenizer(folder).codes(torch.arange(size)[None])[0].float()
+    k = min(k, size - 1)
     return torch.cdist(codes, codes).fill_diagonal_(math.inf).topk(k, largest=False).indices
+
 
 def draw_slips(self: Schemes, rng, n: int, tokens: int) -> np.ndarray:
     "For every token of `n` clips which neighbour takes its place, -1 for none; this process's rows."
-    hit = rng.random((n, tokens), dtype=np.float32) < 2 * self.noise * rng.random((n, 1), dtype=np.float32)
-    return np.where(hit, rng.integers(4, size=(n, tokens)), -1)[self.rank::self.world]
+    hit = rng.random((n, tokens), dtype=np.float32) < 2 * self.noise * rng.random(
+        (n, 1), dtype=np.float32
+    )
+    return np.where(hit, rng.integers(4, size=(n, tokens)), -1)[self.rank :: self.world]
+
 
 def let_slip(self: Schemes, name: str, ids: torch.Tensor, slips: np.ndarray) -> torch.Tensor:
     "The ids `(B, n)` with those tokens replaced."
-    if name not in self.near: self.near[name] = codes_nearby(self.ds, name)
+    if name not in self.near:
+        self.near[name] = codes_nearby(self.ds, name)
     slips, near = torch.from_numpy(slips), self.near[name]
-    return torch.where(slips >= 0, near[ids.long(), slips.clamp(min=0) % near.shape[1]].to(ids.dtype), ids)
+    return torch.where(
+        slips >= 0, near[ids.long(), slips.clamp(min=0) % near.shape[1]].to(ids.dtype), ids
+    )
+
 
 Schemes.slips, Schemes.slipped = draw_slips, let_slip
 
 # %% ../nbs/33_finetune.ipynb #e9fb9001
 class SenseDropout(Schemes):
     "Each step draws what is seen, whole: senses, or the caption too. An unseen caption is written, of unseen grids some tokens are imagined."
+
     def __call__(self, step: int, places: np.ndarray, scheme: str | None = None) -> list:
         "The parts of a step for the clips at `places`: one part per kind of clip, or more with `accumulate`."
-        scheme = scheme or self.scheme(step); rng = make_rng(self.config.seed, "clips", step); n = len(places) * self.world
-        seeds = rng.integers(2**62, size=n)[self.rank::self.world]
-        draws = {m: rng.random((n, self.ds.modalities[m]["tokens"]), dtype=np.float32)[self.rank::self.world] for m in self.senses}
+        scheme = scheme or self.scheme(step)
+        rng = make_rng(self.config.seed, "clips", step)
+        n = len(places) * self.world
+        seeds = rng.integers(2**62, size=n)[self.rank :: self.world]
+        draws = {
+            m: rng.random((n, self.ds.modalities[m]["tokens"]), dtype=np.float32)[
+                self.rank :: self.world
+            ]
+            for m in self.senses
+        }
         shown = {m: self.shown(rng, self.ds.modalities[m]["tokens"]) for m in self.senses}
-        slips = {m: self.slips(rng, n, self.ds.modalities[m]["tokens"]) for m in self.senses} if self.noise else {}
-        kinds = np.stack([p[places] for p in self.present.values()], 1); parts = []
+        slips = (
+            {m: self.slips(rng, n, self.ds.modalities[m]["tokens"]) for m in self.senses}
+            if self.noise
+            else {}
+        )
+        kinds = np.stack([p[places] for p in self.present.values()], 1)
+        parts = []
         for kind in np.unique(kinds, axis=0):
-            for rows in np.array_split(np.flatnonzero((kinds == kind).all(1)), self.config.accumulate):
-                if len(rows): parts.append(self.part(scheme, dict(zip(self.present, kind)), places[rows], seeds[rows],
-                                                     {m: draws[m][rows] for m in self.senses}, shown, {m: s[rows] for m, s in slips.items()}))
+            for rows in np.array_split(
+                np.flatnonzero((kinds == kind).all(1)), self.config.accumulate
+            ):
+                if len(rows):
+                    parts.append(
+                        self.part(
+                            scheme,
+                            dict(zip(self.present, kind)),
+                            places[rows],
+                            seeds[rows],
+                            {m: draws[m][rows] for m in self.senses},
+                            shown,
+                            {m: s[rows] for m, s in slips.items()},
+                        )
+                    )
         return [p for p in parts if p.order]
 
     def part(self, scheme, has, places, seeds, draws, shown, slips) -> Part:
         "The entries of clips that all have the same senses."
-        c = self.config; batch = {}
+        c = self.config
+        batch = {}
         for m in self.senses:
-            if not has[m]: continue
+            if not has[m]:
+                continue
             ids = torch.from_numpy(self.ds.ids(m, places))
-            if m in self.seen[scheme]: batch[m] = seen_entry(self.slipped(m, ids, slips[m]) if m in slips else ids)
-            elif c.targets: batch[m] = grid_entry(ids, torch.from_numpy(draws[m]).argsort(1), shown[m], min(c.targets, ids.shape[1]))
+            if m in self.seen[scheme]:
+                batch[m] = seen_entry(self.slipped(m, ids, slips[m]) if m in slips else ids)
+            elif c.targets:
+                batch[m] = grid_entry(
+                    ids,
+                    torch.from_numpy(draws[m]).argsort(1),
+                    shown[m],
+                    min(c.targets, ids.shape[1]),
+                )
         if has.get("category"):
-            batch["category"] = grid_entry(torch.from_numpy(draw_category(self.ds, places, seeds)), torch.zeros(len(places), 1), 0, 1)
-        batch["caption"] = caption_entry(self.captions(places, seeds), c.max_words, seen="caption" in self.seen[scheme])
+            batch["category"] = grid_entry(
+                torch.from_numpy(draw_category(self.ds, places, seeds)),
+                torch.zeros(len(places), 1),
+                0,
+                1,
+            )
+        batch["caption"] = caption_entry(
+            self.captions(places, seeds), c.max_words, seen="caption" in self.seen[scheme]
+        )
         return make_part(batch, places)
 
 # %% ../nbs/33_finetune.ipynb #d1da1dcc
 class RandomBudgets:
     "The paper's recipe: of all tokens of a clip a random few are seen and a random few others are predicted."
+
     names, p = ["random"], [1.0]
 
-    def __init__(self, ds: TokenDataset, captions: CaptionSource, config: FinetuneConfig, rank: int = 0, world: int = 1):
-        self.ds, self.captions, self.config, self.rank, self.world = ds, captions, config, rank, world
-        self.masking = UnifiedMasking(scene_modalities(ds, captions.text, config.max_words), *config.budgets)
+    def __init__(
+        self,
+        ds: TokenDataset,
+        captions: CaptionSource,
+        config: FinetuneConfig,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.ds, self.captions, self.config, self.rank, self.world = (
+            ds,
+            captions,
+            config,
+            rank,
+            world,
+        )
+        self.masking = UnifiedMasking(
+            scene_modalities(ds, captions.text, config.max_words), *config.budgets
+        )
         self.present = {m: ds.present(m) for m in ds.modalities}
 
     def __call__(self, step: int, places: np.ndarray, scheme: str | None = None) -> list:
         "The parts of a step for the clips at `places`: one, or more with `accumulate`."
-        rng = make_rng(self.config.seed, "clips", step); n = len(places) * self.world
-        seeds = rng.integers(2**62, size=n)[self.rank::self.world]; texts = self.captions(places, seeds)
+        rng = make_rng(self.config.seed, "clips", step)
+        n = len(places) * self.world
+        seeds = rng.integers(2**62, size=n)[self.rank :: self.world]
+        texts = self.captions(places, seeds)
         samples = [self.sample(i, t, int(seed)) for i, t, seed in zip(places, texts, seeds)]
         cut = np.array_split(np.arange(len(places)), self.config.accumulate)
-        parts = [make_part(collate([samples[i] for i in rows]), places[rows]) for rows in cut if len(rows)]
+        parts = [
+            make_part(collate([samples[i] for i in rows]), places[rows])
+            for rows in cut
+            if len(rows)
+        ]
         return [p for p in parts if p.order]
 
     def sample(self, place: int, text: list, seed: int) -> dict:
         "The entries of one clip; a sense that it lacks is blank."
-        ids = {m: self.ds.ids(m, np.array([place]))[0] for m in self.ds.modalities if self.present[m][place]}
-        if "category" in ids: ids["category"] = draw_category(self.ds, [place], [seed])[0]
+        ids = {
+            m: self.ds.ids(m, np.array([place]))[0]
+            for m in self.ds.modalities
+            if self.present[m][place]
+        }
+        if "category" in ids:
+            ids["category"] = draw_category(self.ds, [place], [seed])[0]
         return self.masking({**ids, "caption": text}, torch.Generator().manual_seed(seed))
+
 
 RECIPES = dict(toy=SenseDropout, paper=RandomBudgets)
 
 # %% ../nbs/33_finetune.ipynb #a77e0001
 def attention_kind(config: FinetuneConfig) -> str:
     "How attention is computed: on a CPU with fast bfloat16 the written-out form trains faster than the fused one."
-    if config.attention != "auto": return config.attention
+    if config.attention != "auto":
+        return config.attention
     return "plain" if pick_device(config.device).type == "cpu" and uses_bf16(config) else "sdpa"
+
 
 def uses_bf16(config: FinetuneConfig) -> bool:
     "Whether matrices are multiplied in bfloat16."
-    return config.precision == "bf16" or config.precision == "auto" and has_fast_bf16(pick_device(config.device))
+    return (
+        config.precision == "bf16"
+        or config.precision == "auto"
+        and has_fast_bf16(pick_device(config.device))
+    )
+
 
 def arithmetic(config: FinetuneConfig) -> str:
     "Which arithmetic a run uses, in words."
@@ -353,30 +570,49 @@ def arithmetic(config: FinetuneConfig) -> str:
 # %% ../nbs/33_finetune.ipynb #39c56f26
 def start_text(text, model, ds: TokenDataset) -> TextTokenizer:
     "The words to train with: those given, those of the model's folder, or, for a model from nothing, those of the captions."
-    if isinstance(text, TextTokenizer): return text
-    if text is not None: return TextTokenizer.from_pretrained(text)
-    if model is None: return text_tokenizer_for(ds)
-    beside = [] if isinstance(model, torch.nn.Module) else [Path(model) / n for n in ("text_tokenizer.json", FOURM_TOKENIZER["name"])]
+    if isinstance(text, TextTokenizer):
+        return text
+    if text is not None:
+        return TextTokenizer.from_pretrained(text)
+    if model is None:
+        return text_tokenizer_for(ds)
+    beside = (
+        []
+        if isinstance(model, torch.nn.Module)
+        else [Path(model) / n for n in ("text_tokenizer.json", FOURM_TOKENIZER["name"])]
+    )
     for path in beside:
-        if path.is_file(): return TextTokenizer.from_file(path)
-    raise BadInput(f"The model comes without its text tokenizer; name the file: `text`, --text FILE, or --set model.text=FILE "
-                   f"(for 4M: {FOURM_TOKENIZER['name']}).")
+        if path.is_file():
+            return TextTokenizer.from_file(path)
+    raise BadInput(
+        f"The model comes without its text tokenizer; name the file: `text`, --text FILE, or --set model.text=FILE "
+        f"(for 4M: {FOURM_TOKENIZER['name']})."
+    )
 
 # %% ../nbs/33_finetune.ipynb #39c56f01
 @torch.no_grad()
 def start_from_codebooks(model, ds: TokenDataset, config: FinetuneConfig):
     "Starts the embeddings of grid tokens from their codebooks, where they lie beside the tokens: what looks or sounds alike begins alike."
     for m in ds.modalities:
-        if not (ds.root / f"{m}_tokenizer").is_dir(): continue
+        if not (ds.root / f"{m}_tokenizer").is_dir():
+            continue
         weight = model.encoder_embeddings[m].token_emb.weight
         codes = load_tokenizer(ds.root / f"{m}_tokenizer").codes(torch.arange(len(weight))[None])[0]
-        codes = (codes - codes.mean(0)) / codes.std(); g = make_generator(config.seed, "codebook", m)
-        weight.copy_(codes @ torch.randn(codes.shape[1], weight.shape[1], generator=g) * (config.spread / codes.shape[1] ** 0.5))
+        codes = (codes - codes.mean(0)) / codes.std()
+        g = make_generator(config.seed, "codebook", m)
+        weight.copy_(
+            codes
+            @ torch.randn(codes.shape[1], weight.shape[1], generator=g)
+            * (config.spread / codes.shape[1] ** 0.5)
+        )
+
 
 @torch.no_grad()
 def start_encoder_silent(model):
     "Sets what the encoder's blocks add to 0: the decoder first learns from the tokens as they are, and the encoder joins in by and by."
-    for block in model.encoder: block.attn.proj.weight.zero_(); block.mlp.fc2.weight.zero_()
+    for block in model.encoder:
+        block.attn.proj.weight.zero_()
+        block.mlp.fc2.weight.zero_()
 
 # %% ../nbs/33_finetune.ipynb #39c56f02
 def start_model(model, ds: TokenDataset, text: TextTokenizer, config: FinetuneConfig) -> FourM:
@@ -384,52 +620,77 @@ def start_model(model, ds: TokenDataset, text: TextTokenizer, config: FinetuneCo
     wanted = scene_modalities(ds, text, config.max_words)
     if model is None:
         model = FourM.toy(wanted, **config.model)
-        for e in model.encoder_embeddings.values(): torch.nn.init.normal_(e.token_emb.weight, std=config.spread)
-        start_from_codebooks(model, ds, config); start_encoder_silent(model)
-        if not model.config["share_embedding"]:        # words that the decoder reads are as loud as their positions, too
-            torch.nn.init.normal_(model.decoder_embeddings["caption"].token_emb.weight, std=config.spread)
-    elif not isinstance(model, torch.nn.Module): check_tokenizers(model, ds); model = FourM.from_pretrained(model)
+        for e in model.encoder_embeddings.values():
+            torch.nn.init.normal_(e.token_emb.weight, std=config.spread)
+        start_from_codebooks(model, ds, config)
+        start_encoder_silent(model)
+        if not model.config[
+            "share_embedding"
+        ]:  # words that the decoder reads are as loud as their positions, too
+            torch.nn.init.normal_(
+                model.decoder_embeddings["caption"].token_emb.weight, std=config.spread
+            )
+    elif not isinstance(model, torch.nn.Module):
+        check_tokenizers(model, ds)
+        model = FourM.from_pretrained(model)
     for m in wanted:
-        if m.name not in model.modalities: model.add_modality(m)
+        if m.name not in model.modalities:
+            model.add_modality(m)
     check_fit(model, ds, text)
-    if config.preset == "paper": renew_embeddings(model, "caption")
+    if config.preset == "paper":
+        renew_embeddings(model, "caption")
     return model.set_attention(attention_kind(config)) or model
+
 
 def renew_embeddings(model: FourM, name: str, std: float = 0.02):
     "Draws the embeddings and the head of a modality anew, as the paper did for its captions."
     for side in (model.encoder_embeddings, model.decoder_embeddings):
-        for p in side[name].parameters(): torch.nn.init.normal_(p, std=std)
+        for p in side[name].parameters():
+            torch.nn.init.normal_(p, std=std)
 
 # %% ../nbs/33_finetune.ipynb #bf307a6e
 def weight_groups(
     model: torch.nn.Module,
     weight_decay: float,
-    encoder_lr: float = 1.0,    # learning rate of the encoder's blocks as a share of the others'
-    muon_lr: float = 0.0,       # of the trunk's matrices under Muon, as a share of the others'; 0: no group is for Muon
-) -> list:                      # groups for an optimiser; `scale` is what the rate is multiplied by, `muon` who takes the step
+    encoder_lr: float = 1.0,  # learning rate of the encoder's blocks as a share of the others'
+    muon_lr: float = 0.0,  # of the trunk's matrices under Muon, as a share of the others'; 0: no group is for Muon
+) -> (
+    list
+):  # groups for an optimiser; `scale` is what the rate is multiplied by, `muon` who takes the step
     "Trainable weights in groups: matrices and embeddings decay, norms and biases do not; the encoder's blocks have a rate of their own."
     kinds = {}
     for n, p in model.named_parameters():
         trunk = n.startswith(("encoder.", "decoder.")) and p.ndim == 2 and ".lora_" not in n
         kind = n.endswith(".bias") or "norm" in n, n.startswith("encoder."), bool(muon_lr) and trunk
-        if p.requires_grad: kinds.setdefault(kind, []).append(p)
+        if p.requires_grad:
+            kinds.setdefault(kind, []).append(p)
     rate = lambda inside, muon: (encoder_lr if inside else 1.0) * (muon_lr if muon else 1.0)
-    return [dict(params=ps, weight_decay=0.0 if plain else weight_decay, scale=rate(inside, muon), muon=muon)
-            for (plain, inside, muon), ps in sorted(kinds.items())]
+    return [
+        dict(
+            params=ps,
+            weight_decay=0.0 if plain else weight_decay,
+            scale=rate(inside, muon),
+            muon=muon,
+        )
+        for (plain, inside, muon), ps in sorted(kinds.items())
+    ]
+
 
 def learning_rate(step: int, steps: int, lr: float, warmup: float = 0.05) -> float:
     "Linear warm-up over a share of the steps, then half a cosine down to 0."
     rise = max(1, round(warmup * steps))
-    if step < rise: return lr * (step + 1) / rise
+    if step < rise:
+        return lr * (step + 1) / rise
     return lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 # %% ../nbs/33_finetune.ipynb #5e0f1a06
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
+
 def orthogonalise(
-    x: torch.Tensor,      # (n, rows, columns) matrices of one shape
+    x: torch.Tensor,  # (n, rows, columns) matrices of one shape
     steps: int = 5,
-) -> torch.Tensor:        # the same shape, float32
+) -> torch.Tensor:  # the same shape, float32
     "The nearest matrices whose singular values are all about 1, by Newton-Schulz (Jordan et al., 2024), in the arithmetic that is fast here."
     a, b, c = NEWTON_SCHULZ
     tall = x.shape[1] > x.shape[2]
@@ -443,6 +704,7 @@ def orthogonalise(
 # %% ../nbs/33_finetune.ipynb #5e0f1a07
 class Muon(torch.optim.Optimizer):
     "Nesterov momentum whose steps are orthogonalised: `torch.optim.Muon` with `adjust_lr_fn='match_rms_adamw'`, equal shapes taken together."
+
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
@@ -456,52 +718,84 @@ class Muon(torch.optim.Optimizer):
                     shapes.setdefault(p.shape, []).append(p)
             for shape, same in shapes.items():
                 grads = [p.grad for p in same]
-                kept = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in same]
+                kept = [
+                    self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in same
+                ]
                 torch._foreach_lerp_(kept, grads, 1 - group["momentum"])
-                update = orthogonalise(torch.stack(torch._foreach_lerp(grads, kept, group["momentum"])))
+                update = orthogonalise(
+                    torch.stack(torch._foreach_lerp(grads, kept, group["momentum"]))
+                )
                 torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(same, list(update), alpha=-0.2 * group["lr"] * max(shape) ** 0.5)
+                torch._foreach_add_(
+                    same, list(update), alpha=-0.2 * group["lr"] * max(shape) ** 0.5
+                )
 
 # %% ../nbs/33_finetune.ipynb #5e0f1a04
 class Optimiser:
     "AdamW, and Muon for the groups that are marked so, behind the calls of one optimiser."
+
     def __init__(self, groups: list, lr: float, betas=(0.9, 0.95)):
-        for_muon, others = ([{k: v for k, v in g.items() if k != "muon"} for g in groups if g.get("muon", False) is m] for m in (True, False))
-        self.parts = [torch.optim.AdamW(others, lr=lr, betas=tuple(betas), fused=True)] if others else []
-        if for_muon: self.parts.append(Muon(for_muon, lr=lr))
+        for_muon, others = (
+            [
+                {k: v for k, v in g.items() if k != "muon"}
+                for g in groups
+                if g.get("muon", False) is m
+            ]
+            for m in (True, False)
+        )
+        self.parts = (
+            [torch.optim.AdamW(others, lr=lr, betas=tuple(betas), fused=True)] if others else []
+        )
+        if for_muon:
+            self.parts.append(Muon(for_muon, lr=lr))
 
     @property
-    def param_groups(self) -> list: return [g for p in self.parts for g in p.param_groups]
+    def param_groups(self) -> list:
+        return [g for p in self.parts for g in p.param_groups]
+
     def step(self):
-        for p in self.parts: p.step()
+        for p in self.parts:
+            p.step()
+
     def zero_grad(self, set_to_none: bool = True):
-        for p in self.parts: p.zero_grad(set_to_none)
-    def state_dict(self) -> list: return [p.state_dict() for p in self.parts]
+        for p in self.parts:
+            p.zero_grad(set_to_none)
+
+    def state_dict(self) -> list:
+        return [p.state_dict() for p in self.parts]
+
     def load_state_dict(self, states: list):
-        for p, s in zip(self.parts, states, strict=True): p.load_state_dict(s)
+        for p, s in zip(self.parts, states, strict=True):
+            p.load_state_dict(s)
 
 # %% ../nbs/33_finetune.ipynb #9e33ba46
 def to_device(batch: dict, device) -> dict:
     "The batch on `device`; nothing is copied where it is there already."
     return {m: {k: t.to(device, non_blocking=True) for k, t in e.items()} for m, e in batch.items()}
 
+
 def total_counts(parts: list, accelerator=None) -> dict:
     "Predictions per modality, summed over the parts of a step and over all processes."
     counts = {}
     for part in parts:
-        for m, n in part.counts.items(): counts[m] = counts.get(m, 0) + n
-    if accelerator is None or accelerator.num_processes == 1: return counts
+        for m, n in part.counts.items():
+            counts[m] = counts.get(m, 0) + n
+    if accelerator is None or accelerator.num_processes == 1:
+        return counts
     from accelerate.utils import gather_object
+
     all_counts = gather_object([counts])
     return {m: sum(c.get(m, 0) for c in all_counts) for m in sorted(set().union(*all_counts))}
 
+
 def step_losses(
-    model,              # gives an object with `.losses` {modality: mean cross entropy}
-    parts: list,        # of `Part`
-    counts: dict,       # predictions per modality over all parts and processes
-    weights: dict,      # of the modalities' losses
-    device="cpu", precision: str = "auto",
-) -> dict:              # modality → this process's share of the mean cross entropy, detached
+    model,  # gives an object with `.losses` {modality: mean cross entropy}
+    parts: list,  # of `Part`
+    counts: dict,  # predictions per modality over all parts and processes
+    weights: dict,  # of the modalities' losses
+    device="cpu",
+    precision: str = "auto",
+) -> dict:  # modality → this process's share of the mean cross entropy, detached
     "Runs forward and backward over all parts of a step; gradients add up to those of the whole batch."
     shares = {m: torch.zeros((), device=device) for m in counts}
     for part in parts:
@@ -509,102 +803,154 @@ def step_losses(
             out = model(to_device(part.batch, device), part.seen, part.said, order=part.order)
         loss = 0.0
         for m, n in part.counts.items():
-            share = out.losses[m].float() * (n / counts[m]); loss = loss + weights.get(m, 1.0) * share
+            share = out.losses[m].float() * (n / counts[m])
+            loss = loss + weights.get(m, 1.0) * share
             shares[m] = shares[m] + share.detach()
         loss.backward()
     return shares
 
+
 def sum_gradients(params: list, accelerator) -> None:
     "Adds the gradients of all processes: the losses are divided by the counts of all of them already."
-    if accelerator is None or accelerator.num_processes == 1: return
+    if accelerator is None or accelerator.num_processes == 1:
+        return
     flat = accelerator.reduce(torch.cat([p.grad.flatten() for p in params]), reduction="sum")
-    for p, g in zip(params, flat.split([p.numel() for p in params])): p.grad.copy_(g.view_as(p))
+    for p, g in zip(params, flat.split([p.numel() for p in params])):
+        p.grad.copy_(g.view_as(p))
 
 # %% ../nbs/33_finetune.ipynb #74985bb7
 class CsvLog:
     "A CSV file of numbers per step. Opened again at a step, it forgets the rows after it."
+
     def __init__(self, path, step: int = 0):
         self.path, self.rows = Path(path), []
         if self.path.exists() and step:
-            with open(self.path, newline="") as f: rows = [r for r in csv.DictReader(f) if (r["step"] or "").isdigit()]
+            with open(self.path, newline="") as f:
+                rows = [r for r in csv.DictReader(f) if (r["step"] or "").isdigit()]
             self.rows = [r for r in rows if int(r["step"]) <= step]
         self.write()
 
     def write(self):
         "The whole file anew."
-        self.names = list(dict.fromkeys(k for r in self.rows for k in r)); atomic_write(self.path, self.text(self.rows, head=True))
+        self.names = list(dict.fromkeys(k for r in self.rows for k in r))
+        atomic_write(self.path, self.text(self.rows, head=True))
 
     def text(self, rows, head: bool = False) -> str:
-        out = io.StringIO(); writer = csv.DictWriter(out, self.names or ["step"], restval="", lineterminator="\n")
-        if head: writer.writeheader()
-        writer.writerows(rows); return out.getvalue()
+        out = io.StringIO()
+        writer = csv.DictWriter(out, self.names or ["step"], restval="", lineterminator="\n")
+        if head:
+            writer.writeheader()
+        writer.writerows(rows)
+        return out.getvalue()
 
     def log(self, row: dict):
         "One more row; the file is written anew only when a column is new."
         self.rows.append(row)
-        if set(row) - set(self.names): return self.write()
-        with open(self.path, "a", newline="") as f: f.write(self.text([row]))
+        if set(row) - set(self.names):
+            return self.write()
+        with open(self.path, "a", newline="") as f:
+            f.write(self.text([row]))
 
-    def close(self): self.write()
+    def close(self):
+        self.write()
 
 # %% ../nbs/33_finetune.ipynb #74985b01
 class TensorboardLog:
     "Numbers per step for TensorBoard."
+
     def __init__(self, folder, settings: dict):
         from torch.utils.tensorboard import SummaryWriter
+
         self.writer = SummaryWriter(str(folder))
+
     def log(self, row: dict):
         for k, v in row.items():
-            if k != "step" and v != "": self.writer.add_scalar(k, float(v), row["step"])
-    def close(self): self.writer.close()
+            if k != "step" and v != "":
+                self.writer.add_scalar(k, float(v), row["step"])
+
+    def close(self):
+        self.writer.close()
+
 
 class ServiceLog:
     "Numbers per step for Weights & Biases (offline unless WANDB_MODE says otherwise) or trackio; a resumed run goes on as the same one."
+
     def __init__(self, name: str, folder, settings: dict):
         import importlib
-        module = importlib.import_module(name); os.environ.setdefault("WANDB_MODE", "offline")
+
+        module = importlib.import_module(name)
+        os.environ.setdefault("WANDB_MODE", "offline")
         path = Path(folder) / f"{name}.id"
-        if not path.exists(): atomic_write(path, uuid.uuid4().hex[:8])
-        run = dict(id=path.read_text(), name=Path(folder).name, dir=str(folder), allow_val_change=True)
-        if name == "trackio": run = dict(name=f"{run['name']}-{run['id']}")       # it knows a run by its name
-        self.run, self.module = module.init(project="scene4m", config=settings, resume="allow", **run), module
+        if not path.exists():
+            atomic_write(path, uuid.uuid4().hex[:8])
+        run = dict(
+            id=path.read_text(), name=Path(folder).name, dir=str(folder), allow_val_change=True
+        )
+        if name == "trackio":
+            run = dict(name=f"{run['name']}-{run['id']}")  # it knows a run by its name
+        self.run, self.module = (
+            module.init(project="scene4m", config=settings, resume="allow", **run),
+            module,
+        )
+
     def log(self, row: dict):
         numbers = {k: float(v) for k, v in row.items() if k != "step" and v != ""}
         self.module.log(numbers, step=row["step"])
-    def close(self): self.module.finish()
+
+    def close(self):
+        self.module.finish()
 
 # %% ../nbs/33_finetune.ipynb #74985b02
 TRACKERS = ("csv", "tensorboard", "wandb", "trackio")
+
 
 def open_trackers(names, folder, settings: dict) -> list:
     "The trackers called `names`. Raises `BadInput` for an unknown name or one that is not installed."
     out = []
     for name in names:
-        if name not in TRACKERS: raise BadInput(f"There is no tracker {name!r}; choose among {', '.join(TRACKERS)}.")
+        if name not in TRACKERS:
+            raise BadInput(f"There is no tracker {name!r}; choose among {', '.join(TRACKERS)}.")
         try:
-            if name == "tensorboard": out.append(TensorboardLog(folder, settings))
-            elif name != "csv": out.append(ServiceLog(name, folder, settings))
-        except ImportError as e: raise BadInput(f"The tracker {name} is not installed; pip install 'scene4m[train]'.") from e
+            if name == "tensorboard":
+                out.append(TensorboardLog(folder, settings))
+            elif name != "csv":
+                out.append(ServiceLog(name, folder, settings))
+        except ImportError as e:
+            raise BadInput(
+                f"The tracker {name} is not installed; pip install 'scene4m[train]'."
+            ) from e
     return out
 
 # %% ../nbs/33_finetune.ipynb #2471dc2b
 class Saver:
     "Writes everything that training needs to go on into one file, whole or not at all, at most every so many seconds."
+
     def __init__(self, path, every: float = 20.0):
         self.path, self.every, self.last = Path(path), every, time.perf_counter()
 
-    def due(self) -> bool: return time.perf_counter() - self.last >= self.every
+    def due(self) -> bool:
+        return time.perf_counter() - self.last >= self.every
 
     def save(self, **state):
         with_time = time.perf_counter()
-        atomic_write(self.path, lambda f: torch.save(dict(state, torch_rng=torch.get_rng_state()), f))
-        self.last = time.perf_counter(); self.every = max(self.every, 20 * (self.last - with_time))    # never more than 5 % of the time
+        atomic_write(
+            self.path, lambda f: torch.save(dict(state, torch_rng=torch.get_rng_state()), f)
+        )
+        self.last = time.perf_counter()
+        self.every = max(
+            self.every, 20 * (self.last - with_time)
+        )  # never more than 5 % of the time
 
     def load(self, device="cpu"):
         "What was saved last, or None. Raises `BadInput` where the file is damaged."
-        if not self.path.exists(): return None
-        try: state = torch.load(self.path, map_location=device, weights_only=True)
-        except Exception as e: raise BadInput(f"{self.path}: this checkpoint cannot be read ({e}); remove it to start again.") from e
+        if not self.path.exists():
+            return None
+        try:
+            state = torch.load(self.path, map_location=device, weights_only=True)
+        except Exception as e:
+            raise BadInput(
+                f"{self.path}: this checkpoint cannot be read ({e}); remove it to start again."
+            ) from e
         torch.set_rng_state(state["torch_rng"].cpu())
         return state
 
@@ -612,93 +958,170 @@ class Saver:
 def seconds_per_step(run, measure: int = 3) -> float:
     "The mean seconds of one step, each scheme counted by its share, measured on throw-away weights."
     import copy
-    model = copy.deepcopy(run.model); params = [p for p in model.parameters() if p.requires_grad]
-    optimiser, total = Optimiser(weight_groups(model, 0.0, muon_lr=run.config.muon_lr), lr=1e-8), 0.0
+
+    model = copy.deepcopy(run.model)
+    params = [p for p in model.parameters() if p.requires_grad]
+    optimiser, total = (
+        Optimiser(weight_groups(model, 0.0, muon_lr=run.config.muon_lr), lr=1e-8),
+        0.0,
+    )
+
     def one(step, scheme):
-        parts = run.data(step, run.order.batch(step), scheme); optimiser.zero_grad()
-        step_losses(model, parts, total_counts(parts), run.config.weights, run.device, run.config.precision)
-        torch.nn.utils.clip_grad_norm_(params, 1.0); optimiser.step()
-        if run.device.type == "cuda": torch.cuda.synchronize()
+        parts = run.data(step, run.order.batch(step), scheme)
+        optimiser.zero_grad()
+        step_losses(
+            model, parts, total_counts(parts), run.config.weights, run.device, run.config.precision
+        )
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimiser.step()
+        if run.device.type == "cuda":
+            torch.cuda.synchronize()
+
     for name, p in zip(run.data.names, run.data.p):
-        one(0, name); times = []
+        one(0, name)
+        times = []
         for i in range(measure):
-            start = time.perf_counter(); one(i + 1, name); times.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            one(i + 1, name)
+            times.append(time.perf_counter() - start)
         total += p * sum(times) / measure
     return total
+
 
 def plan_steps(run) -> int:
     "How many steps the settings ask for; a time budget is measured once and is a number from then on."
     c = run.config
-    if c.steps is not None: return int(c.steps)
-    if c.epochs is not None: return max(1, math.ceil(c.epochs * len(run.places) / run.batch_size))
-    if c.seconds is None: raise BadInput("Say how long to train: steps, epochs or seconds.")
+    if c.steps is not None:
+        return int(c.steps)
+    if c.epochs is not None:
+        return max(1, math.ceil(c.epochs * len(run.places) / run.batch_size))
+    if c.seconds is None:
+        raise BadInput("Say how long to train: steps, epochs or seconds.")
     return max(1, int(c.seconds / seconds_per_step(run)))
 
 # %% ../nbs/33_finetune.ipynb #bb5d3901
 def check_names(config: FinetuneConfig, ds: TokenDataset):
     "Raises `BadInput` for a modality in the schemes or weights that nobody knows; audio and video are known where the data lack them."
     known = ["caption", "category", "audio", "video", *ds.modalities]
-    schemes = {m: f"the scheme {s!r}" for s in config.schemes if s not in ("both", "none") for m in s.split("+")}
+    schemes = {
+        m: f"the scheme {s!r}"
+        for s in config.schemes
+        if s not in ("both", "none")
+        for m in s.split("+")
+    }
     for name, where in (schemes | dict.fromkeys(config.weights, "the weights")).items():
-        if name not in known: raise BadInput(f"There is no modality {name!r}, as in {where}.{did_you_mean(name, known)}")
+        if name not in known:
+            raise BadInput(
+                f"There is no modality {name!r}, as in {where}.{did_you_mean(name, known)}"
+            )
+
 
 def clips_key(ds: TokenDataset, places) -> str:
     "A name for what training reads of some clips: their tokens, their words, and what can be heard and seen of them."
-    told = [[ds.rows[i].get(k) for k in ("key", "label", "captions", "attributes", "has_audio", "has_video")] for i in places]
-    return fingerprint([told, {m: hashlib.sha256(ds.ids(m, places).tobytes()).hexdigest() for m in ds.modalities}])
+    told = [
+        [
+            ds.rows[i].get(k)
+            for k in ("key", "label", "captions", "attributes", "has_audio", "has_video")
+        ]
+        for i in places
+    ]
+    return fingerprint(
+        [told, {m: hashlib.sha256(ds.ids(m, places).tobytes()).hexdigest() for m in ds.modalities}]
+    )
+
 
 def weights_key(model) -> str:
     "A name for the weights that a training begins with."
     digest = hashlib.blake2b(digest_size=12)
     for name, t in sorted(model.state_dict().items()):
-        digest.update(name.encode() + t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            name.encode()
+            + t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 # %% ../nbs/33_finetune.ipynb #bb5d3903
 class Run:
     "One training run in one folder."
+
     def __init__(self, tokens, out, config: FinetuneConfig, model=None, text=None):
         from accelerate import Accelerator
+
         self.config, self.out, self.device = config, Path(out), pick_device(config.device)
         self.ds = tokens if isinstance(tokens, TokenDataset) else TokenDataset(tokens)
         self.learnt = world_for(self.ds, model)
-        if self.learnt.labels: self.ds = with_category(self.ds, self.learnt.labels)
+        if self.learnt.labels:
+            self.ds = with_category(self.ds, self.learnt.labels)
         self.places = self.ds.split("train")
-        if not len(self.places): raise BadInput(f"{self.ds.root}: no clip belongs to the split 'train'; nothing can be learnt.")
-        self.text = start_text(text, model, self.ds); stages_of(config); check_names(config, self.ds)
+        if not len(self.places):
+            raise BadInput(
+                f"{self.ds.root}: no clip belongs to the split 'train'; nothing can be learnt."
+            )
+        self.text = start_text(text, model, self.ds)
+        stages_of(config)
+        check_names(config, self.ds)
         self.accelerator = Accelerator(cpu=self.device.type == "cpu")
-        if self.accelerator.num_processes > 1 and self.device.type != "cpu": self.device = self.accelerator.device
+        if self.accelerator.num_processes > 1 and self.device.type != "cpu":
+            self.device = self.accelerator.device
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         self.batch_size = min(config.batch_size, len(self.places)) // world * world
-        if not self.batch_size: raise BadInput(f"{len(self.places)} clips cannot be shared out over {world} processes.")
-        self.order = BatchOrder(self.places, self.batch_size // world, config.seed, rank=rank, world=world)
-        self.data = RECIPES[config.preset](self.ds, CaptionSource(self.ds.rows, self.text, self.learnt), config, rank, world)
+        if not self.batch_size:
+            raise BadInput(f"{len(self.places)} clips cannot be shared out over {world} processes.")
+        self.order = BatchOrder(
+            self.places, self.batch_size // world, config.seed, rank=rank, world=world
+        )
+        self.data = RECIPES[config.preset](
+            self.ds, CaptionSource(self.ds.rows, self.text, self.learnt), config, rank, world
+        )
         seed_everything(config.seed)
         self.model = start_model(model, self.ds, self.text, config).to(self.device).train()
         self.start = "" if model is None else weights_key(self.model)
-        self.saver = Saver(self.out / "last.pt", config.save_every); self.main = self.accelerator.is_main_process
+        self.saver = Saver(self.out / "last.pt", config.save_every)
+        self.main = self.accelerator.is_main_process
 
     def settings(self) -> dict:
         "What decides the weights: everything but the place and the pace of saving."
-        c = {k: v for k, v in asdict(self.config).items() if k not in ("trackers", "save_every", "log_every", "device", "accumulate")}
-        clips, size = clips_key(self.ds, self.places), sum(p.numel() for p in self.model.parameters())
+        c = {
+            k: v
+            for k, v in asdict(self.config).items()
+            if k not in ("trackers", "save_every", "log_every", "device", "accumulate")
+        }
+        clips, size = (
+            clips_key(self.ds, self.places),
+            sum(p.numel() for p in self.model.parameters()),
+        )
         tokens = {m: a["fingerprint"] for m, a in self.ds.modalities.items()}
-        return dict(c, stages=[asdict(s) for s in stages_of(self.config)], tokens=tokens, clips=clips, words=self.text.vocab_size,
-                    vocabulary=fingerprint(self.text.tokenizer.to_str()), start=self.start, size=size)
+        return dict(
+            c,
+            stages=[asdict(s) for s in stages_of(self.config)],
+            tokens=tokens,
+            clips=clips,
+            words=self.text.vocab_size,
+            vocabulary=fingerprint(self.text.tokenizer.to_str()),
+            start=self.start,
+            size=size,
+        )
 
 # %% ../nbs/33_finetune.ipynb #bfd70cb9
 def learning_rates(settings: dict) -> list:
     "The highest learning rate of every stage."
     return [s["lr"] or settings["lr"] for s in settings["stages"]]
 
+
 def only_slower(new: dict, old: dict) -> bool:
     "Whether two runs' settings differ in learning rates alone, and the new ones are nowhere higher."
-    def others(s): return {**s, "lr": None, "stages": [{**stage, "lr": None} for stage in s["stages"]]}
-    return others(new) == others(old) and all(a <= b for a, b in zip(learning_rates(new), learning_rates(old)))
+
+    def others(s):
+        return {**s, "lr": None, "stages": [{**stage, "lr": None} for stage in s["stages"]]}
+
+    return others(new) == others(old) and all(
+        a <= b for a, b in zip(learning_rates(new), learning_rates(old))
+    )
+
 
 def record(
     run: Run,
-    step: int = 0,      # where the run stands
+    step: int = 0,  # where the run stands
 ) -> dict:
     """The run's `run.json`: read if it is there and fits, else written with the number of steps.
 
@@ -706,178 +1129,293 @@ def record(
     path, settings = run.out / "run.json", run.settings()
     if path.exists():
         old = read_json(path)
-        if old["fingerprint"] == fingerprint(settings): return old
+        if old["fingerprint"] == fingerprint(settings):
+            return old
         settings = json.loads(json.dumps(settings, default=str))
         if not old.get("done") and only_slower(settings, old["settings"]):
             rates = old.get("rates", [dict(step=0, lr=learning_rates(old["settings"]))])
-            note = dict(old, settings=settings, fingerprint=fingerprint(settings), rates=[*rates, dict(step=step, lr=learning_rates(settings))])
-            if run.main: write_json(path, note)
+            note = dict(
+                old,
+                settings=settings,
+                fingerprint=fingerprint(settings),
+                rates=[*rates, dict(step=step, lr=learning_rates(settings))],
+            )
+            if run.main:
+                write_json(path, note)
             return note
         other = [k for k, v in settings.items() if v != old["settings"].get(k)]
-        raise ConfigMismatch(f"{run.out}: this folder holds a run with other settings ({', '.join(other)}); choose another folder.")
-    note = [dict(steps=plan_steps(run), settings=settings, fingerprint=fingerprint(settings), machine=machine(),
-                 processes=run.accelerator.num_processes, skipped=run.ds.skipped)] if run.main else [None]
+        raise ConfigMismatch(
+            f"{run.out}: this folder holds a run with other settings ({', '.join(other)}); choose another folder."
+        )
+    note = (
+        [
+            dict(
+                steps=plan_steps(run),
+                settings=settings,
+                fingerprint=fingerprint(settings),
+                machine=machine(),
+                processes=run.accelerator.num_processes,
+                skipped=run.ds.skipped,
+            )
+        ]
+        if run.main
+        else [None]
+    )
     if run.accelerator.num_processes > 1:
         from accelerate.utils import broadcast_object_list
+
         broadcast_object_list(note)
-    if run.main: write_json(path, note[0])
+    if run.main:
+        write_json(path, note[0])
     return note[0]
 
 # %% ../nbs/33_finetune.ipynb #6f755654
-FROM_CLIPS = {"tokens", "clips", "words", "vocabulary", "size"}      # settings that come from the clips and not from a person
+FROM_CLIPS = {
+    "tokens",
+    "clips",
+    "words",
+    "vocabulary",
+    "size",
+}  # settings that come from the clips and not from a person
+
 
 def renew_run(run: Run, renew: str):
-    "Sets the folder aside where it holds a run of other clips, or for `renew=\"all\"` any other one."
+    'Sets the folder aside where it holds a run of other clips, or for `renew="all"` any other one.'
     note, now = run.out / "run.json", json.loads(json.dumps(run.settings(), default=str))
     begun = read_json(note) if note.exists() else dict(settings=now)
     old = begun["settings"]
     other = {k for k, v in now.items() if v != old.get(k)}
     if other and not other & FROM_CLIPS and not begun.get("done") and only_slower(now, old):
-        other = set()      # an unfinished run goes on with a lower rate
-    if run.main and other and (renew == "all" or other & FROM_CLIPS and other <= FROM_CLIPS): set_aside(run.out)
+        other = set()  # an unfinished run goes on with a lower rate
+    if run.main and other and (renew == "all" or other & FROM_CLIPS and other <= FROM_CLIPS):
+        set_aside(run.out)
     run.accelerator.wait_for_everyone()
 
+
 def finetune(
-    tokens,                          # folder of token shards, or a `TokenDataset`
-    out,                             # folder of the run; the same command goes on where it stopped
+    tokens,  # folder of token shards, or a `TokenDataset`
+    out,  # folder of the run; the same command goes on where it stopped
     config: FinetuneConfig = FinetuneConfig(),
-    model=None,                      # a `FourM`, a folder or hub name of one, or None for a small one from nothing
-    text=None,                       # a `TextTokenizer` or its file; None: the model's, or made from the captions
-    renew: str = "",                 # what is made anew, the old folder set aside: `clips`, a run on other clips; `all`, with other settings too
-) -> Path:                           # `out`, now a checkpoint folder
+    model=None,  # a `FourM`, a folder or hub name of one, or None for a small one from nothing
+    text=None,  # a `TextTokenizer` or its file; None: the model's, or made from the captions
+    renew: str = "",  # what is made anew, the old folder set aside: `clips`, a run on other clips; `all`, with other settings too
+) -> Path:  # `out`, now a checkpoint folder
     "Trains a scene model on tokens."
-    run = Run(tokens, out, config, model, text); note = run.out / "run.json"
-    if renew: renew_run(run, renew)
-    if (run.out / "model.safetensors").exists() and note.exists() and read_json(note).get("done"): return record(run) and run.out
-    state = run.saver.load(run.device); note = record(run, 0 if state is None else state["step"])
-    loop = Loop(run, note["steps"], state); loop.all()
-    if run.main: finish(run, loop, note)
+    run = Run(tokens, out, config, model, text)
+    note = run.out / "run.json"
+    if renew:
+        renew_run(run, renew)
+    if (run.out / "model.safetensors").exists() and note.exists() and read_json(note).get("done"):
+        return record(run) and run.out
+    state = run.saver.load(run.device)
+    note = record(run, 0 if state is None else state["step"])
+    loop = Loop(run, note["steps"], state)
+    loop.all()
+    if run.main:
+        finish(run, loop, note)
     run.accelerator.wait_for_everyone()
     return run.out
 
 # %% ../nbs/33_finetune.ipynb #af15f750
 LORA_TARGETS = ["qkv", "q", "kv", "proj", "fc1", "fc2", "fc3"]
 
+
 def is_new(name: str, modalities) -> bool:
     "Whether a weight belongs to the embeddings or heads of `modalities`."
     side, _, rest = name.partition(".")
-    return side in ("encoder_embeddings", "decoder_embeddings") and any(rest.startswith(f"{m}.") for m in modalities)
+    return side in ("encoder_embeddings", "decoder_embeddings") and any(
+        rest.startswith(f"{m}.") for m in modalities
+    )
+
 
 def open_stage(model, stage: Stage, modalities, rank: int = 16) -> list:
     "Makes the weights of a stage trainable, adds LoRA where it asks for it, and returns the trainable weights."
-    if stage.train == "lora": add_lora(model, rank)
+    if stage.train == "lora":
+        add_lora(model, rank)
     for name, p in model.named_parameters():
-        p.requires_grad_(stage.train == "all" or is_new(name, modalities) or ".lora_" in name); p.grad = None
+        p.requires_grad_(stage.train == "all" or is_new(name, modalities) or ".lora_" in name)
+        p.grad = None
     params = [p for p in model.parameters() if p.requires_grad]
-    for p in params: p.grad = torch.zeros_like(p)      # a weight that a step does not use has gradient 0, in every process
+    for p in params:
+        p.grad = torch.zeros_like(
+            p
+        )  # a weight that a step does not use has gradient 0, in every process
     return params
+
 
 def add_lora(model, rank: int):
     "Low-rank matrices beside every matrix of the trunk; they start as zero, so nothing changes yet."
     import_torchaudio()
-    try: from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as e: raise BadInput("LoRA needs the package peft; pip install 'scene4m[train]'.") from e
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=LORA_TARGETS), model)
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as e:
+        raise BadInput("LoRA needs the package peft; pip install 'scene4m[train]'.") from e
+    inject_adapter_in_model(
+        LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=LORA_TARGETS),
+        model,
+    )
+
 
 def merge_lora(model):
     "Adds the low-rank products to the matrices they stand beside, and takes them away."
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if hasattr(child, "lora_A") and hasattr(child, "merge"): child.merge(); setattr(parent, name, child.get_base_layer())
+            if hasattr(child, "lora_A") and hasattr(child, "merge"):
+                child.merge()
+                setattr(parent, name, child.get_base_layer())
 
 # %% ../nbs/33_finetune.ipynb #e0c75b7f
 class Progress:
     "Where a run stands: step and stage, optimiser and average, and how to leave and come back."
+
     def __init__(self, run: Run, steps: int, state=None):
         self.run, self.steps, self.step, self.seconds, self.window = run, steps, 0, 0.0, Window()
-        self.stages = stages_of(run.config); self.ends = stage_ends(self.stages, steps)
-        if state is not None: self.step, self.seconds = state["step"], state["seconds"]
+        self.stages = stages_of(run.config)
+        self.ends = stage_ends(self.stages, steps)
+        if state is not None:
+            self.step, self.seconds = state["step"], state["seconds"]
         self.enter(0 if state is None else state["stage"])
-        if state is not None: self.restore(state)
+        if state is not None:
+            self.restore(state)
         self.csv = CsvLog(run.out / "log.csv", self.step) if run.main else None
-        self.trackers = open_trackers(run.config.trackers, run.out, run.settings()) if run.main else []
+        self.trackers = (
+            open_trackers(run.config.trackers, run.out, run.settings()) if run.main else []
+        )
 
     def enter(self, stage: int):
         "A fresh optimiser for a stage's weights."
-        c = self.run.config; self.stage = stage; self.run.data.noise = self.stages[stage].noise
-        self.params = open_stage(self.run.model, self.stages[stage], (*self.run.ds.modalities, "caption"), c.lora_rank)
-        self.optimiser = Optimiser(weight_groups(self.run.model, c.weight_decay, c.encoder_lr, c.muon_lr), c.lr, c.betas)
+        c = self.run.config
+        self.stage = stage
+        self.run.data.noise = self.stages[stage].noise
+        self.params = open_stage(
+            self.run.model, self.stages[stage], (*self.run.ds.modalities, "caption"), c.lora_rank
+        )
+        self.optimiser = Optimiser(
+            weight_groups(self.run.model, c.weight_decay, c.encoder_lr, c.muon_lr), c.lr, c.betas
+        )
         self.average = [p.detach().clone() for p in self.params] if c.ema else None
 
     def leave(self):
         "The averaged weights take over; LoRA becomes part of the matrices."
         check_weights(self)
-        if self.average is not None: torch._foreach_copy_([p.detach() for p in self.params], self.average)
-        if self.stages[self.stage].train == "lora": merge_lora(self.run.model)
+        if self.average is not None:
+            torch._foreach_copy_([p.detach() for p in self.params], self.average)
+        if self.stages[self.stage].train == "lora":
+            merge_lora(self.run.model)
 
     def restore(self, state):
-        self.run.model.load_state_dict(state["model"]); self.optimiser.load_state_dict(state["optimiser"])
-        if self.average is not None: self.average = state["average"]
+        self.run.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.average is not None:
+            self.average = state["average"]
 
     def save(self):
-        if not self.run.main: return
+        if not self.run.main:
+            return
         check_weights(self)
-        self.run.saver.save(model=self.run.model.state_dict(), optimiser=self.optimiser.state_dict(), average=self.average,
-                            step=self.step, stage=self.stage, seconds=self.seconds)
+        self.run.saver.save(
+            model=self.run.model.state_dict(),
+            optimiser=self.optimiser.state_dict(),
+            average=self.average,
+            step=self.step,
+            stage=self.stage,
+            seconds=self.seconds,
+        )
 
 # %% ../nbs/33_finetune.ipynb #9e545dae
 class Reporter(Progress):
     "The learning rate of every step, and what the log says of it."
+
     def rate(self) -> float:
         "The learning rate of the coming step."
         stage, begin = self.stages[self.stage], ([0, *self.ends])[self.stage]
-        return learning_rate(self.step - begin, self.ends[self.stage] - begin, stage.lr or self.run.config.lr, self.run.config.warmup)
+        return learning_rate(
+            self.step - begin,
+            self.ends[self.stage] - begin,
+            stage.lr or self.run.config.lr,
+            self.run.config.warmup,
+        )
 
     def log(self) -> dict:
         "A row of the log, written everywhere."
-        lr = self.optimiser.param_groups[0]["lr"]; row = self.window.row(self.step, lr, self.run.config.weights, self.run.accelerator)
+        lr = self.optimiser.param_groups[0]["lr"]
+        row = self.window.row(self.step, lr, self.run.config.weights, self.run.accelerator)
         self.window = Window()
         if self.run.main:
-            for t in (self.csv, *self.trackers): t.log(row)
+            for t in (self.csv, *self.trackers):
+                t.log(row)
         return row
 
 # %% ../nbs/33_finetune.ipynb #9e545d01
 class Loop(Reporter):
     "The loop over steps: draw, forward, backward, step, log, save."
+
     def all(self):
         "All steps that are left, stage after stage."
-        bar = progress(desc="finetune", total=self.steps, initial=self.step, disable=None if self.run.main else True)
+        bar = progress(
+            desc="finetune",
+            total=self.steps,
+            initial=self.step,
+            disable=None if self.run.main else True,
+        )
         with StopSoon() as stop:
             for stage in range(self.stage, len(self.stages)):
-                if stage != self.stage: self.enter(stage)
+                if stage != self.stage:
+                    self.enter(stage)
                 while self.step < self.ends[stage]:
-                    start = time.perf_counter(); row = self.one(); self.seconds += time.perf_counter() - start; bar.update()
-                    if row: bar.set_postfix(loss=f"{row['loss']:.3f}")
-                    if self.run.saver.due() or stop.asked: self.save()
-                    if stop.asked: raise KeyboardInterrupt
+                    start = time.perf_counter()
+                    row = self.one()
+                    self.seconds += time.perf_counter() - start
+                    bar.update()
+                    if row:
+                        bar.set_postfix(loss=f"{row['loss']:.3f}")
+                    if self.run.saver.due() or stop.asked:
+                        self.save()
+                    if stop.asked:
+                        raise KeyboardInterrupt
                 self.leave()
         bar.close()
-        for t in self.trackers: t.close()
+        for t in self.trackers:
+            t.close()
 
     def one(self):
         "One step; returns a row of the log now and then."
-        run, c = self.run, self.run.config; start = time.perf_counter()
-        places = run.order.batch(self.step); parts = run.data(self.step, places); counts = total_counts(parts, run.accelerator)
+        run, c = self.run, self.run.config
+        start = time.perf_counter()
+        places = run.order.batch(self.step)
+        parts = run.data(self.step, places)
+        counts = total_counts(parts, run.accelerator)
         self.window.data += time.perf_counter() - start
-        for g in self.optimiser.param_groups: g["lr"] = self.rate() * g["scale"]
+        for g in self.optimiser.param_groups:
+            g["lr"] = self.rate() * g["scale"]
         self.optimiser.zero_grad(set_to_none=False)
         shares = step_losses(run.model, parts, counts, c.weights, run.device, c.precision)
         sum_gradients(self.params, run.accelerator)
         norm = torch.nn.utils.clip_grad_norm_(self.params, c.clip, foreach=True)
-        if not math.isfinite(float(norm + sum(shares.values()))): raise_diverged(self, places, shares)
-        self.optimiser.step(); self.step += 1
-        if self.average is not None: torch._foreach_lerp_(self.average, [p.detach() for p in self.params], 1 - c.ema)
-        self.window.add(shares, norm, len(places) * run.accelerator.num_processes, time.perf_counter() - start)
+        if not math.isfinite(float(norm + sum(shares.values()))):
+            raise_diverged(self, places, shares)
+        self.optimiser.step()
+        self.step += 1
+        if self.average is not None:
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.params], 1 - c.ema)
+        self.window.add(
+            shares, norm, len(places) * run.accelerator.num_processes, time.perf_counter() - start
+        )
         return None if self.step % c.log_every and self.step < self.steps else self.log()
 
 # %% ../nbs/33_finetune.ipynb #07e180ff
 class Window:
     "What is averaged between two rows of the log."
-    def __init__(self): self.losses, self.norms, self.clips, self.seconds, self.data = {}, [], 0, 0.0, 0.0
+
+    def __init__(self):
+        self.losses, self.norms, self.clips, self.seconds, self.data = {}, [], 0, 0.0, 0.0
 
     def add(self, shares: dict, norm, clips: int, seconds: float):
-        for m, s in shares.items(): self.losses.setdefault(m, []).append(s)
-        self.norms.append(norm); self.clips += clips; self.seconds += seconds
+        for m, s in shares.items():
+            self.losses.setdefault(m, []).append(s)
+        self.norms.append(norm)
+        self.clips += clips
+        self.seconds += seconds
 
     def row(self, step: int, lr: float, weights: dict, accelerator=None) -> dict:
         "One row: each loss over the steps that had it, `loss` their weighted sum, `data_share` the time spent outside the model."
@@ -885,43 +1423,83 @@ class Window:
         if accelerator is not None and accelerator.num_processes > 1:
             mean = {m: accelerator.reduce(v, reduction="sum") for m, v in mean.items()}
         mean = {m: float(v) for m, v in mean.items()}
-        total = sum(weights.get(m, 1.0) * v for m, v in mean.items()); seconds = max(self.seconds, 1e-9)
+        total = sum(weights.get(m, 1.0) * v for m, v in mean.items())
+        seconds = max(self.seconds, 1e-9)
         norm = float(torch.stack(self.norms).mean())
-        return dict(step=step, loss=total, **{f"loss_{m}": v for m, v in mean.items()}, lr=lr, grad_norm=norm,
-                    clips_per_second=self.clips / seconds, data_share=self.data / seconds)
+        return dict(
+            step=step,
+            loss=total,
+            **{f"loss_{m}": v for m, v in mean.items()},
+            lr=lr,
+            grad_norm=norm,
+            clips_per_second=self.clips / seconds,
+            data_share=self.data / seconds,
+        )
+
 
 def raise_diverged(loop: "Loop", places, shares: dict):
     "Raises `TrainingFailed` and says which batch it was and which weights are kept."
-    keys = ", ".join(str(loop.run.ds.keys[i]) for i in places[:4]); bad = [m for m, s in shares.items() if not math.isfinite(float(s))]
+    keys = ", ".join(str(loop.run.ds.keys[i]) for i in places[:4])
+    bad = [m for m, s in shares.items() if not math.isfinite(float(s))]
     what = f"the loss of {', '.join(bad)} is not a number" if bad else "the gradient is not finite"
-    raise TrainingFailed(f"Step {loop.step}: {what} in the batch of clips {keys}{', …' if len(places) > 4 else ''}; {how_to_go_on(loop)}")
+    raise TrainingFailed(
+        f"Step {loop.step}: {what} in the batch of clips {keys}{', …' if len(places) > 4 else ''}; {how_to_go_on(loop)}"
+    )
+
 
 def check_weights(loop: "Loop"):
     "Raises `TrainingFailed` where a weight is not finite; asked before anything is written."
     broken = [n for n, p in loop.run.model.named_parameters() if not p.isfinite().all()]
-    if broken: raise TrainingFailed(f"Step {loop.step}: not every weight in {broken[0]} is finite; {how_to_go_on(loop)}")
+    if broken:
+        raise TrainingFailed(
+            f"Step {loop.step}: not every weight in {broken[0]} is finite; {how_to_go_on(loop)}"
+        )
+
 
 def how_to_go_on(loop: "Loop") -> str:
     "What is kept after a step that failed, and what to type."
     saved, stage, lr = loop.run.saver.load(), loop.stages[loop.stage], loop.run.config.lr
-    kept = f"the weights of step {saved['step']} are kept in {loop.run.saver.path}" if saved else "nothing had been saved yet"
-    how = f"a lower learning rate, for example --set train.lr={lr / 2:g}" if stage.lr is None else "a lower lr of this stage in train.stages"
+    kept = (
+        f"the weights of step {saved['step']} are kept in {loop.run.saver.path}"
+        if saved
+        else "nothing had been saved yet"
+    )
+    how = (
+        f"a lower learning rate, for example --set train.lr={lr / 2:g}"
+        if stage.lr is None
+        else "a lower lr of this stage in train.stages"
+    )
     return f"{kept}. The same command goes on {'from there' if saved else 'from the start'} with {how}."
 
 # %% ../nbs/33_finetune.ipynb #1356755f
 def draw_log(rows: list) -> bytes:
     "The loss of every modality over the steps, as PNG (figures 6 and 7 of the paper)."
     from scene4m.show import figure_png, loss_curves
+
     names = [k for k in dict.fromkeys(k for r in rows for k in r) if k.startswith("loss_")]
     table = {k: [float(r.get(k) or "nan") for r in rows] for k in ("step", *names)}
-    return figure_png(loss_curves(table, title="Loss of each modality", unit="cross entropy in nats per token"))
+    return figure_png(
+        loss_curves(table, title="Loss of each modality", unit="cross entropy in nats per token")
+    )
+
 
 def finish(run: Run, loop: Loop, note: dict):
     "Writes the checkpoint folder: weights, words, tokenizers, and a note that it is done."
-    run.model.eval().save_pretrained(run.out); run.text.save(run.out / "text_tokenizer.json")
+    run.model.eval().save_pretrained(run.out)
+    run.text.save(run.out / "text_tokenizer.json")
     run.learnt.save(run.out)
     for m in run.ds.modalities:
         folder = f"{m}_tokenizer"
-        if (run.ds.root / folder).is_dir() and not (run.out / folder).exists(): shutil.copytree(run.ds.root / folder, run.out / folder)
-    if loop.csv.rows: atomic_write(run.out / "log.png", draw_log(loop.csv.rows))
-    write_json(run.out / "run.json", dict(note, done=True, seconds=round(loop.seconds, 2), last=loop.csv.rows[-1] if loop.csv.rows else {}))
+        if (run.ds.root / folder).is_dir() and not (run.out / folder).exists():
+            shutil.copytree(run.ds.root / folder, run.out / folder)
+    if loop.csv.rows:
+        atomic_write(run.out / "log.png", draw_log(loop.csv.rows))
+    write_json(
+        run.out / "run.json",
+        dict(
+            note,
+            done=True,
+            seconds=round(loop.seconds, 2),
+            last=loop.csv.rows[-1] if loop.csv.rows else {},
+        ),
+    )

@@ -27,20 +27,34 @@ from .masking import Modality, get_modality, modality_from_config
 # %% ../nbs/31_fourm.ipynb #bd1e1055
 def hidden_bias(hidden, dtype: torch.dtype):
     "An additive mask that is the lowest number where `hidden` is True: a row that sees nothing becomes a plain average, as in 4M."
-    return None if hidden is None else torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
+    return (
+        None
+        if hidden is None
+        else torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(
+            hidden, torch.finfo(dtype).min
+        )
+    )
+
 
 def hide_padding(pad, dtype: torch.dtype):
     "The mask that hides padded keys `pad (B, N)`; where all is padding it hides nothing, for the same average with a sound gradient."
-    return None if pad is None else hidden_bias((pad & ~pad.all(1, keepdim=True))[:, None, None], dtype)
+    return (
+        None
+        if pad is None
+        else hidden_bias((pad & ~pad.all(1, keepdim=True))[:, None, None], dtype)
+    )
 
 # %% ../nbs/31_fourm.ipynb #84a3c6f9
 def attend(q, k, v, bias=None, kind: str = "sdpa", watch: list | None = None) -> torch.Tensor:
     "`softmax(q kᵀ / √d + bias) v` for `(B, heads, L, d)`, fused (`sdpa`) or written out (`plain`); `watch` collects the maps."
-    if kind == "sdpa" and watch is None: return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    if kind == "sdpa" and watch is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     p = (scores if bias is None else scores + bias).softmax(-1)
-    if watch is not None: watch.append(p.detach().float())
+    if watch is not None:
+        watch.append(p.detach().float())
     return p.to(v.dtype) @ v
+
 
 def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     "`(B, L, heads * d)` → `(B, heads, L, d)`."
@@ -49,39 +63,54 @@ def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
 # %% ../nbs/31_fourm.ipynb #24155de6
 class LayerNorm(nn.Module):
     "Layer normalisation; without a bias it still keeps one of zeros, because 4M's files hold it."
-    def __init__(self, dim: int, bias: bool = False, eps: float = 1e-6):
-        super().__init__(); self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-        if bias: self.bias = nn.Parameter(torch.zeros(dim))
-        else: self.register_buffer("bias", torch.zeros(dim))
 
-    def forward(self, x): return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+    def __init__(self, dim: int, bias: bool = False, eps: float = 1e-6):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(dim))
+        else:
+            self.register_buffer("bias", torch.zeros(dim))
+
+    def forward(self, x):
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 # %% ../nbs/31_fourm.ipynb #3a8386e8
 class AttentionBase(nn.Module):
     "What self and cross attention share: heads, an output matrix, the choice of kernel, and an optional record of the maps."
-    def __init__(self, dim: int, heads: int, proj_bias: bool = False, qk_norm: bool = False):
-        super().__init__(); self.heads, self.kind, self.watch = heads, "sdpa", None
-        self.proj = nn.Linear(dim, dim, bias=proj_bias)
-        self.q_norm, self.k_norm = (LayerNorm(dim // heads), LayerNorm(dim // heads)) if qk_norm else (None, None)
 
-    def mix(self, q, k, v, bias): return self.proj(attend(q, k, v, bias, self.kind, self.watch).transpose(1, 2).flatten(2))
+    def __init__(self, dim: int, heads: int, proj_bias: bool = False, qk_norm: bool = False):
+        super().__init__()
+        self.heads, self.kind, self.watch = heads, "sdpa", None
+        self.proj = nn.Linear(dim, dim, bias=proj_bias)
+        self.q_norm, self.k_norm = (
+            (LayerNorm(dim // heads), LayerNorm(dim // heads)) if qk_norm else (None, None)
+        )
+
+    def mix(self, q, k, v, bias):
+        return self.proj(attend(q, k, v, bias, self.kind, self.watch).transpose(1, 2).flatten(2))
+
 
 class SelfAttention(AttentionBase):
     "Every token asks every other one."
+
     def __init__(self, dim, heads, qkv_bias=False, **kw):
-        super().__init__(dim, heads, **kw); self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        super().__init__(dim, heads, **kw)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
 
     def pieces(self, x):
         "Queries, keys and values `(B, heads, L, d)`."
         q, k, v = (split_heads(t, self.heads) for t in self.qkv(x).chunk(3, -1))
         return (q, k, v) if self.q_norm is None else (self.q_norm(q), self.k_norm(k), v)
 
-    def forward(self, x, bias=None): return self.mix(*self.pieces(x), bias)
+    def forward(self, x, bias=None):
+        return self.mix(*self.pieces(x), bias)
 
 # %% ../nbs/31_fourm.ipynb #828261a8
 class CrossAttention(AttentionBase):
     "Decoder tokens ask the encoder's."
+
     def __init__(self, dim, heads, qkv_bias=False, **kw):
         super().__init__(dim, heads, **kw)
         self.q, self.kv = nn.Linear(dim, dim, bias=qkv_bias), nn.Linear(dim, 2 * dim, bias=qkv_bias)
@@ -98,8 +127,12 @@ class CrossAttention(AttentionBase):
 # %% ../nbs/31_fourm.ipynb #68b1e719
 class Mlp(nn.Module):
     "Two matrices with a nonlinearity between; `gated` multiplies it by a third, linear branch (SwiGLU)."
-    def __init__(self, dim: int, ratio: float = 4, bias: bool = False, gated: bool = True, act: str = "SiLU"):
-        super().__init__(); hidden = int(2 * (dim * ratio) / 3) if gated else int(dim * ratio)
+
+    def __init__(
+        self, dim: int, ratio: float = 4, bias: bool = False, gated: bool = True, act: str = "SiLU"
+    ):
+        super().__init__()
+        hidden = int(2 * (dim * ratio) / 3) if gated else int(dim * ratio)
         self.act = getattr(nn, act)()
         self.fc1, self.fc2 = nn.Linear(dim, hidden, bias=bias), nn.Linear(hidden, dim, bias=bias)
         self.fc3 = nn.Linear(dim, hidden, bias=bias) if gated else None
@@ -112,35 +145,64 @@ class Mlp(nn.Module):
 @dataclass
 class BlockCache:
     "What one decoder block remembers between calls: keys and values of its own tokens and of the context."
-    keys: torch.Tensor      # (B, heads, places, d), filled up to `length`
+
+    keys: torch.Tensor  # (B, heads, places, d), filled up to `length`
     values: torch.Tensor
-    memory: tuple           # keys and values of the context
+    memory: tuple  # keys and values of the context
     length: int = 0
 
     def append(self, k, v):
         "Stores new keys and values and returns all of them so far. Raises `BadInput` when the places are used up."
         n = self.length + k.shape[2]
-        if n > self.keys.shape[2]: raise BadInput(f"The cache has {self.keys.shape[2]} places and is asked for {n}; give it more.")
-        self.keys[:, :, self.length:n], self.values[:, :, self.length:n] = k, v
+        if n > self.keys.shape[2]:
+            raise BadInput(
+                f"The cache has {self.keys.shape[2]} places and is asked for {n}; give it more."
+            )
+        self.keys[:, :, self.length : n], self.values[:, :, self.length : n] = k, v
         self.length = n
         return self.keys[:, :, :n], self.values[:, :, :n]
 
 # %% ../nbs/31_fourm.ipynb #71cf0ca8
-DEFAULTS = dict(image_size=224, patch_size=16, norm_bias=False, act_layer="SiLU", dim=768, encoder_depth=12, decoder_depth=12, num_heads=12,
-                mlp_ratio=4, qkv_bias=False, proj_bias=False, mlp_bias=False, gated_mlp=True, qk_norm=False, norm_eps=1e-6,
-                decoder_causal_mask=False, decoder_sep_mask=True, num_register_tokens=0, share_modality_embeddings=True,
-                share_embedding=False, embedding_std=0.02)      # those of 4M-7 B
+DEFAULTS = dict(
+    image_size=224,
+    patch_size=16,
+    norm_bias=False,
+    act_layer="SiLU",
+    dim=768,
+    encoder_depth=12,
+    decoder_depth=12,
+    num_heads=12,
+    mlp_ratio=4,
+    qkv_bias=False,
+    proj_bias=False,
+    mlp_bias=False,
+    gated_mlp=True,
+    qk_norm=False,
+    norm_eps=1e-6,
+    decoder_causal_mask=False,
+    decoder_sep_mask=True,
+    num_register_tokens=0,
+    share_modality_embeddings=True,
+    share_embedding=False,
+    embedding_std=0.02,
+)  # those of 4M-7 B
 
 # %% ../nbs/31_fourm.ipynb #3f6b375d
 def block_options(c: dict) -> tuple:
     "The keyword arguments of a block's norms, attentions and feed-forward part, from the model's config."
-    return (dict(bias=c["norm_bias"], eps=c["norm_eps"]), dict(qkv_bias=c["qkv_bias"], proj_bias=c["proj_bias"], qk_norm=c["qk_norm"]),
-            dict(ratio=c["mlp_ratio"], bias=c["mlp_bias"], gated=c["gated_mlp"], act=c["act_layer"]))
+    return (
+        dict(bias=c["norm_bias"], eps=c["norm_eps"]),
+        dict(qkv_bias=c["qkv_bias"], proj_bias=c["proj_bias"], qk_norm=c["qk_norm"]),
+        dict(ratio=c["mlp_ratio"], bias=c["mlp_bias"], gated=c["gated_mlp"], act=c["act_layer"]),
+    )
+
 
 class EncoderBlock(nn.Module):
     "Attention and a feed-forward part, each added to what came in."
+
     def __init__(self, c: dict):
-        super().__init__(); (norm, attn, mlp), d = block_options(c), c["dim"]
+        super().__init__()
+        (norm, attn, mlp), d = block_options(c), c["dim"]
         self.norm1, self.attn = LayerNorm(d, **norm), SelfAttention(d, c["num_heads"], **attn)
         self.norm2, self.mlp = LayerNorm(d, **norm), Mlp(d, **mlp)
 
@@ -151,8 +213,10 @@ class EncoderBlock(nn.Module):
 # %% ../nbs/31_fourm.ipynb #32a20adb
 class DecoderBlock(nn.Module):
     "The same with cross attention between; query and context are normalised by the block itself."
+
     def __init__(self, c: dict):
-        super().__init__(); (norm, attn, mlp), d = block_options(c), c["dim"]
+        super().__init__()
+        (norm, attn, mlp), d = block_options(c), c["dim"]
         self.norm1, self.self_attn = LayerNorm(d, **norm), SelfAttention(d, c["num_heads"], **attn)
         self.cross_attn = CrossAttention(d, c["num_heads"], **attn)
         self.query_norm, self.context_norm = LayerNorm(d, **norm), LayerNorm(d, **norm)
@@ -164,7 +228,8 @@ class DecoderBlock(nn.Module):
 
     def forward(self, y, memory, self_bias=None, cross_bias=None, cache: BlockCache | None = None):
         q, k, v = self.self_attn.pieces(self.norm1(y))
-        if cache is not None: k, v = cache.append(k, v)
+        if cache is not None:
+            k, v = cache.append(k, v)
         y = y + self.self_attn.mix(q, k, v, self_bias)
         y = y + self.cross_attn(self.query_norm(y), memory, cross_bias)
         return y + self.mlp(self.norm2(y))
@@ -172,28 +237,47 @@ class DecoderBlock(nn.Module):
 # %% ../nbs/31_fourm.ipynb #f441d2aa
 class TokenEmbedding(nn.Module):
     "Content, place and kind of a modality's tokens: `token_emb` or `proj`, `pos_emb`, `mod_emb`."
+
     def __init__(self, modality: Modality, dim: int):
-        super().__init__(); self.modality = modality
+        super().__init__()
+        self.modality = modality
         self.mod_emb = nn.Parameter(torch.zeros(1, 1, dim))
         table = modality.position_table(dim)[None]
-        if getattr(modality, "position", "") == "learned": self.pos_emb = nn.Parameter(table)
-        else: self.register_buffer("pos_emb", table)
-        if modality.frames: self.time_emb = nn.Parameter(torch.zeros(1, modality.frames, dim))
-        if modality.vocab_size: self.token_emb = nn.Embedding(modality.vocab_size, dim, padding_idx=0 if modality.is_sequence else None)
-        else: self.proj = nn.Linear(modality.values, dim, bias=False)
+        if getattr(modality, "position", "") == "learned":
+            self.pos_emb = nn.Parameter(table)
+        else:
+            self.register_buffer("pos_emb", table)
+        if modality.frames:
+            self.time_emb = nn.Parameter(torch.zeros(1, modality.frames, dim))
+        if modality.vocab_size:
+            self.token_emb = nn.Embedding(
+                modality.vocab_size, dim, padding_idx=0 if modality.is_sequence else None
+            )
+        else:
+            self.proj = nn.Linear(modality.values, dim, bias=False)
 
     def content(self, x):
         "What tokens are: vectors of ids or of patches."
-        return self.token_emb(x) if self.modality.vocab_size else self.proj(x.to(self.mod_emb.dtype))
+        return (
+            self.token_emb(x) if self.modality.vocab_size else self.proj(x.to(self.mod_emb.dtype))
+        )
 
     def place(self, pos):
         "Where tokens stand and of which kind they are."
         x = F.embedding(pos, self.pos_emb[0]) + self.mod_emb[0]
-        return x + F.embedding(pos // (self.modality.num_tokens // self.modality.frames), self.time_emb[0]) if self.modality.frames else x
+        return (
+            x
+            + F.embedding(
+                pos // (self.modality.num_tokens // self.modality.frames), self.time_emb[0]
+            )
+            if self.modality.frames
+            else x
+        )
 
 # %% ../nbs/31_fourm.ipynb #0e5f6a11
 class TargetEmbedding(TokenEmbedding):
     "The same on the decoder's side, with the matrix that turns outputs into logits."
+
     def __init__(self, modality: Modality, dim: int):
         super().__init__(modality, dim)
         self.to_logits = nn.Linear(dim, modality.vocab_size, bias=False)
@@ -202,12 +286,13 @@ class TargetEmbedding(TokenEmbedding):
 @dataclass
 class Selection:
     "Which tokens of a batch are kept, in packed order."
-    names: list            # modalities that were looked at
-    kind: torch.Tensor     # (B, N) index into `names`
-    slot: torch.Tensor     # (B, N) place inside the modality
-    pad: torch.Tensor      # (B, N) True: nothing stands here
-    rows: list             # for each modality, its places in the flattened (B * N)
-    padded: bool           # whether there is any padding
+
+    names: list  # modalities that were looked at
+    kind: torch.Tensor  # (B, N) index into `names`
+    slot: torch.Tensor  # (B, N) place inside the modality
+    pad: torch.Tensor  # (B, N) True: nothing stands here
+    rows: list  # for each modality, its places in the flattened (B * N)
+    padded: bool  # whether there is any padding
 
     def pick(self, name: str, part: torch.Tensor) -> torch.Tensor:
         "The selected entries of `part (B, L, …)` of a modality, `(n, …)`."
@@ -216,17 +301,22 @@ class Selection:
 
 # %% ../nbs/31_fourm.ipynb #41c8e9f2
 def select(
-    sides: dict,               # modality → Side
-    keep: int | None = None,   # tokens per sample; None: as many as the fullest sample has
+    sides: dict,  # modality → Side
+    keep: int | None = None,  # tokens per sample; None: as many as the fullest sample has
 ) -> Selection:
     "The first `keep` usable tokens of every sample, in the order of `sides`; shorter samples are padded."
-    mask = torch.cat([s.mask for s in sides.values()], 1); sizes = torch.tensor([s.mask.shape[1] for s in sides.values()])
-    if keep is None: keep = max(1, int((~mask).sum(1).max()))
+    mask = torch.cat([s.mask for s in sides.values()], 1)
+    sizes = torch.tensor([s.mask.shape[1] for s in sides.values()])
+    if keep is None:
+        keep = max(1, int((~mask).sum(1).max()))
     order = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, :keep]
     start = (sizes.cumsum(0) - sizes).to(mask.device)
     kind = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(mask.device)[order]
-    pad = mask.gather(1, order); group = (kind + 1).masked_fill(pad, 0).flatten()
-    rows = group.argsort(stable=True).split(torch.bincount(group, minlength=len(sizes) + 1).tolist())
+    pad = mask.gather(1, order)
+    group = (kind + 1).masked_fill(pad, 0).flatten()
+    rows = group.argsort(stable=True).split(
+        torch.bincount(group, minlength=len(sizes) + 1).tolist()
+    )
     return Selection(list(sides), kind, order - start[kind], pad, list(rows[1:]), len(rows[0]) > 0)
 
 # %% ../nbs/31_fourm.ipynb #d3be2085
@@ -240,79 +330,129 @@ def config_modalities(config: dict) -> dict:
 def init_weights(module: nn.Module, part: str = "", std: float = 0.02, tied: bool = False):
     "4M's start values for weights whose name holds `part`: normal for what is looked up, Xavier for matrices; q, k, v one by one."
     for name, p in module.named_parameters():
-        if part not in name: continue
-        if p.ndim == 1: nn.init.constant_(p, float(name.endswith("weight")))
-        elif ("token_emb" in name or "pos_emb" in name) and not (tied and "decoder" in name): nn.init.normal_(p, std=std)
-        elif p.ndim == 3: nn.init.normal_(p, std=0.0 if "time_emb" in name else 0.02)
+        if part not in name:
+            continue
+        if p.ndim == 1:
+            nn.init.constant_(p, float(name.endswith("weight")))
+        elif ("token_emb" in name or "pos_emb" in name) and not (tied and "decoder" in name):
+            nn.init.normal_(p, std=std)
+        elif p.ndim == 3:
+            nn.init.normal_(p, std=0.0 if "time_emb" in name else 0.02)
         else:
-            rows = p.shape[0] // (3 if "qkv" in name else 2 if "kv" in name else 1); bound = math.sqrt(6 / (rows + p.shape[1]))
+            rows = p.shape[0] // (3 if "qkv" in name else 2 if "kv" in name else 1)
+            bound = math.sqrt(6 / (rows + p.shape[1]))
             nn.init.uniform_(p, -bound, bound)
 
 # %% ../nbs/31_fourm.ipynb #9f2b7c55
 class FourMWeights(nn.Module):
     "Every weight of the model under 4M's names."
+
     def __init__(self, config: dict):
-        super().__init__(); c = self.config = {**DEFAULTS, **config}; d, norm = c["dim"], (c["dim"], c["norm_bias"], c["norm_eps"])
-        self.modalities = config_modalities(c); self.num_heads = c["num_heads"]
+        super().__init__()
+        c = self.config = {**DEFAULTS, **config}
+        d, norm = c["dim"], (c["dim"], c["norm_bias"], c["norm_eps"])
+        self.modalities = config_modalities(c)
+        self.num_heads = c["num_heads"]
         self.mask_token = nn.Parameter(torch.zeros(1, 1, d))
-        self.encoder_embeddings = nn.ModuleDict({m: TokenEmbedding(self.modalities[m], d) for m in c["domains_in"]})
-        self.decoder_embeddings = nn.ModuleDict({m: TargetEmbedding(self.modalities[m], d) for m in c["domains_out"]})
-        self.encoder = nn.ModuleList([EncoderBlock(c) for _ in range(c["encoder_depth"])]); self.encoder_norm = LayerNorm(*norm)
+        self.encoder_embeddings = nn.ModuleDict(
+            {m: TokenEmbedding(self.modalities[m], d) for m in c["domains_in"]}
+        )
+        self.decoder_embeddings = nn.ModuleDict(
+            {m: TargetEmbedding(self.modalities[m], d) for m in c["domains_out"]}
+        )
+        self.encoder = nn.ModuleList([EncoderBlock(c) for _ in range(c["encoder_depth"])])
+        self.encoder_norm = LayerNorm(*norm)
         self.decoder_proj_context = nn.Linear(d, d)
-        self.decoder = nn.ModuleList([DecoderBlock(c) for _ in range(c["decoder_depth"])]); self.decoder_norm = LayerNorm(*norm)
-        if c["num_register_tokens"]: self.register_tokens = nn.Parameter(torch.zeros(1, c["num_register_tokens"], d))
-        self.share_weights(); init_weights(self, "", c["embedding_std"], c["share_embedding"])
+        self.decoder = nn.ModuleList([DecoderBlock(c) for _ in range(c["decoder_depth"])])
+        self.decoder_norm = LayerNorm(*norm)
+        if c["num_register_tokens"]:
+            self.register_tokens = nn.Parameter(torch.zeros(1, c["num_register_tokens"], d))
+        self.share_weights()
+        init_weights(self, "", c["embedding_std"], c["share_embedding"])
 
     def share_weights(self):
         "One `mod_emb` for both sides; and, if the config says so, one matrix that reads and writes ids."
         for m, e in self.decoder_embeddings.items():
-            if self.config["share_embedding"]: e.to_logits.weight = e.token_emb.weight
-            if self.config["share_modality_embeddings"] and m in self.encoder_embeddings: e.mod_emb = self.encoder_embeddings[m].mod_emb
+            if self.config["share_embedding"]:
+                e.to_logits.weight = e.token_emb.weight
+            if self.config["share_modality_embeddings"] and m in self.encoder_embeddings:
+                e.mod_emb = self.encoder_embeddings[m].mod_emb
 
 # %% ../nbs/31_fourm.ipynb #d93a2c06
 class FourMEmbedder(FourMWeights):
     "Selected tokens of both sides → vectors."
+
     def compute_dtype(self) -> torch.dtype:
         "The type that attention is computed in."
         kind = self.mask_token.device.type
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.mask_token.dtype
+        return (
+            torch.get_autocast_dtype(kind)
+            if torch.is_autocast_enabled(kind)
+            else self.mask_token.dtype
+        )
 
     def embed(self, embeddings, sides: dict, s: Selection):
         "Content and place of the selected tokens, `(B, N, D)` each; zero at padding."
-        parts, (B, N), blank = [], s.pad.shape, self.mask_token.new_zeros(s.pad.numel(), self.config["dim"])
+        parts, (B, N), blank = (
+            [],
+            s.pad.shape,
+            self.mask_token.new_zeros(s.pad.numel(), self.config["dim"]),
+        )
         for name, at in zip(s.names, s.rows):
-            if not len(at): continue
+            if not len(at):
+                continue
             e, side = embeddings[name], sides[name]
-            x = self.mask_token[0].expand(len(at), -1) if side.content is None else e.content(s.pick(name, side.content))
-            parts.append((at, x.to(blank.dtype), e.place(s.slot.flatten()[at] if side.pos is None else s.pick(name, side.pos))))
-        if not parts: return blank.view(B, N, -1), blank.view(B, N, -1)
+            x = (
+                self.mask_token[0].expand(len(at), -1)
+                if side.content is None
+                else e.content(s.pick(name, side.content))
+            )
+            parts.append(
+                (
+                    at,
+                    x.to(blank.dtype),
+                    e.place(s.slot.flatten()[at] if side.pos is None else s.pick(name, side.pos)),
+                )
+            )
+        if not parts:
+            return blank.view(B, N, -1), blank.view(B, N, -1)
         at, *vectors = (torch.cat(t) for t in zip(*parts))
         return tuple(blank.index_copy(0, at, v).view(B, N, -1) for v in vectors)
 
 # %% ../nbs/31_fourm.ipynb #2d6c8b1f
 class FourMReader(FourMEmbedder):
     "The encoder's side: visible tokens → context."
+
     def run_encoder(self, x, pad=None):
         "The encoder's blocks and norm on `x (B, N, D)`; `pad (B, N)` hides keys."
         bias = hide_padding(pad, self.compute_dtype())
-        for block in self.encoder: x = block(x, bias)
+        for block in self.encoder:
+            x = block(x, bias)
         return self.encoder_norm(x)
 
     def read(self, sides: dict, s: Selection):
         "Context `(B, N, D)` of selected input tokens, and where it is padding (None: nowhere)."
-        x, place = self.embed(self.encoder_embeddings, sides, s); x = x + place; pad = s.pad if s.padded else None
-        if self.config["num_register_tokens"]:                     # extra tokens without place or kind, never hidden
-            r = self.register_tokens.expand(len(x), -1, -1); x, place = torch.cat([r, x], 1), torch.cat([torch.zeros_like(r), place], 1)
+        x, place = self.embed(self.encoder_embeddings, sides, s)
+        x = x + place
+        pad = s.pad if s.padded else None
+        if self.config["num_register_tokens"]:  # extra tokens without place or kind, never hidden
+            r = self.register_tokens.expand(len(x), -1, -1)
+            x, place = torch.cat([r, x], 1), torch.cat([torch.zeros_like(r), place], 1)
             pad = None if pad is None else F.pad(pad, (r.shape[1], 0))
         return self.decoder_proj_context(self.run_encoder(x, pad)) + place, pad
 
     def inputs(self, batch: dict) -> dict:
         "The encoder's sides of a batch."
-        return {m: self.modalities[m].as_input(e) for m, e in batch.items() if m in self.encoder_embeddings}
+        return {
+            m: self.modalities[m].as_input(e)
+            for m, e in batch.items()
+            if m in self.encoder_embeddings
+        }
 
 # %% ../nbs/31_fourm.ipynb #6a9f91b3
 class FourMWriter(FourMReader):
     "The decoder's side: context and targets → one vector per token to predict."
+
     def targets(self, batch: dict, order=None) -> dict:
         "The decoder's sides of a batch, in the given order of modalities (default: the batch's)."
         order = [m for m in batch if m in self.decoder_embeddings] if order is None else order
@@ -320,209 +460,356 @@ class FourMWriter(FourMReader):
 
     def hidden_targets(self, sides: dict, s: Selection) -> torch.Tensor:
         "`(B, M, M)`, True where the query (row) must not see the key (column)."
-        M = s.pad.shape[1]; places = torch.arange(M, device=s.pad.device)
-        if self.config["decoder_causal_mask"]: hidden = (places > places[:, None]).expand(len(s.pad), M, M)
+        M = s.pad.shape[1]
+        places = torch.arange(M, device=s.pad.device)
+        if self.config["decoder_causal_mask"]:
+            hidden = (places > places[:, None]).expand(len(s.pad), M, M)
         else:
-            start = torch.tensor([0] + [x.mask.shape[1] for x in sides.values()][:-1], device=s.pad.device).cumsum(0)
-            count = torch.cat([x.count for x in sides.values()], 1).gather(1, start[s.kind] + s.slot)
+            start = torch.tensor(
+                [0] + [x.mask.shape[1] for x in sides.values()][:-1], device=s.pad.device
+            ).cumsum(0)
+            count = torch.cat([x.count for x in sides.values()], 1).gather(
+                1, start[s.kind] + s.slot
+            )
             hidden = places >= count.cumsum(1)[..., None]
-        return hidden | (s.kind[:, :, None] != s.kind[:, None]) if self.config["decoder_sep_mask"] else hidden
+        return (
+            hidden | (s.kind[:, :, None] != s.kind[:, None])
+            if self.config["decoder_sep_mask"]
+            else hidden
+        )
 
     def run_decoder(self, y, context, hidden=None, pad=None):
         "The decoder's blocks and norm on `y (B, M, D)`; `hidden (B, M, M)` among its own tokens, `pad (B, N)` in the context."
-        own = hidden_bias(None if hidden is None else hidden[:, None], self.compute_dtype()); cross = hide_padding(pad, self.compute_dtype())
-        for block in self.decoder: y = block(y, block.memory(context), own, cross)
+        own = hidden_bias(None if hidden is None else hidden[:, None], self.compute_dtype())
+        cross = hide_padding(pad, self.compute_dtype())
+        for block in self.decoder:
+            y = block(y, block.memory(context), own, cross)
         return self.decoder_norm(y)
 
 # %% ../nbs/31_fourm.ipynb #fc50d9d0
 def cross_entropies(embeddings, y: torch.Tensor, sides: dict, s: Selection) -> tuple:
     "Mean cross entropy and number of predictions of every modality, from the decoder's output `y (B, M, D)`."
-    picked = y.flatten(0, 1)[torch.cat(s.rows)].split([len(r) for r in s.rows]); losses = {}
+    picked = y.flatten(0, 1)[torch.cat(s.rows)].split([len(r) for r in s.rows])
+    losses = {}
     for name, y in zip(s.names, picked):
         logits, ids = embeddings[name].to_logits(y).float(), s.pick(name, sides[name].target).long()
         losses[name] = F.cross_entropy(logits, ids) if len(y) else y.new_zeros(())
     return losses, {m: len(r) for m, r in zip(s.names, s.rows)}
 
 # %% ../nbs/31_fourm.ipynb #b35e7790
-def total_loss(losses: dict, n: dict, vocab: dict, kind: str = "mod", weights: dict | None = None, count_absent: bool = True) -> torch.Tensor:
+def total_loss(
+    losses: dict,
+    n: dict,
+    vocab: dict,
+    kind: str = "mod",
+    weights: dict | None = None,
+    count_absent: bool = True,
+) -> torch.Tensor:
     "4M's two ways to add up `losses`; all by modality: `n` predictions, size of the vocabulary, weight (see `FourM.forward`)."
     w = {m: float((weights or {}).get(m, 1.0)) for m in losses}
-    if kind == "token": w = {m: w[m] * n[m] * vocab[m] for m in losses}
-    elif not count_absent: w = {m: w[m] * (n[m] > 0) for m in losses}
-    if sum(w.values()) <= 0: raise BadInput("Every modality that has a target has the weight 0; there is nothing to learn.")
+    if kind == "token":
+        w = {m: w[m] * n[m] * vocab[m] for m in losses}
+    elif not count_absent:
+        w = {m: w[m] * (n[m] > 0) for m in losses}
+    if sum(w.values()) <= 0:
+        raise BadInput(
+            "Every modality that has a target has the weight 0; there is nothing to learn."
+        )
     return sum(w[m] * losses[m] for m in losses) / sum(w.values())
 
 # %% ../nbs/31_fourm.ipynb #3890b55b
 class FourMInput(FourMWriter):
     "What a batch may be, and what the encoder alone makes of it."
+
     def check(self, batch: dict, masks=("input_mask",), budgets=(), order=()):
         "Raises `BadInput` for anything in a batch that would fail or mislead further down."
-        if not batch: raise BadInput("The batch is empty; give at least one modality.")
+        if not batch:
+            raise BadInput("The batch is empty; give at least one modality.")
         for m in [*batch, *order]:
-            if m not in self.modalities: raise BadInput(f"The model has no modality {m!r}; it knows {', '.join(self.modalities)}.")
+            if m not in self.modalities:
+                raise BadInput(
+                    f"The model has no modality {m!r}; it knows {', '.join(self.modalities)}."
+                )
         for m in order:
-            if m not in batch or m not in self.decoder_embeddings: raise BadInput(f"The order names {m!r}, which this batch cannot have as a target.")
+            if m not in batch or m not in self.decoder_embeddings:
+                raise BadInput(f"The order names {m!r}, which this batch cannot have as a target.")
         for name, n in zip(("num_encoder_tokens", "num_decoder_tokens"), budgets):
-            if n is not None and n < 1: raise BadInput(f"{name} is {n}; a budget must be at least one token.")
+            if n is not None and n < 1:
+                raise BadInput(f"{name} is {n}; a budget must be at least one token.")
         for m in batch:
-            if "tensor" not in batch[m]: raise BadInput(f"{m}: the batch has no tensor.")
+            if "tensor" not in batch[m]:
+                raise BadInput(f"{m}: the batch has no tensor.")
         rows = {len(e["tensor"]) for e in batch.values()}
-        if len(rows) > 1: raise BadInput(f"The modalities of a batch must have the same number of samples, not {sorted(rows)}.")
+        if len(rows) > 1:
+            raise BadInput(
+                f"The modalities of a batch must have the same number of samples, not {sorted(rows)}."
+            )
         for m, e in batch.items():
-            counts = ("decoder_attention_mask",) if "target_mask" in masks and m in self.decoder_embeddings else ()
+            counts = (
+                ("decoder_attention_mask",)
+                if "target_mask" in masks and m in self.decoder_embeddings
+                else ()
+            )
             self.modalities[m].check(e, (*masks, *counts))
-        if not any(m in self.encoder_embeddings for m in batch): raise BadInput("Nothing in the batch can be read by the model.")
+        if not any(m in self.encoder_embeddings for m in batch):
+            raise BadInput("Nothing in the batch can be read by the model.")
 
     def encode(self, batch: dict, num_encoder_tokens: int | None = None):
         "Context `(B, N, D)` of the visible tokens and its mask `(B, N)`, True at padding."
-        self.check(batch, budgets=(num_encoder_tokens,)); sides = self.inputs(batch)
+        self.check(batch, budgets=(num_encoder_tokens,))
+        sides = self.inputs(batch)
         context, pad = self.read(sides, select(sides, num_encoder_tokens))
-        return context, (torch.zeros(context.shape[:2], dtype=torch.bool, device=context.device) if pad is None else pad)
+        return context, (
+            torch.zeros(context.shape[:2], dtype=torch.bool, device=context.device)
+            if pad is None
+            else pad
+        )
 
 # %% ../nbs/31_fourm.ipynb #5f1117b0
 @dataclass
 class FourMOutput:
     "What a forward pass returns."
-    loss: torch.Tensor        # ()
-    losses: dict              # modality → mean cross entropy, ()
-    n_tokens: dict            # modality → number of predictions in it
-    context: torch.Tensor     # (B, N, D) what the encoder made of the input
-    hidden: torch.Tensor      # (B, M, D) output of the decoder
-    encoder: Selection        # which tokens were seen
-    decoder: Selection        # which were predicted
+
+    loss: torch.Tensor  # ()
+    losses: dict  # modality → mean cross entropy, ()
+    n_tokens: dict  # modality → number of predictions in it
+    context: torch.Tensor  # (B, N, D) what the encoder made of the input
+    hidden: torch.Tensor  # (B, M, D) output of the decoder
+    encoder: Selection  # which tokens were seen
+    decoder: Selection  # which were predicted
 
 # %% ../nbs/31_fourm.ipynb #c7f8a2e6
 class FourMForward(FourMInput):
     "From a batch to a loss."
+
     def forward(
         self,
-        batch: dict,                            # {modality: {tensor, input_mask, target_mask, decoder_attention_mask}}
-        num_encoder_tokens: int | None = None,  # input budget; None: as many as the fullest sample has
+        batch: dict,  # {modality: {tensor, input_mask, target_mask, decoder_attention_mask}}
+        num_encoder_tokens: int
+        | None = None,  # input budget; None: as many as the fullest sample has
         num_decoder_tokens: int | None = None,  # target budget; None likewise
-        loss_type: str = "mod",                 # `mod`: mean over modalities; `token`: 4M's mean over logits
-        order=None,                             # modalities in the order that the decoder visits them; default: the batch's
-        weights: dict | None = None,            # modality → weight of its loss, default 1
-        count_absent: bool = True,              # a modality without targets counts in the mean as a loss of 0, as in 4M
+        loss_type: str = "mod",  # `mod`: mean over modalities; `token`: 4M's mean over logits
+        order=None,  # modalities in the order that the decoder visits them; default: the batch's
+        weights: dict | None = None,  # modality → weight of its loss, default 1
+        count_absent: bool = True,  # a modality without targets counts in the mean as a loss of 0, as in 4M
     ) -> FourMOutput:
         "The loss of predicting the targets from the inputs. Nothing in `batch` is changed."
-        if loss_type not in ("mod", "token"): raise BadInput(f"The loss is of type `mod` or `token`, not {loss_type!r}.")
-        self.check(batch, ("input_mask", "target_mask"), (num_encoder_tokens, num_decoder_tokens), order or ())
+        if loss_type not in ("mod", "token"):
+            raise BadInput(f"The loss is of type `mod` or `token`, not {loss_type!r}.")
+        self.check(
+            batch,
+            ("input_mask", "target_mask"),
+            (num_encoder_tokens, num_decoder_tokens),
+            order or (),
+        )
         sides, wanted = self.inputs(batch), self.targets(batch, order)
-        if not wanted: raise BadInput("Nothing in the batch can be predicted by the model.")
+        if not wanted:
+            raise BadInput("Nothing in the batch can be predicted by the model.")
         seen, said = select(sides, num_encoder_tokens), select(wanted, num_decoder_tokens)
-        if not any(map(len, said.rows)): raise BadInput("The batch has no target; set `target_mask` to False where something is to be said.")
+        if not any(map(len, said.rows)):
+            raise BadInput(
+                "The batch has no target; set `target_mask` to False where something is to be said."
+            )
         context, pad = self.read(sides, seen)
         y = sum(self.embed(self.decoder_embeddings, wanted, said))
         y = self.run_decoder(y, context, self.hidden_targets(wanted, said), pad)
-        losses, n = cross_entropies(self.decoder_embeddings, y, wanted, said); vocab = {m: self.modalities[m].vocab_size for m in n}
-        return FourMOutput(total_loss(losses, n, vocab, loss_type, weights, count_absent), losses, n, context, y, seen, said)
+        losses, n = cross_entropies(self.decoder_embeddings, y, wanted, said)
+        vocab = {m: self.modalities[m].vocab_size for m in n}
+        return FourMOutput(
+            total_loss(losses, n, vocab, loss_type, weights, count_absent),
+            losses,
+            n,
+            context,
+            y,
+            seen,
+            said,
+        )
 
 # %% ../nbs/31_fourm.ipynb #a77e5100
 class FourMViews(FourMForward):
     "Which kernel attention runs in, and a look at its maps."
+
     def set_attention(self, kind: str):
         "Chooses the kernel: `sdpa` (fused), or `plain`, which is faster in training with bfloat16 on a CPU. Returns the model."
-        if kind not in ("sdpa", "plain"): raise BadInput(f"Attention is `sdpa` or `plain`, not {kind!r}.")
+        if kind not in ("sdpa", "plain"):
+            raise BadInput(f"Attention is `sdpa` or `plain`, not {kind!r}.")
         for m in self.modules():
-            if isinstance(m, AttentionBase): m.kind = kind
+            if isinstance(m, AttentionBase):
+                m.kind = kind
         return self
 
     @contextlib.contextmanager
     def watch_attention(self):
         "`with model.watch_attention() as maps: …` collects, by layer name, every attention map `(B, heads, queries, keys)`."
-        layers = {n: m for n, m in self.named_modules() if isinstance(m, AttentionBase)}; maps = {n: [] for n in layers}
-        for n, m in layers.items(): m.watch = maps[n]
-        try: yield maps
+        layers = {n: m for n, m in self.named_modules() if isinstance(m, AttentionBase)}
+        maps = {n: [] for n in layers}
+        for n, m in layers.items():
+            m.watch = maps[n]
+        try:
+            yield maps
         finally:
-            for m in layers.values(): m.watch = None
+            for m in layers.values():
+                m.watch = None
 
 # %% ../nbs/31_fourm.ipynb #525fda2f
 def file_config(config: dict) -> dict:
     "The config as a file holds it: 4M's own keys, and ours only where they say something."
-    quiet = [k for k in ("norm_eps", "embedding_std", "modalities") if not config.get(k) or config[k] == DEFAULTS.get(k)]
+    quiet = [
+        k
+        for k in ("norm_eps", "embedding_std", "modalities")
+        if not config.get(k) or config[k] == DEFAULTS.get(k)
+    ]
     return {k: v for k, v in config.items() if k not in (*quiet, "share_embedding")}
+
 
 def file_tensors(model, dtype=None, compact: bool = False) -> dict:
     "Every weight under every name that 4M's file gives it, shared ones twice; `compact` leaves out tables, zeros and copies."
     out, seen, buffers = {}, set(), dict(model.named_buffers())
     for k, t in model.state_dict().items():
-        if compact and (k in buffers or t.data_ptr() in seen): continue
-        seen.add(t.data_ptr()); out[k] = t.detach().to("cpu", dtype, copy=True).contiguous()
+        if compact and (k in buffers or t.data_ptr() in seen):
+            continue
+        seen.add(t.data_ptr())
+        out[k] = t.detach().to("cpu", dtype, copy=True).contiguous()
     return out
 
 # %% ../nbs/31_fourm.ipynb #a8e0b6d4
 def write_weights(path, tensors: dict, config: dict):
     "One safetensors file that says its own config; written beside and renamed, so that no reader sees half of it."
     from safetensors.torch import save_file
-    path = Path(path); temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+
+    path = Path(path)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
-        save_file(tensors, temporary, metadata={"format": "pt", **{k: str(v) for k, v in config.items()}})
+        save_file(
+            tensors, temporary, metadata={"format": "pt", **{k: str(v) for k, v in config.items()}}
+        )
         os.replace(temporary, path)
-    except Exception as e: raise BadInput(f"{path}: cannot be written ({e}); free some space or choose another place.") from e
-    finally: temporary.unlink(missing_ok=True)
+    except Exception as e:
+        raise BadInput(
+            f"{path}: cannot be written ({e}); free some space or choose another place."
+        ) from e
+    finally:
+        temporary.unlink(missing_ok=True)
 
 # %% ../nbs/31_fourm.ipynb #9baedec2
 def weights_file(where, hub: dict) -> Path:
     "The weights in a folder, or the downloaded ones of a model on the Hub; says how much comes, and under which terms, before it comes."
-    if Path(where).is_file(): return Path(where)
+    if Path(where).is_file():
+        return Path(where)
     if Path(where).is_dir():
         path = Path(where) / "model.safetensors"
-        if not path.exists(): raise BadInput(f"{path}: there is no such file.")
+        if not path.exists():
+            raise BadInput(f"{path}: there is no such file.")
         return path
     import huggingface_hub as hf
-    options = {k: hub.get(k) for k in ("revision", "cache_dir", "token")}; here = dict(cache_dir=options["cache_dir"], revision=options["revision"])
+
+    options = {k: hub.get(k) for k in ("revision", "cache_dir", "token")}
+    here = dict(cache_dir=options["cache_dir"], revision=options["revision"])
     cached = isinstance(hf.try_to_load_from_cache(where, "model.safetensors", **here), str)
     if not cached and not hub.get("local_files_only"):
-        try: size = hf.get_hf_file_metadata(hf.hf_hub_url(where, "model.safetensors", revision=options["revision"]), token=options["token"]).size or 0
-        except Exception as e: raise BadInput(f"{where}: the Hub did not say what it has ({type(e).__name__}); give a folder instead.") from e
-        print(f"Downloading {where}: {size / 1e9:.2f} GB." + (" These weights are for non-commercial use only." if "EPFL" in where else ""))
-    return Path(hf.hf_hub_download(where, "model.safetensors", local_files_only=bool(hub.get("local_files_only")), **options))
+        try:
+            size = (
+                hf.get_hf_file_metadata(
+                    hf.hf_hub_url(where, "model.safetensors", revision=options["revision"]),
+                    token=options["token"],
+                ).size
+                or 0
+            )
+        except Exception as e:
+            raise BadInput(
+                f"{where}: the Hub did not say what it has ({type(e).__name__}); give a folder instead."
+            ) from e
+        print(
+            f"Downloading {where}: {size / 1e9:.2f} GB."
+            + (" These weights are for non-commercial use only." if "EPFL" in where else "")
+        )
+    return Path(
+        hf.hf_hub_download(
+            where,
+            "model.safetensors",
+            local_files_only=bool(hub.get("local_files_only")),
+            **options,
+        )
+    )
 
 # %% ../nbs/31_fourm.ipynb #e19a4c83
 def read_weights(path) -> tuple:
     "Tensors and metadata of a safetensors file. Raises `BadInput` if it is not one."
     from safetensors import SafetensorError, safe_open
+
     try:
-        with safe_open(path, "pt") as f: return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-    except (SafetensorError, OSError) as e: raise BadInput(f"{path}: not a readable safetensors file ({e}).") from e
+        with safe_open(path, "pt") as f:
+            return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+    except (SafetensorError, OSError) as e:
+        raise BadInput(f"{path}: not a readable safetensors file ({e}).") from e
 
 # %% ../nbs/31_fourm.ipynb #a4f8031e
 def config_from_metadata(metadata: dict) -> dict:
     "A config from the strings that a safetensors file carries."
+
     def value(text):
         for read in (ast.literal_eval, json.loads):
-            with contextlib.suppress(ValueError, SyntaxError): return read(text)
+            with contextlib.suppress(ValueError, SyntaxError):
+                return read(text)
         return text
+
     return {k: value(v) for k, v in metadata.items()}
 
 # %% ../nbs/31_fourm.ipynb #b8588f88
 def is_tied(tensors: dict) -> bool:
     "Whether every output matrix equals its input matrix, or is left out because it does."
-    pairs = [(k, k.replace("token_emb", "to_logits")) for k in tensors if k.startswith("decoder_embeddings.") and k.endswith("token_emb.weight")]
-    return bool(pairs) and all(b not in tensors or torch.equal(tensors[a], tensors[b]) for a, b in pairs)
+    pairs = [
+        (k, k.replace("token_emb", "to_logits"))
+        for k in tensors
+        if k.startswith("decoder_embeddings.") and k.endswith("token_emb.weight")
+    ]
+    return bool(pairs) and all(
+        b not in tensors or torch.equal(tensors[a], tensors[b]) for a, b in pairs
+    )
 
 # %% ../nbs/31_fourm.ipynb #5e91c0d3
 def absent_tensor(model, key: str, tensors: dict):
     "What stands for a key that the file leaves out: a shared one, a table, or zeros; None if there is nothing to stand for it."
-    side, _, rest = key.partition("_embeddings."); name, _, part = rest.partition("."); buffer = dict(model.named_buffers()).get(key)
-    if part == "mod_emb": return tensors.get(f"{'decoder' if side == 'encoder' else 'encoder'}_embeddings.{rest}")
-    if part == "to_logits.weight": return tensors.get(key.replace("to_logits", "token_emb"))
-    if buffer is None: return None
-    return model.modalities[name].position_table(model.config["dim"])[None] if part == "pos_emb" else torch.zeros(buffer.shape)
+    side, _, rest = key.partition("_embeddings.")
+    name, _, part = rest.partition(".")
+    buffer = dict(model.named_buffers()).get(key)
+    if part == "mod_emb":
+        return tensors.get(f"{'decoder' if side == 'encoder' else 'encoder'}_embeddings.{rest}")
+    if part == "to_logits.weight":
+        return tensors.get(key.replace("to_logits", "token_emb"))
+    if buffer is None:
+        return None
+    return (
+        model.modalities[name].position_table(model.config["dim"])[None]
+        if part == "pos_emb"
+        else torch.zeros(buffer.shape)
+    )
 
 # %% ../nbs/31_fourm.ipynb #7de3a901
 def load_model(cls, config: dict, tensors: dict, where: str = "the file"):
     "A model built around `tensors`. Raises `ConfigMismatch` at the first key that does not fit."
-    with torch.device("meta"): model = cls({**config, "share_embedding": is_tied(tensors)})
-    full, beyond = {}, tuple(f"{side}.{len(getattr(model, side))}." for side in ("encoder", "decoder"))
+    with torch.device("meta"):
+        model = cls({**config, "share_embedding": is_tied(tensors)})
+    full, beyond = (
+        {},
+        tuple(f"{side}.{len(getattr(model, side))}." for side in ("encoder", "decoder")),
+    )
     for key in tensors:
-        if key.startswith(beyond): raise ConfigMismatch(f"{where}: it holds {key}, and the config asks for no such block.")
+        if key.startswith(beyond):
+            raise ConfigMismatch(f"{where}: it holds {key}, and the config asks for no such block.")
     for key, want in model.state_dict().items():
         got = tensors[key] if key in tensors else absent_tensor(model, key, tensors)
-        if got is None: raise ConfigMismatch(f"{where}: the config asks for {key}, and the file has no such weights.")
-        if got.shape != want.shape: raise ConfigMismatch(f"{where}: {key} is {tuple(got.shape)}, and the config asks for {tuple(want.shape)}.")
+        if got is None:
+            raise ConfigMismatch(
+                f"{where}: the config asks for {key}, and the file has no such weights."
+            )
+        if got.shape != want.shape:
+            raise ConfigMismatch(
+                f"{where}: {key} is {tuple(got.shape)}, and the config asks for {tuple(want.shape)}."
+            )
         full[key] = got.float()
-    model.load_state_dict(full, assign=True); model.share_weights()
+    model.load_state_dict(full, assign=True)
+    model.share_weights()
     return model
 
 # %% ../nbs/31_fourm.ipynb #fe0470e0
@@ -553,16 +840,31 @@ non-commercial use only; a model that was trained further from them is bound by 
 def model_card(model):
     "A page that says what the model reads and writes and under which terms, as a `huggingface_hub.ModelCard`."
     from huggingface_hub import ModelCard
-    c = model.config; mark = {True: "yes", False: "no"}
-    cells = ([m, type(x).__name__, x.vocab_size or "-", x.num_tokens, mark[m in c["domains_in"]], mark[m in c["domains_out"]]]
-             for m, x in model.modalities.items())
+
+    c = model.config
+    mark = {True: "yes", False: "no"}
+    cells = (
+        [
+            m,
+            type(x).__name__,
+            x.vocab_size or "-",
+            x.num_tokens,
+            mark[m in c["domains_in"]],
+            mark[m in c["domains_out"]],
+        ]
+        for m, x in model.modalities.items()
+    )
     rows = "\n".join("| " + " | ".join(map(str, row)) + " |" for row in cells)
-    return ModelCard(CARD.format(n=sum(p.numel() for p in model.parameters()) / 1e6, rows=rows, **c))
+    return ModelCard(
+        CARD.format(n=sum(p.numel() for p in model.parameters()) / 1e6, rows=rows, **c)
+    )
 
 # %% ../nbs/31_fourm.ipynb #65a6b4d5
 class FourMFiles(FourMViews, PyTorchModelHubMixin):
     "Reading and writing checkpoints."
-    def __init__(self, config: dict): super().__init__(config)
+
+    def __init__(self, config: dict):
+        super().__init__(config)
 
     def save_pretrained(self, folder, *, config=None, dtype=None, compact: bool = False, **kw):
         "Writes `config.json`, `model.safetensors` and a model card; `compact` leaves out what can be rebuilt, `dtype` makes the file smaller."
@@ -570,50 +872,80 @@ class FourMFiles(FourMViews, PyTorchModelHubMixin):
         return super().save_pretrained(folder, config=config or file_config(self.config), **kw)
 
     def _save_pretrained(self, folder):
-        write_weights(Path(folder) / "model.safetensors", file_tensors(self, **getattr(self, "_file", {})), file_config(self.config))
+        write_weights(
+            Path(folder) / "model.safetensors",
+            file_tensors(self, **getattr(self, "_file", {})),
+            file_config(self.config),
+        )
 
-    def generate_model_card(self, **kw): return model_card(self)
+    def generate_model_card(self, **kw):
+        return model_card(self)
 
     @classmethod
     def from_pretrained(cls, where, **kw):
         "A model from a folder, from one file, or from the Hub by name (downloaded once). Raises `BadInput` or `ConfigMismatch` if it does not fit."
-        if Path(where).is_file(): return cls._from_pretrained(model_id=str(where), **kw)
-        try: return super().from_pretrained(where, **kw)
-        except json.JSONDecodeError as e: raise BadInput(f"{where}: config.json is not readable as JSON ({e}).") from e
+        if Path(where).is_file():
+            return cls._from_pretrained(model_id=str(where), **kw)
+        try:
+            return super().from_pretrained(where, **kw)
+        except json.JSONDecodeError as e:
+            raise BadInput(f"{where}: config.json is not readable as JSON ({e}).") from e
         except (OSError, ValueError) as e:
-            raise BadInput(f"{where}: there is no such folder, and the Hub did not give it ({type(e).__name__}).") from e
+            raise BadInput(
+                f"{where}: there is no such folder, and the Hub did not give it ({type(e).__name__})."
+            ) from e
 
     @classmethod
     def _from_pretrained(cls, *, model_id, config=None, map_location="cpu", strict=True, **hub):
-        path = weights_file(model_id, hub); tensors, metadata = read_weights(path)
+        path = weights_file(model_id, hub)
+        tensors, metadata = read_weights(path)
         config = config or config_from_metadata(metadata)
         if not {"domains_in", "domains_out"} <= set(config):
-            raise BadInput(f"{path}: neither config.json nor the file itself says which modalities the model has.")
+            raise BadInput(
+                f"{path}: neither config.json nor the file itself says which modalities the model has."
+            )
         return load_model(cls, config, tensors, str(path)).to(map_location).eval()
 
 # %% ../nbs/31_fourm.ipynb #f6b22415
 class FourMSenses(FourMFiles):
     "New kinds of tokens for a model that is there."
+
     def add_modality(self, modality: Modality, like: str | None = None):
         "Adds a kind of token with fresh embeddings; no old weight changes. `like` names a modality whose `mod_emb` it starts from."
         name, c, dim = modality.name, self.config, self.config["dim"]
-        if "." in name: raise BadInput(f"A modality cannot be called {name!r}: its weights are stored by names with dots between.")
-        if name in self.modalities: raise BadInput(f"The model already has a modality {name!r}.")
-        if like is not None and like not in self.encoder_embeddings: raise BadInput(f"The model reads no modality {like!r} to start from.")
-        c["modalities"] = {**(c.get("modalities") or {}), name: modality.to_config()}; self.modalities[name] = modality
-        if modality.in_encoder: self.encoder_embeddings[name] = TokenEmbedding(modality, dim); c["domains_in"] = [*c["domains_in"], name]
-        if modality.in_decoder: self.decoder_embeddings[name] = TargetEmbedding(modality, dim); c["domains_out"] = [*c["domains_out"], name]
-        self.share_weights(); init_weights(self, f"_embeddings.{name}.", c["embedding_std"], c["share_embedding"])
+        if "." in name:
+            raise BadInput(
+                f"A modality cannot be called {name!r}: its weights are stored by names with dots between."
+            )
+        if name in self.modalities:
+            raise BadInput(f"The model already has a modality {name!r}.")
+        if like is not None and like not in self.encoder_embeddings:
+            raise BadInput(f"The model reads no modality {like!r} to start from.")
+        c["modalities"] = {**(c.get("modalities") or {}), name: modality.to_config()}
+        self.modalities[name] = modality
+        if modality.in_encoder:
+            self.encoder_embeddings[name] = TokenEmbedding(modality, dim)
+            c["domains_in"] = [*c["domains_in"], name]
+        if modality.in_decoder:
+            self.decoder_embeddings[name] = TargetEmbedding(modality, dim)
+            c["domains_out"] = [*c["domains_out"], name]
+        self.share_weights()
+        init_weights(self, f"_embeddings.{name}.", c["embedding_std"], c["share_embedding"])
         self.to(self.mask_token.device, self.mask_token.dtype)
         if like is not None:
-            with torch.no_grad(): self.encoder_embeddings[name].mod_emb.copy_(self.encoder_embeddings[like].mod_emb)
+            with torch.no_grad():
+                self.encoder_embeddings[name].mod_emb.copy_(self.encoder_embeddings[like].mod_emb)
         return self
 
     @torch.no_grad()
-    def init_from_codes(self, name: str, codes: torch.Tensor, generator: torch.Generator | None = None):
+    def init_from_codes(
+        self, name: str, codes: torch.Tensor, generator: torch.Generator | None = None
+    ):
         "Starts the encoder's `token_emb` of `name` from the tokenizer's code vectors `(V, D)`, turned at random: near codes, near tokens."
-        w = self.encoder_embeddings[name].token_emb.weight; x = codes.float().to("cpu")
-        if len(x) != len(w): raise BadInput(f"{name}: {len(x)} code vectors do not fit a vocabulary of {len(w)}.")
+        w = self.encoder_embeddings[name].token_emb.weight
+        x = codes.float().to("cpu")
+        if len(x) != len(w):
+            raise BadInput(f"{name}: {len(x)} code vectors do not fit a vocabulary of {len(w)}.")
         x = (x - x.mean(0)) @ torch.randn(x.shape[1], w.shape[1], generator=generator)
         w.copy_(x / x.std().clamp(min=1e-6) * self.config["embedding_std"])
         return self
@@ -621,9 +953,21 @@ class FourMSenses(FourMFiles):
 # %% ../nbs/31_fourm.ipynb #9dc9b600
 class FourM(FourMSenses):
     "The 4M encoder-decoder over any set of modalities."
+
     @classmethod
-    def toy(cls, modalities: list, dim=192, encoder_depth=4, decoder_depth=3, num_heads=6, **config):
+    def toy(
+        cls, modalities: list, dim=192, encoder_depth=4, decoder_depth=3, num_heads=6, **config
+    ):
         "A small model from nothing over the given modalities."
-        return cls(dict(domains_in=[m.name for m in modalities if m.in_encoder], domains_out=[m.name for m in modalities if m.in_decoder],
-                        modalities={m.name: m.to_config() for m in modalities}, dim=dim, encoder_depth=encoder_depth, decoder_depth=decoder_depth,
-                        num_heads=num_heads, **{"share_embedding": True, "embedding_std": 1.0, **config}))
+        return cls(
+            dict(
+                domains_in=[m.name for m in modalities if m.in_encoder],
+                domains_out=[m.name for m in modalities if m.in_decoder],
+                modalities={m.name: m.to_config() for m in modalities},
+                dim=dim,
+                encoder_depth=encoder_depth,
+                decoder_depth=decoder_depth,
+                num_heads=num_heads,
+                **{"share_embedding": True, "embedding_std": 1.0, **config},
+            )
+        )

@@ -21,7 +21,12 @@ from .fourm import BlockCache, FourM, hidden_bias
 from .masking import seen_entry
 
 # %% ../nbs/32_generate.ipynb #08aedbec
-EOS, OPEN, CLOSE = 3, 5, 6       # [EOS] ends a text; [S_1] opens the gap that the decoder fills, [S_2] closes it
+EOS, OPEN, CLOSE = (
+    3,
+    5,
+    6,
+)  # [EOS] ends a text; [S_1] opens the gap that the decoder fills, [S_2] closes it
+
 
 def seen_tokens(batch: dict) -> int:
     "How many places the encoder needs: the largest number of visible tokens that a sample has."
@@ -29,28 +34,35 @@ def seen_tokens(batch: dict) -> int:
 
 # %% ../nbs/32_generate.ipynb #3e8b1a70
 def given_text(
-    texts: list,           # B lists of ids without specials
-    complete: bool = True, # True: [EOS] follows, the text is whole; False: [S_1] follows, the model is to go on
+    texts: list,  # B lists of ids without specials
+    complete: bool = True,  # True: [EOS] follows, the text is whole; False: [S_1] follows, the model is to go on
 ) -> dict:
     "Texts as something seen."
-    rows = [[*t, EOS if complete else OPEN] for t in texts]; ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    rows = [[*t, EOS if complete else OPEN] for t in texts]
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
     seen = torch.zeros(ids.shape, dtype=torch.bool)
-    for i, r in enumerate(rows): ids[i, :len(r)] = torch.tensor(r); seen[i, :len(r)] = True
+    for i, r in enumerate(rows):
+        ids[i, : len(r)] = torch.tensor(r)
+        seen[i, : len(r)] = True
     return dict(seen_entry(ids), input_mask=~seen)
 
 # %% ../nbs/32_generate.ipynb #0eb2fac3
 def text_gap(
     model: FourM,
-    batch: dict,           # what is seen; may hold the beginning of the text itself, see `given_text`
+    batch: dict,  # what is seen; may hold the beginning of the text itself, see `given_text`
     target: str = "caption",
-    rows: int | None = None,   # samples, where the batch is empty
+    rows: int | None = None,  # samples, where the batch is empty
 ) -> dict:
     "The batch with the text `target` as a gap: one visible [S_1], unless some text is given. Raises `BadInput` for another kind of target."
     if target not in model.decoder_embeddings or not model.modalities[target].is_sequence:
         texts = [m for m in model.decoder_embeddings if model.modalities[m].is_sequence]
-        raise BadInput(f"The model cannot write {target!r} word by word; its texts are {', '.join(texts) or 'none'}.")
-    if target in batch and bool((~batch[target]["input_mask"]).any()): return batch
-    some = next(iter(batch.values()), None); rows = rows or (1 if some is None else len(some["tensor"]))
+        raise BadInput(
+            f"The model cannot write {target!r} word by word; its texts are {', '.join(texts) or 'none'}."
+        )
+    if target in batch and bool((~batch[target]["input_mask"]).any()):
+        return batch
+    some = next(iter(batch.values()), None)
+    rows = rows or (1 if some is None else len(some["tensor"]))
     gap = torch.full((rows, 1), OPEN, device=model.mask_token.device)
     return {**{m: e for m, e in batch.items() if m != target}, target: seen_entry(gap)}
 
@@ -63,6 +75,7 @@ def encode_once(model: FourM, batch: dict):
 # %% ../nbs/32_generate.ipynb #2bf12e66
 class CrossMemory:
     "Keys and values of the context for every decoder block, computed once per clip."
+
     def __init__(self, model: FourM, context: torch.Tensor, pad=None):
         self.pairs = [block.memory(context) for block in model.decoder]
         self.bias = hidden_bias(None if pad is None else pad[:, None, None], self.pairs[0][0].dtype)
@@ -70,7 +83,8 @@ class CrossMemory:
     def keep(self, rows):
         "Only these samples stay (or are repeated, or change places)."
         self.pairs = [(k[rows], v[rows]) for k, v in self.pairs]
-        if self.bias is not None: self.bias = self.bias[rows]
+        if self.bias is not None:
+            self.bias = self.bias[rows]
 
 # %% ../nbs/32_generate.ipynb #d53e90b7
 def embed_text(model: FourM, target: str, ids: torch.Tensor, start: int = 0) -> torch.Tensor:
@@ -81,27 +95,44 @@ def embed_text(model: FourM, target: str, ids: torch.Tensor, start: int = 0) -> 
 # %% ../nbs/32_generate.ipynb #4c96a68f
 class WordPlaces:
     "Preallocated places for the keys and values of the words to come, in every decoder block."
+
     def __init__(self, model: FourM, memory: CrossMemory, places: int, target: str = "caption"):
         self.model, self.memory, self.target, self.length = model, memory, target, 0
-        k, _ = memory.pairs[0]; shape = (len(k), k.shape[1], places, k.shape[3])
-        self.blocks = [BlockCache(k.new_empty(shape), k.new_empty(shape), ()) for _ in model.decoder]     # preallocated
+        k, _ = memory.pairs[0]
+        shape = (len(k), k.shape[1], places, k.shape[3])
+        self.blocks = [
+            BlockCache(k.new_empty(shape), k.new_empty(shape), ()) for _ in model.decoder
+        ]  # preallocated
 
     def keep(self, rows, memory: bool = True):
         "Only these samples stay (or are repeated, or change places)."
-        if memory: self.memory.keep(rows)
-        for c in self.blocks: c.keys, c.values = c.keys[rows], c.values[rows]
+        if memory:
+            self.memory.keep(rows)
+        for c in self.blocks:
+            c.keys, c.values = c.keys[rows], c.values[rows]
 
     def back(self, length: int):
         "Forgets what came after the first `length` tokens."
-        for c in (self, *self.blocks): c.length = length
+        for c in (self, *self.blocks):
+            c.length = length
 
 # %% ../nbs/32_generate.ipynb #ae03f5e7
 class WordCache(WordPlaces):
     "A decoder that takes one token per call, or a few, and remembers the keys and values of all earlier ones."
+
     def row(self, ids: torch.Tensor) -> torch.Tensor:
         "Logits `(B, L, V)` for what follows each of the next tokens `ids (B, L)`; only these rows are computed."
-        n, L = self.length, ids.shape[1]; y = embed_text(self.model, self.target, ids, n); self.length += L
-        later = None if L == 1 else hidden_bias(torch.ones(L, n + L, dtype=torch.bool, device=ids.device).triu(n + 1), self.memory.pairs[0][0].dtype)
+        n, L = self.length, ids.shape[1]
+        y = embed_text(self.model, self.target, ids, n)
+        self.length += L
+        later = (
+            None
+            if L == 1
+            else hidden_bias(
+                torch.ones(L, n + L, dtype=torch.bool, device=ids.device).triu(n + 1),
+                self.memory.pairs[0][0].dtype,
+            )
+        )
         for block, pair, cache in zip(self.model.decoder, self.memory.pairs, self.blocks):
             y = block(y, pair, later, self.memory.bias, cache)
         return self.model.decoder_embeddings[self.target].to_logits(self.model.decoder_norm(y))
@@ -112,167 +143,266 @@ class WordCache(WordPlaces):
 
 # %% ../nbs/32_generate.ipynb #89a11867
 def filter_logits(
-    logits: torch.Tensor,      # (…, V)
-    top_k: int | float = 0,    # keep the k best; a float is a share of the vocabulary; 0 keeps all
-    top_p: float = 0.0,        # keep the smallest set whose probabilities add up to more than p; 0 keeps all
-) -> torch.Tensor:             # a new tensor; what is dropped is -inf
+    logits: torch.Tensor,  # (…, V)
+    top_k: int | float = 0,  # keep the k best; a float is a share of the vocabulary; 0 keeps all
+    top_p: float = 0.0,  # keep the smallest set whose probabilities add up to more than p; 0 keeps all
+) -> torch.Tensor:  # a new tensor; what is dropped is -inf
     "Logits with the unlikely entries removed."
     if top_k:
-        k = max(1, int(top_k * logits.shape[-1]) if isinstance(top_k, float) else min(top_k, logits.shape[-1]))
+        k = max(
+            1,
+            int(top_k * logits.shape[-1])
+            if isinstance(top_k, float)
+            else min(top_k, logits.shape[-1]),
+        )
         logits = logits.masked_fill(logits < logits.topk(k, -1).values[..., -1:], -math.inf)
     if top_p:
-        order = logits.sort(-1, descending=True); p = order.values.softmax(-1)
-        drop = (p.cumsum(-1) - p) > top_p                    # what stands before this entry is already enough
-        logits = logits.masked_fill(torch.zeros_like(drop).scatter(-1, order.indices, drop), -math.inf)
+        order = logits.sort(-1, descending=True)
+        p = order.values.softmax(-1)
+        drop = (p.cumsum(-1) - p) > top_p  # what stands before this entry is already enough
+        logits = logits.masked_fill(
+            torch.zeros_like(drop).scatter(-1, order.indices, drop), -math.inf
+        )
     return logits
 
 # %% ../nbs/32_generate.ipynb #a7c5e208
 def sample_ids(
-    logits: torch.Tensor,        # (…, V)
-    temperature: float = 0.0,    # 0: the most likely
-    top_k: int | float = 0, top_p: float = 0.0,
-    generator: torch.Generator | None = None,   # on the CPU
-) -> torch.Tensor:               # (…)
+    logits: torch.Tensor,  # (…, V)
+    temperature: float = 0.0,  # 0: the most likely
+    top_k: int | float = 0,
+    top_p: float = 0.0,
+    generator: torch.Generator | None = None,  # on the CPU
+) -> torch.Tensor:  # (…)
     "One id for every distribution. Raises `BadInput` for a negative temperature."
-    if temperature < 0: raise BadInput(f"A temperature of {temperature} makes no sense; use 0 for the most likely token.")
-    if temperature == 0: return logits.argmax(-1)
+    if temperature < 0:
+        raise BadInput(
+            f"A temperature of {temperature} makes no sense; use 0 for the most likely token."
+        )
+    if temperature == 0:
+        return logits.argmax(-1)
     p = (filter_logits(logits, top_k, top_p) / temperature).float().softmax(-1).flatten(0, -2)
-    return torch.multinomial(p.cpu(), 1, generator=generator).view(logits.shape[:-1]).to(logits.device)
+    return (
+        torch.multinomial(p.cpu(), 1, generator=generator).view(logits.shape[:-1]).to(logits.device)
+    )
 
 # %% ../nbs/32_generate.ipynb #06053b77
 def hide(batch: dict, names) -> dict:
     "The batch with the modalities `names` made invisible."
-    return {m: dict(e, input_mask=torch.ones_like(e["input_mask"])) if m in names else e for m, e in batch.items()}
+    return {
+        m: dict(e, input_mask=torch.ones_like(e["input_mask"])) if m in names else e
+        for m, e in batch.items()
+    }
 
 # %% ../nbs/32_generate.ipynb #e2d80c46
 def guided(
     batch: dict,
     target: str,
-    guidance=1.0,    # w for everything that is seen, or {modality: w}; 1 is no guidance
-):                   # (batch of G * B samples, weights (G,) or None)
+    guidance=1.0,  # w for everything that is seen, or {modality: w}; 1 is no guidance
+):  # (batch of G * B samples, weights (G,) or None)
     "The batch with one copy for every pass that guidance needs, and the weights of their logits."
     others = [m for m in batch if m != target]
-    if guidance == 1.0 or not others: return batch, None
-    if not isinstance(guidance, dict): parts, weights = [batch], [guidance]
+    if guidance == 1.0 or not others:
+        return batch, None
+    if not isinstance(guidance, dict):
+        parts, weights = [batch], [guidance]
     else:
-        if set(guidance) - set(others): raise BadInput(f"Guidance by {sorted(set(guidance) - set(others))[0]!r} needs it in the batch.")
-        parts, weights = [hide(batch, [o for o in others if o != m]) for m in guidance], list(guidance.values())
-    parts.append(hide(batch, others)); weights.append(1 - sum(weights))
-    return {m: {k: torch.cat([p[m][k] for p in parts]) for k in batch[m]} for m in batch}, torch.tensor(weights, dtype=torch.float32)
+        if set(guidance) - set(others):
+            raise BadInput(
+                f"Guidance by {sorted(set(guidance) - set(others))[0]!r} needs it in the batch."
+            )
+        parts, weights = (
+            [hide(batch, [o for o in others if o != m]) for m in guidance],
+            list(guidance.values()),
+        )
+    parts.append(hide(batch, others))
+    weights.append(1 - sum(weights))
+    return {
+        m: {k: torch.cat([p[m][k] for p in parts]) for k in batch[m]} for m in batch
+    }, torch.tensor(weights, dtype=torch.float32)
+
 
 def mix(logits: torch.Tensor, weights) -> torch.Tensor:
     "Logits `(G * B, …)` of all passes → `(B, …)`."
-    return logits if weights is None else torch.einsum("g,g...->...", weights.to(logits), logits.unflatten(0, (len(weights), -1)))
+    return (
+        logits
+        if weights is None
+        else torch.einsum(
+            "g,g...->...", weights.to(logits), logits.unflatten(0, (len(weights), -1))
+        )
+    )
 
 # %% ../nbs/32_generate.ipynb #549be222
 class Writer:
     "Decodes one word per call for B samples, with all passes of guidance behind each."
-    def __init__(self, model: FourM, batch: dict, target: str, places: int, guidance=1.0, memory: CrossMemory | None = None):
-        if memory is not None and guidance == 1.0: self.weights, memory = None, copy.copy(memory)     # its rows are left to others as they are
-        else: batch, self.weights = guided(batch, target, guidance); memory = CrossMemory(model, *encode_once(model, batch))
-        self.passes = 1 if self.weights is None else len(self.weights); self.cache = WordCache(model, memory, places, target)
+
+    def __init__(
+        self,
+        model: FourM,
+        batch: dict,
+        target: str,
+        places: int,
+        guidance=1.0,
+        memory: CrossMemory | None = None,
+    ):
+        if memory is not None and guidance == 1.0:
+            self.weights, memory = (
+                None,
+                copy.copy(memory),
+            )  # its rows are left to others as they are
+        else:
+            batch, self.weights = guided(batch, target, guidance)
+            memory = CrossMemory(model, *encode_once(model, batch))
+        self.passes = 1 if self.weights is None else len(self.weights)
+        self.cache = WordCache(model, memory, places, target)
         self.rows = len(self.cache.memory.pairs[0][0]) // self.passes
 
-    def __call__(self, ids: torch.Tensor) -> torch.Tensor: return mix(self.cache(ids.repeat(self.passes)), self.weights)
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        return mix(self.cache(ids.repeat(self.passes)), self.weights)
 
     def keep(self, rows: torch.Tensor, memory: bool = True):
         "Only these samples stay; `memory=False` where they change places among rows of one clip, whose context is the same."
-        self.cache.keep(torch.cat([rows + g * self.rows for g in range(self.passes)]), memory); self.rows = len(rows)
+        self.cache.keep(torch.cat([rows + g * self.rows for g in range(self.passes)]), memory)
+        self.rows = len(rows)
 
 # %% ../nbs/32_generate.ipynb #5d0c2f61
 def only_words(ids: list) -> list:
     "Generated ids up to [EOS] or the closing sentinel."
-    return ids[:next((i for i, t in enumerate(ids) if t in (EOS, CLOSE)), len(ids))]
+    return ids[: next((i for i, t in enumerate(ids) if t in (EOS, CLOSE)), len(ids))]
 
 # %% ../nbs/32_generate.ipynb #367f750b
 @torch.inference_mode()
 def write_words(write: Writer, places: int, pick) -> list:
     "One list of ids per sample, specials included, word by word; `pick` makes ids of logits. A sample that has written [S_2] leaves the batch."
     ids = torch.full((write.rows,), OPEN, device=write.cache.model.mask_token.device)
-    texts, here = [[] for _ in range(write.rows)], list(range(write.rows))      # `here`: which sample stands in which row
+    texts, here = (
+        [[] for _ in range(write.rows)],
+        list(range(write.rows)),
+    )  # `here`: which sample stands in which row
     for _ in range(places):
         ids = pick(write(ids))
         for row, t in zip(here, ids.tolist()):
-            if texts[row][-1:] != [CLOSE]: texts[row].append(t)
+            if texts[row][-1:] != [CLOSE]:
+                texts[row].append(t)
         open_rows = [i for i, row in enumerate(here) if texts[row][-1] != CLOSE]
-        if not open_rows: break
+        if not open_rows:
+            break
         if len(open_rows) <= 0.75 * len(here):
-            keep = torch.tensor(open_rows, device=ids.device); write.keep(keep); ids, here = ids[keep], [here[i] for i in open_rows]
+            keep = torch.tensor(open_rows, device=ids.device)
+            write.keep(keep)
+            ids, here = ids[keep], [here[i] for i in open_rows]
     return texts
 
 # %% ../nbs/32_generate.ipynb #a21f13d2
 @torch.inference_mode()
 def beam_search(
-    model: FourM, batch: dict, target: str = "caption", beams: int = 4, max_tokens: int = 32, guidance=1.0,
-    length_penalty: float = 0.0,   # the score is log-likelihood / length ** penalty
-) -> list:                         # B lists of ids, specials included
+    model: FourM,
+    batch: dict,
+    target: str = "caption",
+    beams: int = 4,
+    max_tokens: int = 32,
+    guidance=1.0,
+    length_penalty: float = 0.0,  # the score is log-likelihood / length ** penalty
+) -> list:  # B lists of ids, specials included
     "The best text that was found for each sample."
-    write = Writer(model, text_gap(model, batch, target), target, max_tokens, guidance); B = write.rows; device = model.mask_token.device
+    write = Writer(model, text_gap(model, batch, target), target, max_tokens, guidance)
+    B = write.rows
+    device = model.mask_token.device
     write.keep(torch.arange(B, device=device).repeat_interleave(beams))
-    ids = torch.full((B * beams,), OPEN, device=device); texts = torch.zeros(B, beams, 0, dtype=torch.int64, device=device)
-    score = torch.tensor([0.0] + [-math.inf] * (beams - 1), device=device).repeat(B, 1); ended = torch.zeros_like(score, dtype=torch.bool)
+    ids = torch.full((B * beams,), OPEN, device=device)
+    texts = torch.zeros(B, beams, 0, dtype=torch.int64, device=device)
+    score = torch.tensor([0.0] + [-math.inf] * (beams - 1), device=device).repeat(B, 1)
+    ended = torch.zeros_like(score, dtype=torch.bool)
     for _ in range(max_tokens):
         logp = write(ids).float().log_softmax(-1).view(B, beams, -1)
-        stay = torch.full_like(logp, -math.inf); stay[..., 0] = 0.0            # an ended text goes on with [PAD], at no cost
+        stay = torch.full_like(logp, -math.inf)
+        stay[..., 0] = 0.0  # an ended text goes on with [PAD], at no cost
         total = score[..., None] + torch.where(ended[..., None], stay, logp)
-        score, at = total.flatten(1).topk(beams); beam, word = at // logp.shape[-1], at % logp.shape[-1]
-        texts = torch.cat([texts.gather(1, beam[..., None].expand(-1, -1, texts.shape[-1])), word[..., None]], -1)
-        ended = ended.gather(1, beam) | (word == CLOSE); ids = word.flatten()
-        if bool(ended.all()): break
+        score, at = total.flatten(1).topk(beams)
+        beam, word = at // logp.shape[-1], at % logp.shape[-1]
+        texts = torch.cat(
+            [texts.gather(1, beam[..., None].expand(-1, -1, texts.shape[-1])), word[..., None]], -1
+        )
+        ended = ended.gather(1, beam) | (word == CLOSE)
+        ids = word.flatten()
+        if bool(ended.all()):
+            break
         write.keep((beam + beams * torch.arange(B, device=device)[:, None]).flatten(), memory=False)
     length = (texts != 0).sum(-1).clamp(min=1)
-    best = (score / length ** length_penalty).argmax(1)
+    best = (score / length**length_penalty).argmax(1)
     return [[t for t in texts[i, b].tolist() if t] for i, b in enumerate(best.tolist())]
 
 # %% ../nbs/32_generate.ipynb #75b7c01d
 @torch.inference_mode()
 def generate_text(
     model: FourM,
-    batch: dict,                 # {modality: {tensor, input_mask, …}}, what is seen; nothing in it is changed
+    batch: dict,  # {modality: {tensor, input_mask, …}}, what is seen; nothing in it is changed
     target: str = "caption",
     *,
-    max_tokens: int = 32,        # at most this many new tokens, specials included
-    temperature: float = 0.0,    # 0: greedy
-    top_k: int | float = 0, top_p: float = 0.0,
-    guidance=1.0,                # see `guided`
-    beams: int = 1,              # above 1: `beam_search`, which draws nothing
-    generator: torch.Generator | None = None,   # on the CPU; the same state gives the same text
-    keep_specials: bool = False,                # leave [EOS] and [S_2] in
-    rows: int | None = None,                    # samples, where the batch is empty
-    memory: CrossMemory | None = None,          # of the same batch, where it has been encoded before; for one pass without guidance
-) -> list:                       # B lists of ids
+    max_tokens: int = 32,  # at most this many new tokens, specials included
+    temperature: float = 0.0,  # 0: greedy
+    top_k: int | float = 0,
+    top_p: float = 0.0,
+    guidance=1.0,  # see `guided`
+    beams: int = 1,  # above 1: `beam_search`, which draws nothing
+    generator: torch.Generator | None = None,  # on the CPU; the same state gives the same text
+    keep_specials: bool = False,  # leave [EOS] and [S_2] in
+    rows: int | None = None,  # samples, where the batch is empty
+    memory: CrossMemory
+    | None = None,  # of the same batch, where it has been encoded before; for one pass without guidance
+) -> list:  # B lists of ids
     "One text per sample, word by word. A sample that has written [S_2] leaves the batch."
-    if max_tokens < 1: raise BadInput(f"A text of {max_tokens} tokens cannot be written; ask for at least one.")
-    batch = text_gap(model, batch, target, rows); places = min(max_tokens, model.modalities[target].max_tokens)
+    if max_tokens < 1:
+        raise BadInput(f"A text of {max_tokens} tokens cannot be written; ask for at least one.")
+    batch = text_gap(model, batch, target, rows)
+    places = min(max_tokens, model.modalities[target].max_tokens)
     if beams > 1:
-        if temperature or top_k or top_p: raise BadInput("Beam search draws nothing: leave out temperature, top_k and top_p, or take beams=1.")
+        if temperature or top_k or top_p:
+            raise BadInput(
+                "Beam search draws nothing: leave out temperature, top_k and top_p, or take beams=1."
+            )
         texts = beam_search(model, batch, target, beams, places, guidance)
     else:
         write = Writer(model, batch, target, places, guidance, memory)
-        texts = write_words(write, places, lambda logits: sample_ids(logits, temperature, top_k, top_p, generator))
+        texts = write_words(
+            write, places, lambda logits: sample_ids(logits, temperature, top_k, top_p, generator)
+        )
     return texts if keep_specials else [only_words(t) for t in texts]
 
 # %% ../nbs/32_generate.ipynb #4a739bbe
 def rounded_twice(x: torch.Tensor, product, most: int = 63) -> torch.Tensor:
     "`product(x)` for a product that rounds its rows to `2 most + 2` steps between their extremes: what is left over comes as further rows."
-    size = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / most; u = (x / size).flatten(0, -2); over = u - u.round()
-    ends = torch.zeros_like(u[:1]); ends[0, 0], ends[0, 1] = most, -most - 1          # with them among the rows, a step is 1
-    y = product(torch.cat([u, over * 2 * most, ends])); n = len(u)
-    return (y[:n] + y[n:2 * n] / (2 * most)).view(*x.shape[:-1], -1) * size
+    size = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / most
+    u = (x / size).flatten(0, -2)
+    over = u - u.round()
+    ends = torch.zeros_like(u[:1])
+    ends[0, 0], ends[0, 1] = most, -most - 1  # with them among the rows, a step is 1
+    y = product(torch.cat([u, over * 2 * most, ends]))
+    n = len(u)
+    return (y[:n] + y[n : 2 * n] / (2 * most)).view(*x.shape[:-1], -1) * size
 
 # %% ../nbs/32_generate.ipynb #c2b9d7e4
 class EightBitLinear(torch.nn.Module):
     "A linear layer whose matrix is kept in 8 bits with a scale per row; its input is rounded, if `fine` twice. It cannot learn."
-    def __init__(self, linear: torch.nn.Linear, fine: bool = False):
-        super().__init__(); self.fine, self.bias = fine, linear.bias
-        w = linear.weight.detach().float(); scale = w.abs().amax(1).clamp(min=1e-12) / 127
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")        # the engine itself stays; only its older ways of making such matrices go
-            w = torch.quantize_per_channel(w, scale, torch.zeros(len(w), dtype=torch.int64), 0, torch.qint8)
-        self.packed = torch.ops.quantized.linear_prepack(w, None)
-        self.narrow = not getattr(torch.cpu, "_is_vnni_supported", lambda: False)()      # older processors overflow: 7 bits of input there
 
-    def product(self, x, narrow: bool = True): return torch.ops.quantized.linear_dynamic(x, self.packed, narrow)
+    def __init__(self, linear: torch.nn.Linear, fine: bool = False):
+        super().__init__()
+        self.fine, self.bias = fine, linear.bias
+        w = linear.weight.detach().float()
+        scale = w.abs().amax(1).clamp(min=1e-12) / 127
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # the engine itself stays; only its older ways of making such matrices go
+            w = torch.quantize_per_channel(
+                w, scale, torch.zeros(len(w), dtype=torch.int64), 0, torch.qint8
+            )
+        self.packed = torch.ops.quantized.linear_prepack(w, None)
+        self.narrow = not getattr(
+            torch.cpu, "_is_vnni_supported", lambda: False
+        )()  # older processors overflow: 7 bits of input there
+
+    def product(self, x, narrow: bool = True):
+        return torch.ops.quantized.linear_dynamic(x, self.packed, narrow)
 
     def forward(self, x):
         y = rounded_twice(x, self.product) if self.fine else self.product(x, self.narrow)
@@ -282,67 +412,84 @@ class EightBitLinear(torch.nn.Module):
 def eight_bit(model: FourM) -> FourM:
     "A copy of the model for decoding on a CPU, its matrices in 8 bits; it reads finely and writes coarsely. `BadInput` where that is not possible."
     if model.mask_token.device.type != "cpu" or torch.backends.quantized.engine == "none":
-        raise BadInput("Eight-bit weights are for CPUs that compute with them; on a GPU use model.bfloat16().")
+        raise BadInput(
+            "Eight-bit weights are for CPUs that compute with them; on a GPU use model.bfloat16()."
+        )
     light = copy.deepcopy(model).float().eval().requires_grad_(False)
     for where, part in list(light.named_modules()):
         for name, child in list(part.named_children()):
-            if type(child) is torch.nn.Linear: setattr(part, name, EightBitLinear(child, fine=not where.startswith("decoder")))
+            if type(child) is torch.nn.Linear:
+                setattr(part, name, EightBitLinear(child, fine=not where.startswith("decoder")))
     return light
 
 # %% ../nbs/32_generate.ipynb #631bbbe5
 def check_draft(exact: WordCache, quick: WordCache, last: int, n: int) -> list:
     "The words after `last` that `exact` would write, one to `n` of them; both caches then hold all but the newest."
     start, ids = exact.length, [last]
-    while len(ids) <= n and ids[-1] != CLOSE: ids.append(int(quick(torch.tensor([ids[-1]])).argmax()))
-    said = exact.row(torch.tensor([ids[:-1]])).argmax(-1)[0].tolist()               # said[i] follows ids[:i + 1]
+    while len(ids) <= n and ids[-1] != CLOSE:
+        ids.append(int(quick(torch.tensor([ids[-1]])).argmax()))
+    said = exact.row(torch.tensor([ids[:-1]])).argmax(-1)[0].tolist()  # said[i] follows ids[:i + 1]
     right = next((i for i, (a, b) in enumerate(zip(ids[1:], said)) if a != b), len(said) - 1) + 1
-    for cache in (exact, quick): cache.back(start + right)
+    for cache in (exact, quick):
+        cache.back(start + right)
     return said[:right]
 
 # %% ../nbs/32_generate.ipynb #a415aa44
 @torch.inference_mode()
 def generate_drafted(
     model: FourM,
-    quick: FourM,                # `eight_bit(model)`
-    batch: dict,                 # as for `generate_text`
+    quick: FourM,  # `eight_bit(model)`
+    batch: dict,  # as for `generate_text`
     target: str = "caption",
     *,
-    max_tokens: int = 32,        # at most this many new tokens, specials included
-    ahead: int = 12,             # words that are drafted before they are checked
-    keep_specials: bool = False, # leave [EOS] and [S_2] in
-    rows: int | None = None,     # samples, where the batch is empty
-) -> list:                       # B lists of ids
+    max_tokens: int = 32,  # at most this many new tokens, specials included
+    ahead: int = 12,  # words that are drafted before they are checked
+    keep_specials: bool = False,  # leave [EOS] and [S_2] in
+    rows: int | None = None,  # samples, where the batch is empty
+) -> list:  # B lists of ids
     "Greedy texts of `model` on a CPU, clip by clip: `quick` reads and drafts, `model` checks. Raises `BadInput` for less than one word."
-    if min(max_tokens, ahead) < 1: raise BadInput(f"A text of {max_tokens} tokens, {ahead} at once, cannot be written; ask for at least one.")
-    batch = text_gap(model, batch, target, rows); places = min(max_tokens, model.modalities[target].max_tokens)
-    context, pad = encode_once(quick, batch); texts = []
+    if min(max_tokens, ahead) < 1:
+        raise BadInput(
+            f"A text of {max_tokens} tokens, {ahead} at once, cannot be written; ask for at least one."
+        )
+    batch = text_gap(model, batch, target, rows)
+    places = min(max_tokens, model.modalities[target].max_tokens)
+    context, pad = encode_once(quick, batch)
+    texts = []
     for i in range(len(context)):
-        one = context[i:i + 1], None if pad is None else pad[i:i + 1]; text = [OPEN]
+        one = context[i : i + 1], None if pad is None else pad[i : i + 1]
+        text = [OPEN]
         exact, draft = (WordCache(m, CrossMemory(m, *one), places, target) for m in (model, quick))
-        while len(text) <= places and text[-1] != CLOSE: text += check_draft(exact, draft, text[-1], min(ahead, places + 1 - len(text)))
+        while len(text) <= places and text[-1] != CLOSE:
+            text += check_draft(exact, draft, text[-1], min(ahead, places + 1 - len(text)))
         texts.append(text[1:] if keep_specials else only_words(text[1:]))
     return texts
 
 # %% ../nbs/32_generate.ipynb #ccc7e617
 def decode_rows(
     model: FourM,
-    memory: CrossMemory,    # of B clips
-    y: torch.Tensor,        # (B, C, L, D): C candidates of L tokens for every clip
-    causal: bool,           # words see only earlier words; grid tokens see each other
-) -> torch.Tensor:          # (B, C, L, D), normalised
+    memory: CrossMemory,  # of B clips
+    y: torch.Tensor,  # (B, C, L, D): C candidates of L tokens for every clip
+    causal: bool,  # words see only earlier words; grid tokens see each other
+) -> torch.Tensor:  # (B, C, L, D), normalised
     "The decoder on whole rows at once. All candidates of a clip share its cross keys and values."
-    B, C, L, D = y.shape; y = y.reshape(B * C, L, D); later = torch.ones(L, L, dtype=torch.bool, device=y.device).triu(1)
+    B, C, L, D = y.shape
+    y = y.reshape(B * C, L, D)
+    later = torch.ones(L, L, dtype=torch.bool, device=y.device).triu(1)
     bias = hidden_bias(later, memory.pairs[0][0].dtype) if causal else None
     for block, pair in zip(model.decoder, memory.pairs):
         y = y + block.self_attn(block.norm1(y), bias)
-        y = y + block.cross_attn(block.query_norm(y).reshape(B, C * L, D), pair, memory.bias).reshape(B * C, L, D)
+        y = y + block.cross_attn(
+            block.query_norm(y).reshape(B, C * L, D), pair, memory.bias
+        ).reshape(B * C, L, D)
         y = y + block.mlp(block.norm2(y))
     return model.decoder_norm(y).reshape(B, C, L, D)
 
 # %% ../nbs/32_generate.ipynb #95c1d7e0
 def candidate_rows(captions: list, device=None):
     "Decoder inputs and targets `(C, L)` of captions (lists of ids without specials), and where they hold something."
-    rows = [[OPEN, *c, EOS, CLOSE] for c in captions]; L = max(map(len, rows))
+    rows = [[OPEN, *c, EOS, CLOSE] for c in captions]
+    L = max(map(len, rows))
     full = torch.tensor([r + [0] * (L - len(r)) for r in rows], device=device)
     length = torch.tensor([len(r) - 1 for r in rows], device=device)
     return full[:, :-1], full[:, 1:], torch.arange(L - 1, device=device) < length[:, None]
@@ -352,32 +499,45 @@ def caption_logp(model: FourM, target: str, memory: CrossMemory, inputs, targets
     "Log-likelihood `(B, C, L)` of every token of the captions `(B, C, L)`, teacher forced."
     y = decode_rows(model, memory, embed_text(model, target, inputs), causal=True)
     logits = model.decoder_embeddings[target].to_logits(y).float()
-    return -F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view(targets.shape)
+    return -F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view(
+        targets.shape
+    )
 
 # %% ../nbs/32_generate.ipynb #0f6e2b98
 @torch.inference_mode()
 def score_text(
     model: FourM,
-    batch: dict,                  # what is seen, B samples
-    captions: list,               # C lists of ids for all samples, or B lists of C lists of ids
+    batch: dict,  # what is seen, B samples
+    captions: list,  # C lists of ids for all samples, or B lists of C lists of ids
     target: str = "caption",
     *,
-    reduce: str = "mean",         # `mean` per token (nats), or `sum`
-    rows: int | None = None,      # samples, where the batch is empty
-    chunk: int = 2**25,           # at most this many logits at once
-) -> torch.Tensor:                # (B, C)
+    reduce: str = "mean",  # `mean` per token (nats), or `sum`
+    rows: int | None = None,  # samples, where the batch is empty
+    chunk: int = 2**25,  # at most this many logits at once
+) -> torch.Tensor:  # (B, C)
     "How likely each caption is for each sample: one encoder pass, then all captions at once. Raises `BadInput` where there are none."
-    if not len(captions) or not len(captions[0]): raise BadInput("There is no caption to score.")
-    if reduce not in ("mean", "sum"): raise BadInput(f"Scores are reduced by mean or sum, not {reduce!r}.")
-    context, pad = encode_once(model, text_gap(model, batch, target, rows)); B = len(context)
+    if not len(captions) or not len(captions[0]):
+        raise BadInput("There is no caption to score.")
+    if reduce not in ("mean", "sum"):
+        raise BadInput(f"Scores are reduced by mean or sum, not {reduce!r}.")
+    context, pad = encode_once(model, text_gap(model, batch, target, rows))
+    B = len(context)
     each = not isinstance(captions[0][0], int)
     if each and {len(c) for c in captions} != {len(captions[0])} or each and len(captions) != B:
         raise BadInput(f"Give every one of the {B} samples the same number of captions.")
-    C = len(captions[0] if each else captions); sheets = candidate_rows(sum(captions, []) if each else captions, context.device)
-    step = max(1, chunk // (sheets[0].numel() // (B if each else 1) * model.modalities[target].vocab_size)); parts = []
+    C = len(captions[0] if each else captions)
+    sheets = candidate_rows(sum(captions, []) if each else captions, context.device)
+    step = max(
+        1, chunk // (sheets[0].numel() // (B if each else 1) * model.modalities[target].vocab_size)
+    )
+    parts = []
     for s in range(0, B, step):
-        at = slice(s, s + step); memory = CrossMemory(model, context[at], None if pad is None else pad[at]); n = len(context[at])
-        inputs, targets, there = (t.view(B, C, -1)[at] if each else t.expand(n, C, -1) for t in sheets)
+        at = slice(s, s + step)
+        memory = CrossMemory(model, context[at], None if pad is None else pad[at])
+        n = len(context[at])
+        inputs, targets, there = (
+            t.view(B, C, -1)[at] if each else t.expand(n, C, -1) for t in sheets
+        )
         logp = (caption_logp(model, target, memory, inputs, targets) * there).sum(-1)
         parts.append(logp / there.sum(-1) if reduce == "mean" else logp)
     return torch.cat(parts)
@@ -386,103 +546,147 @@ def score_text(
 @torch.inference_mode()
 def grid_logits(
     model: FourM,
-    batch: dict,               # what is seen, with the visible tokens of `target` itself
+    batch: dict,  # what is seen, with the visible tokens of `target` itself
     target: str,
-    places: torch.Tensor,      # (B, K) places of the grid that are asked for
+    places: torch.Tensor,  # (B, K) places of the grid that are asked for
     guidance=1.0,
-) -> torch.Tensor:             # (B, K, V)
+) -> torch.Tensor:  # (B, K, V)
     "What the model expects at some places of a grid, all asked in one pass."
-    batch, weights = guided(batch, target, guidance); memory = CrossMemory(model, *encode_once(model, batch))
-    e = model.decoder_embeddings[target]; y = model.mask_token[0] + e.place(places)
+    batch, weights = guided(batch, target, guidance)
+    memory = CrossMemory(model, *encode_once(model, batch))
+    e = model.decoder_embeddings[target]
+    y = model.mask_token[0] + e.place(places)
     y = y.repeat(1 if weights is None else len(weights), 1, 1)
     return mix(e.to_logits(decode_rows(model, memory, y[:, None], causal=False)[:, 0]), weights)
 
 # %% ../nbs/32_generate.ipynb #cab7a93f
 def token_schedule(
-    total: int,             # tokens to fill in
+    total: int,  # tokens to fill in
     steps: int,
-    kind: str = "cosine",   # or `linear`
+    kind: str = "cosine",  # or `linear`
 ) -> list:
     "How many tokens each step takes; steps that would take none are left out. Raises `BadInput` for another kind."
-    if steps < 1: raise BadInput(f"{steps} steps cannot fill anything; use at least one.")
+    if steps < 1:
+        raise BadInput(f"{steps} steps cannot fill anything; use at least one.")
     if kind == "linear":
-        ends = [total * i // steps for i in range(steps + 1)]; counts = sorted((b - a for a, b in zip(ends, ends[1:])), reverse=True)
+        ends = [total * i // steps for i in range(steps + 1)]
+        counts = sorted((b - a for a, b in zip(ends, ends[1:])), reverse=True)
     elif kind == "cosine":
         level = [(1 + math.cos(math.pi * i / steps)) / 2 for i in range(steps + 1)]
-        counts = [round(total * (a - b)) for a, b in zip(level, level[1:])]; counts[-1] = total - sum(counts[:-1])
-    else: raise BadInput(f"There is no schedule {kind!r}; choose cosine or linear.")
+        counts = [round(total * (a - b)) for a, b in zip(level, level[1:])]
+        counts[-1] = total - sum(counts[:-1])
+    else:
+        raise BadInput(f"There is no schedule {kind!r}; choose cosine or linear.")
     return [n for n in counts if n > 0]
 
 # %% ../nbs/32_generate.ipynb #7d4b9e15
 def temperature_schedule(
     temperature: float,
-    counts: list,              # tokens of each step
-    kind: str = "constant",    # `linear`, or `onex:LOWEST:POWER`
+    counts: list,  # tokens of each step
+    kind: str = "constant",  # `linear`, or `onex:LOWEST:POWER`
 ) -> list:
     "The temperature of each step."
-    total = sum(counts); done = [sum(counts[:k + 1]) / total for k in range(len(counts))]
-    if kind == "constant": return [temperature] * len(counts)
-    if kind == "linear": return [max(1e-9, temperature * (1 - d + n / total)) for d, n in zip(done, counts)]
-    try: name, low, power = kind.split(":"); low, power = float(low), float(power)
-    except ValueError: name = None
-    if name != "onex": raise BadInput(f"There is no temperature schedule {kind!r}; choose constant, linear or onex:LOWEST:POWER.")
-    y = torch.linspace(1, 100, total, dtype=torch.float64) ** -power; y = (y - y.min()) / (y.max() - y.min())
+    total = sum(counts)
+    done = [sum(counts[: k + 1]) / total for k in range(len(counts))]
+    if kind == "constant":
+        return [temperature] * len(counts)
+    if kind == "linear":
+        return [max(1e-9, temperature * (1 - d + n / total)) for d, n in zip(done, counts)]
+    try:
+        name, low, power = kind.split(":")
+        low, power = float(low), float(power)
+    except ValueError:
+        name = None
+    if name != "onex":
+        raise BadInput(
+            f"There is no temperature schedule {kind!r}; choose constant, linear or onex:LOWEST:POWER."
+        )
+    y = torch.linspace(1, 100, total, dtype=torch.float64) ** -power
+    y = (y - y.min()) / (y.max() - y.min())
     return [low + (temperature - low) * float(y[k]) * (1 - d) for k, d in enumerate(done)]
 
 # %% ../nbs/32_generate.ipynb #012d33ea
 @dataclass
 class Canvas:
     "A grid that is being filled."
-    ids: torch.Tensor      # (B, n); 0 where nothing is known yet
-    known: torch.Tensor    # (B, n) bool
+
+    ids: torch.Tensor  # (B, n); 0 where nothing is known yet
+    known: torch.Tensor  # (B, n) bool
 
     @classmethod
     def start(cls, model: FourM, batch: dict, target: str, rows: int | None = None) -> "Canvas":
         "The grid `target` with the tokens that the batch shows of it. Raises `BadInput` if the model does not predict this grid."
         if target not in model.decoder_embeddings or model.modalities[target].is_sequence:
-            raise BadInput(f"The model does not fill a grid {target!r}; use generate_text for texts.")
-        if target in batch: known = ~batch[target]["input_mask"]; return cls(batch[target]["tensor"].flatten(1) * known, known.clone())
-        rows = rows or (len(next(iter(batch.values()))["tensor"]) if batch else 1); n = model.modalities[target].num_tokens
+            raise BadInput(
+                f"The model does not fill a grid {target!r}; use generate_text for texts."
+            )
+        if target in batch:
+            known = ~batch[target]["input_mask"]
+            return cls(batch[target]["tensor"].flatten(1) * known, known.clone())
+        rows = rows or (len(next(iter(batch.values()))["tensor"]) if batch else 1)
+        n = model.modalities[target].num_tokens
         blank = torch.zeros(rows, n, dtype=torch.int64, device=model.mask_token.device)
         return cls(blank, blank.bool())
 
-    def entry(self) -> dict: return dict(seen_entry(self.ids), input_mask=~self.known)
+    def entry(self) -> dict:
+        return dict(seen_entry(self.ids), input_mask=~self.known)
 
     def remaining(self) -> torch.Tensor:
         "Unknown places `(B, K)` in reading order. Raises `BadInput` where samples miss different numbers of tokens."
-        if len(set(self.known.sum(1).tolist())) > 1: raise BadInput("All samples must show the same number of tokens of the grid.")
-        return self.known.int().argsort(dim=1, stable=True)[:, :int((~self.known[0]).sum())]
+        if len(set(self.known.sum(1).tolist())) > 1:
+            raise BadInput("All samples must show the same number of tokens of the grid.")
+        return self.known.int().argsort(dim=1, stable=True)[:, : int((~self.known[0]).sum())]
 
-    def put(self, places: torch.Tensor, ids: torch.Tensor): self.ids.scatter_(1, places, ids); self.known.scatter_(1, places, True)
+    def put(self, places: torch.Tensor, ids: torch.Tensor):
+        self.ids.scatter_(1, places, ids)
+        self.known.scatter_(1, places, True)
 
 # %% ../nbs/32_generate.ipynb #462f8744
 @torch.inference_mode()
 def fill_grid(
-    model: FourM, batch: dict, target: str, scheme: str = "maskgit", *,
-    steps: int = 8, schedule: str = "cosine",
-    temperature: float = 1.0, cooling: str = "constant",    # see `temperature_schedule`; 0: the most likely ids
-    top_k: int | float = 0, top_p: float = 0.0, guidance=1.0,
-    generator: torch.Generator | None = None, rows: int | None = None, watch=None,   # `watch` is called with the canvas after each step
-) -> torch.Tensor:                                          # (B, n) ids
+    model: FourM,
+    batch: dict,
+    target: str,
+    scheme: str = "maskgit",
+    *,
+    steps: int = 8,
+    schedule: str = "cosine",
+    temperature: float = 1.0,
+    cooling: str = "constant",  # see `temperature_schedule`; 0: the most likely ids
+    top_k: int | float = 0,
+    top_p: float = 0.0,
+    guidance=1.0,
+    generator: torch.Generator | None = None,
+    rows: int | None = None,
+    watch=None,  # `watch` is called with the canvas after each step
+) -> torch.Tensor:  # (B, n) ids
     "Every token of a grid, predicted step by step from what is seen."
-    if scheme not in ("maskgit", "roar"): raise BadInput(f"There is no scheme {scheme!r}; choose maskgit or roar.")
-    canvas = Canvas.start(model, batch, target, rows); left = canvas.remaining(); counts = token_schedule(left.shape[1], steps, schedule)
+    if scheme not in ("maskgit", "roar"):
+        raise BadInput(f"There is no scheme {scheme!r}; choose maskgit or roar.")
+    canvas = Canvas.start(model, batch, target, rows)
+    left = canvas.remaining()
+    counts = token_schedule(left.shape[1], steps, schedule)
     for n, T in zip(counts, temperature_schedule(temperature, counts, cooling)):
         left = canvas.remaining()
-        if scheme == "roar": left = left.gather(1, torch.rand(left.shape, generator=generator).argsort(1)[:, :n].to(left.device))
+        if scheme == "roar":
+            left = left.gather(
+                1, torch.rand(left.shape, generator=generator).argsort(1)[:, :n].to(left.device)
+            )
         logits = grid_logits(model, {**batch, target: canvas.entry()}, target, left, guidance)
         ids = sample_ids(logits, T, top_k, top_p, generator)
         if scheme == "maskgit":
             sure = logits.float().softmax(-1).gather(-1, ids[..., None])[..., 0].topk(n).indices
             left, ids = left.gather(1, sure), ids.gather(1, sure)
         canvas.put(left, ids)
-        if watch: watch(canvas)
+        if watch:
+            watch(canvas)
     return canvas.ids
 
 # %% ../nbs/32_generate.ipynb #9b35fa80
 def maskgit(model: FourM, batch: dict, target: str, **kw) -> torch.Tensor:
     "`fill_grid` that keeps, in each step, the answers the model is surest of (Chang et al. 2022)."
     return fill_grid(model, batch, target, "maskgit", **kw)
+
 
 def roar(model: FourM, batch: dict, target: str, **kw) -> torch.Tensor:
     "`fill_grid` in random order."
@@ -491,18 +695,22 @@ def roar(model: FourM, batch: dict, target: str, **kw) -> torch.Tensor:
 # %% ../nbs/32_generate.ipynb #54ceaf5a
 def any_to_any(
     model: FourM,
-    batch: dict,              # what is given
-    targets,                  # names, or dicts of `target` and settings of `generate_text` or `fill_grid` (`scheme`, `steps`, …)
+    batch: dict,  # what is given
+    targets,  # names, or dicts of `target` and settings of `generate_text` or `fill_grid` (`scheme`, `steps`, …)
     *,
     generator: torch.Generator | None = None,
     rows: int | None = None,
-) -> dict:                    # name → (B, n) ids of a grid, or B lists of ids of a text
+) -> dict:  # name → (B, n) ids of a grid, or B lists of ids of a text
     "Generates one modality after the other; each is seen by those that follow."
     out, batch = {}, dict(batch)
     for step in targets:
-        step = dict(target=step) if isinstance(step, str) else dict(step); name = step.pop("target"); step.setdefault("generator", generator)
+        step = dict(target=step) if isinstance(step, str) else dict(step)
+        name = step.pop("target")
+        step.setdefault("generator", generator)
         if name not in model.decoder_embeddings:
-            raise BadInput(f"The model cannot generate {name!r}; it generates {', '.join(model.decoder_embeddings)}.")
+            raise BadInput(
+                f"The model cannot generate {name!r}; it generates {', '.join(model.decoder_embeddings)}."
+            )
         text = model.modalities[name].is_sequence
         out[name] = (generate_text if text else fill_grid)(model, batch, name, rows=rows, **step)
         if name in model.encoder_embeddings:

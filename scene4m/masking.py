@@ -21,22 +21,23 @@ from .core import BadInput
 # %% ../nbs/30_masking.ipynb #1feac12d
 def sincos_1d(
     rows: int,  # number of positions
-    dim: int,   # width, even
+    dim: int,  # width, even
 ) -> torch.Tensor:
     "Fixed positions `(rows, dim)`: all sines, then all cosines, of `dim / 2` frequencies from 1 down to 1/10000."
     k = torch.arange(dim // 2, dtype=torch.float64) / (dim // 2)
-    angle = torch.arange(rows, dtype=torch.float64)[:, None] * 10000.0 ** -k
+    angle = torch.arange(rows, dtype=torch.float64)[:, None] * 10000.0**-k
     return torch.cat([angle.sin(), angle.cos()], 1).float()
 
 # %% ../nbs/30_masking.ipynb #f3cac003
 def sincos_2d(
-    h: int,                # rows of the grid
-    w: int,                # columns
-    dim: int,              # width, divisible by 4
-    divide_by: int | None = None,   # 4M divides by `h`, right only for square grids; default `w`
+    h: int,  # rows of the grid
+    w: int,  # columns
+    dim: int,  # width, divisible by 4
+    divide_by: int | None = None,  # 4M divides by `h`, right only for square grids; default `w`
 ) -> torch.Tensor:
     "Fixed positions `(h * w, dim)`, row-major: the first half of the width says the row, the second half the column."
-    n = torch.arange(h * w); d = divide_by or w
+    n = torch.arange(h * w)
+    d = divide_by or w
     rows = sincos_1d(max(h, w), dim // 2)
     return torch.cat([rows[n // d], rows[n % d]], 1)
 
@@ -44,20 +45,24 @@ def sincos_2d(
 @dataclass
 class Side:
     "A modality as one side of the model takes it."
-    mask: torch.Tensor              # (B, L) True: not used
-    content: torch.Tensor | None    # (B, L) ids or (B, L, P) numbers to embed; None: the mask token stands for each
-    pos: torch.Tensor | None = None     # (B, L) rows of the position table; None: the place in the row
+
+    mask: torch.Tensor  # (B, L) True: not used
+    content: (
+        torch.Tensor | None
+    )  # (B, L) ids or (B, L, P) numbers to embed; None: the mask token stands for each
+    pos: torch.Tensor | None = None  # (B, L) rows of the position table; None: the place in the row
     target: torch.Tensor | None = None  # (B, L) ids to predict
-    count: torch.Tensor | None = None   # (B, L) how many further tokens may be attended from here on
+    count: torch.Tensor | None = None  # (B, L) how many further tokens may be attended from here on
 
 # %% ../nbs/30_masking.ipynb #636675fb
 class Modality:
     "What masking and the transformer ask of a kind of token. Subclasses are frozen dataclasses with at least a `name`."
+
     name: str
-    in_encoder = True       # may be seen
-    in_decoder = True       # may be predicted
-    is_sequence = False     # predicted from left to right
-    frames = 0              # steps in time, where there is a separate axis for them
+    in_encoder = True  # may be seen
+    in_decoder = True  # may be predicted
+    is_sequence = False  # predicted from left to right
+    frames = 0  # steps in time, where there is a separate axis for them
 
     @property
     def id(self) -> int:
@@ -80,65 +85,94 @@ class Modality:
 def check_mask(name: str, entry: dict, mask: str, shape: tuple):
     "Raises `BadInput` unless `entry[mask]` is a tensor of `shape`: of bool, or, for `decoder_attention_mask`, of whole numbers."
     m = entry.get(mask)
-    if not torch.is_tensor(m): raise BadInput(f"{name}: the batch has no {mask}" + ("." if m is None else " that is a tensor."))
+    if not torch.is_tensor(m):
+        raise BadInput(
+            f"{name}: the batch has no {mask}" + ("." if m is None else " that is a tensor.")
+        )
     if mask == "decoder_attention_mask":
-        if m.is_floating_point() or m.dtype == torch.bool: raise BadInput(f"{name}: {mask} must hold whole numbers (counts), not {m.dtype}.")
-    elif m.dtype != torch.bool: raise BadInput(f"{name}: {mask} must be bool (True: not used), not {m.dtype}.")
-    if tuple(m.shape) != shape: raise BadInput(f"{name}: {mask} is {tuple(m.shape)}, but the tokens are {shape}.")
+        if m.is_floating_point() or m.dtype == torch.bool:
+            raise BadInput(f"{name}: {mask} must hold whole numbers (counts), not {m.dtype}.")
+    elif m.dtype != torch.bool:
+        raise BadInput(f"{name}: {mask} must be bool (True: not used), not {m.dtype}.")
+    if tuple(m.shape) != shape:
+        raise BadInput(f"{name}: {mask} is {tuple(m.shape)}, but the tokens are {shape}.")
 
 # %% ../nbs/30_masking.ipynb #e6d7a81f
 def check_ids(name: str, ids: torch.Tensor, vocab_size: int):
     "Raises `BadInput` unless `ids` are whole numbers from 0 to `vocab_size` - 1."
-    if ids.is_floating_point() or ids.dtype == torch.bool: raise BadInput(f"{name}: token ids must be integers, not {ids.dtype}.")
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise BadInput(f"{name}: token ids must be integers, not {ids.dtype}.")
     low, high = (int(ids.min()), int(ids.max())) if ids.numel() else (0, 0)
     if low < 0 or high >= vocab_size:
-        raise BadInput(f"{name}: ids run from {low} to {high}, the vocabulary from 0 to {vocab_size - 1}; these tokens come from another tokenizer.")
+        raise BadInput(
+            f"{name}: ids run from {low} to {high}, the vocabulary from 0 to {vocab_size - 1}; these tokens come from another tokenizer."
+        )
 
 # %% ../nbs/30_masking.ipynb #fbc9f8a3
 @dataclass(frozen=True)
 class TokenGrid(Modality):
     "Tokens on a grid of fixed size: (row, column), audio's (time, band), or video's (time, row, column). Predicted in parallel."
+
     name: str
     vocab_size: int
-    grid: tuple                       # sizes; the last one runs fastest
-    position: str = "sincos"          # `sincos`; `4m`: the original's table, the same for square grids; `learned`
+    grid: tuple  # sizes; the last one runs fastest
+    position: str = (
+        "sincos"  # `sincos`; `4m`: the original's table, the same for square grids; `learned`
+    )
 
     def __post_init__(self):
         object.__setattr__(self, "grid", tuple(int(g) for g in self.grid))
-        if len(self.grid) not in (2, 3) or min(self.grid) < 1: raise BadInput(f"{self.name}: a grid has two or three sizes, not {self.grid}.")
-        if self.position not in ("sincos", "4m", "learned"): raise BadInput(f"{self.name}: unknown positions {self.position!r}.")
+        if len(self.grid) not in (2, 3) or min(self.grid) < 1:
+            raise BadInput(f"{self.name}: a grid has two or three sizes, not {self.grid}.")
+        if self.position not in ("sincos", "4m", "learned"):
+            raise BadInput(f"{self.name}: unknown positions {self.position!r}.")
 
     @property
-    def num_tokens(self) -> int: return math.prod(self.grid)
+    def num_tokens(self) -> int:
+        return math.prod(self.grid)
+
     @property
-    def frames(self) -> int: return self.grid[0] if len(self.grid) == 3 and self.position != "learned" else 0
+    def frames(self) -> int:
+        return self.grid[0] if len(self.grid) == 3 and self.position != "learned" else 0
 
     def position_table(self, dim: int) -> torch.Tensor:
         "`(num_tokens, dim)`: the spatial table, repeated for every point in time where the grid has three axes."
         *t, h, w = self.grid
-        return sincos_2d(h, w, dim, divide_by=h if self.position == "4m" else w).repeat(math.prod(t), 1)
+        return sincos_2d(h, w, dim, divide_by=h if self.position == "4m" else w).repeat(
+            math.prod(t), 1
+        )
 
     def as_target(self, entry: dict) -> Side:
         "The decoder's side: ids are never fed, all targets are asked for at once."
-        return Side(entry["target_mask"], None, None, self.flatten(entry["tensor"]), entry["decoder_attention_mask"])
+        return Side(
+            entry["target_mask"],
+            None,
+            None,
+            self.flatten(entry["tensor"]),
+            entry["decoder_attention_mask"],
+        )
 
     def check(self, entry: dict, masks=("input_mask",)):
         "Raises `BadInput` unless the entry fills the grid with ids of the vocabulary and has these masks."
         t = entry["tensor"]
         if math.prod(t.shape[1:]) != self.num_tokens:
-            raise BadInput(f"{self.name}: {tuple(t.shape)} does not fill a grid of {' x '.join(map(str, self.grid))} = {self.num_tokens} tokens.")
+            raise BadInput(
+                f"{self.name}: {tuple(t.shape)} does not fill a grid of {' x '.join(map(str, self.grid))} = {self.num_tokens} tokens."
+            )
         check_ids(self.name, t, self.vocab_size)
-        for m in masks: check_mask(self.name, entry, m, (len(t), self.num_tokens))
+        for m in masks:
+            check_mask(self.name, entry, m, (len(t), self.num_tokens))
 
 # %% ../nbs/30_masking.ipynb #9c907c91
 @dataclass(frozen=True)
 class Pixels(Modality):
     "A raw image, cut into square patches; input only. Normalise it with ImageNet's mean and deviation."
+
     name: str = "rgb@224"
-    image_size: int | tuple = 224     # pixels: side, or (height, width)
-    patch_size: int = 16              # side of a patch
+    image_size: int | tuple = 224  # pixels: side, or (height, width)
+    patch_size: int = 16  # side of a patch
     channels: int = 3
-    vocab_size = 0                    # no ids: made of numbers
+    vocab_size = 0  # no ids: made of numbers
     in_decoder = False
 
     @property
@@ -146,8 +180,11 @@ class Pixels(Modality):
         "Rows and columns of patches."
         h, w = (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
         return h // self.patch_size, w // self.patch_size
+
     @property
-    def num_tokens(self) -> int: return math.prod(self.grid)
+    def num_tokens(self) -> int:
+        return math.prod(self.grid)
+
     @property
     def values(self) -> int:
         "Numbers in a patch."
@@ -165,10 +202,14 @@ class Pixels(Modality):
 
     def check(self, entry: dict, masks=("input_mask",)):
         "Raises `BadInput` unless the entry is a batch of such images with these masks."
-        t, p, (h, w) = entry["tensor"], self.patch_size, self.grid; want = (self.channels, h * p, w * p)
+        t, p, (h, w) = entry["tensor"], self.patch_size, self.grid
+        want = (self.channels, h * p, w * p)
         if t.ndim != 4 or tuple(t.shape[1:]) != want or not t.is_floating_point():
-            raise BadInput(f"{self.name}: images must be float (B, {', '.join(map(str, want))}), not {t.dtype} {tuple(t.shape)}.")
-        for m in masks: check_mask(self.name, entry, m, (len(t), self.num_tokens))
+            raise BadInput(
+                f"{self.name}: images must be float (B, {', '.join(map(str, want))}), not {t.dtype} {tuple(t.shape)}."
+            )
+        for m in masks:
+            check_mask(self.name, entry, m, (len(t), self.num_tokens))
 
 # %% ../nbs/30_masking.ipynb #3063ee33
 def count_before(mask: torch.Tensor) -> torch.Tensor:
@@ -179,17 +220,22 @@ def count_before(mask: torch.Tensor) -> torch.Tensor:
 @dataclass(frozen=True)
 class Text(Modality):
     "A text of word pieces, predicted from left to right."
+
     name: str
     vocab_size: int
     max_tokens: int = 256
-    table_rows: int = 512             # rows of the position table; 4M keeps 512
+    table_rows: int = 512  # rows of the position table; 4M keeps 512
     is_sequence = True
 
     def __post_init__(self):
-        if self.max_tokens > self.table_rows: raise BadInput(f"{self.name}: {self.max_tokens} tokens need more than {self.table_rows} table_rows.")
+        if self.max_tokens > self.table_rows:
+            raise BadInput(
+                f"{self.name}: {self.max_tokens} tokens need more than {self.table_rows} table_rows."
+            )
 
     @property
-    def num_tokens(self) -> int: return self.max_tokens
+    def num_tokens(self) -> int:
+        return self.max_tokens
 
     def position_table(self, dim: int) -> torch.Tensor:
         "`(table_rows, dim)`."
@@ -201,32 +247,52 @@ class Text(Modality):
 
     def as_target(self, entry: dict) -> Side:
         "The decoder's side: token t is fed and token t + 1 is asked for, so n targets give n - 1 predictions."
-        mask, ids = entry["target_mask"], entry["tensor"]; pos = count_before(mask)
-        pos = pos.masked_fill(pos >= self.max_tokens, 0)           # as in 4M
-        return Side(mask[:, 1:] | mask[:, :-1], ids[:, :-1], pos[:, :-1], ids[:, 1:], entry["decoder_attention_mask"][:, :-1])
+        mask, ids = entry["target_mask"], entry["tensor"]
+        pos = count_before(mask)
+        pos = pos.masked_fill(pos >= self.max_tokens, 0)  # as in 4M
+        return Side(
+            mask[:, 1:] | mask[:, :-1],
+            ids[:, :-1],
+            pos[:, :-1],
+            ids[:, 1:],
+            entry["decoder_attention_mask"][:, :-1],
+        )
 
     def check(self, entry: dict, masks=("input_mask",)):
         "Raises `BadInput` unless the entry is `(B, L)` with ids of the vocabulary, these masks, and no more words than positions."
         t = entry["tensor"]
-        if t.ndim != 2: raise BadInput(f"{self.name}: ids must be (B, L), not {tuple(t.shape)}.")
+        if t.ndim != 2:
+            raise BadInput(f"{self.name}: ids must be (B, L), not {tuple(t.shape)}.")
         check_ids(self.name, t, self.vocab_size)
-        for m in masks: check_mask(self.name, entry, m, tuple(t.shape))
-        if t.shape[1] > self.table_rows and "input_mask" in entry and int((~entry["input_mask"]).sum(1).max()) > self.table_rows:
-            raise BadInput(f"{self.name}: a sample has more visible tokens than the {self.table_rows} positions there are.")
+        for m in masks:
+            check_mask(self.name, entry, m, tuple(t.shape))
+        if (
+            t.shape[1] > self.table_rows
+            and "input_mask" in entry
+            and int((~entry["input_mask"]).sum(1).max()) > self.table_rows
+        ):
+            raise BadInput(
+                f"{self.name}: a sample has more visible tokens than the {self.table_rows} positions there are."
+            )
 
 # %% ../nbs/30_masking.ipynb #81c5172e
 KINDS = {c.__name__: c for c in (Pixels, TokenGrid, Text)}
 
+
 def modality_from_config(config: dict) -> Modality:
     "The modality that `to_config` described. Raises `BadInput` for an unknown type or field."
-    config = dict(config); kind = KINDS.get(config.pop("type", None))
-    if kind is None: raise BadInput(f"A modality's type must be one of {', '.join(KINDS)}.")
+    config = dict(config)
+    kind = KINDS.get(config.pop("type", None))
+    if kind is None:
+        raise BadInput(f"A modality's type must be one of {', '.join(KINDS)}.")
     unknown = set(config) - {f.name for f in fields(kind)}
-    if unknown: raise BadInput(f"{kind.__name__} has no field {sorted(unknown)[0]!r}.")
+    if unknown:
+        raise BadInput(f"{kind.__name__} has no field {sorted(unknown)[0]!r}.")
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
 
 # %% ../nbs/30_masking.ipynb #4542ccf4
 REGISTRY: dict = {}
+
 
 def register(modality: Modality) -> Modality:
     "Makes `modality` known by its name. Raises `BadInput` if its 15-bit label is taken by another name."
@@ -236,135 +302,190 @@ def register(modality: Modality) -> Modality:
     REGISTRY[modality.name] = modality
     return modality
 
-VOCABULARIES = {"tok_rgb": 16384, "tok_depth": 8192, "tok_normal": 8192, "tok_semseg": 4096, "tok_clip": 8192}
-for known in (Pixels("rgb@224"), *(TokenGrid(f"{n}@224", size, (14, 14), "4m") for n, size in VOCABULARIES.items()),
-              Text("caption", 30000), Text("det", 30000)): register(known)
+
+VOCABULARIES = {
+    "tok_rgb": 16384,
+    "tok_depth": 8192,
+    "tok_normal": 8192,
+    "tok_semseg": 4096,
+    "tok_clip": 8192,
+}
+for known in (
+    Pixels("rgb@224"),
+    *(TokenGrid(f"{n}@224", size, (14, 14), "4m") for n, size in VOCABULARIES.items()),
+    Text("caption", 30000),
+    Text("det", 30000),
+):
+    register(known)
 
 # %% ../nbs/30_masking.ipynb #a14c5869
 def get_modality(name: str) -> Modality:
     "The registered modality `name`; `rgb@N`, `tok_rgb@N` … of other sizes are built on the spot (patches of 16 pixels)."
-    if name in REGISTRY: return REGISTRY[name]
+    if name in REGISTRY:
+        return REGISTRY[name]
     kind, _, size = name.partition("@")
-    try: h, w = (int(s) for s in (size.split("x") if "x" in size else (size, size)))
-    except ValueError: h = 0
-    if h and kind == "rgb": return Pixels(name, (h, w))
-    if h and kind in VOCABULARIES: return TokenGrid(name, VOCABULARIES[kind], (h // 16, w // 16), "4m")
-    raise BadInput(f"There is no modality {name!r}; known are {', '.join(sorted(REGISTRY))}, and your own after `register`.")
+    try:
+        h, w = (int(s) for s in (size.split("x") if "x" in size else (size, size)))
+    except ValueError:
+        h = 0
+    if h and kind == "rgb":
+        return Pixels(name, (h, w))
+    if h and kind in VOCABULARIES:
+        return TokenGrid(name, VOCABULARIES[kind], (h // 16, w // 16), "4m")
+    raise BadInput(
+        f"There is no modality {name!r}; known are {', '.join(sorted(REGISTRY))}, and your own after `register`."
+    )
 
 # %% ../nbs/30_masking.ipynb #5283037d
 def dirichlet(
-    alphas: torch.Tensor,          # (n,) 0 or more, at least one above 0
+    alphas: torch.Tensor,  # (n,) 0 or more, at least one above 0
     generator: torch.Generator,
 ) -> torch.Tensor:
     "Shares `(n,)` that add up to 1, drawn in logarithms so that small `alphas` are safe; where alpha is 0 the share is 0."
-    a = alphas.double(); u = torch.rand(a.shape, dtype=torch.float64, generator=generator).clamp(min=1e-300)
+    a = alphas.double()
+    u = torch.rand(a.shape, dtype=torch.float64, generator=generator).clamp(min=1e-300)
     log = torch._standard_gamma(a + 1, generator=generator).log() + u.log() / a
     return log.masked_fill(a <= 0, -math.inf).softmax(0)
 
 # %% ../nbs/30_masking.ipynb #1b7c40e9
 def share_budget(
-    alphas: torch.Tensor,   # (n,) concentrations
-    total: int,             # tokens to share out
-    limits: torch.Tensor,   # (n,) at most so many each
+    alphas: torch.Tensor,  # (n,) concentrations
+    total: int,  # tokens to share out
+    limits: torch.Tensor,  # (n,) at most so many each
     generator: torch.Generator,
 ) -> list:
     "Tokens per modality: shares are rounded down, what is left goes one by one to the winner of a fresh draw, then limits cut."
-    if not bool((alphas > 0).any()): return [0] * len(alphas)
+    if not bool((alphas > 0).any()):
+        return [0] * len(alphas)
     n = (dirichlet(alphas, generator) * total + 1e-9).floor().long()
-    for _ in range(total - int(n.sum())): n[dirichlet(alphas, generator).argmax()] += 1
+    for _ in range(total - int(n.sum())):
+        n[dirichlet(alphas, generator).argmax()] += 1
     return torch.minimum(n, limits).tolist()
 
 # %% ../nbs/30_masking.ipynb #c49894f6
 def mask_grid(
-    modality: Modality,         # TokenGrid or Pixels
-    tensor: torch.Tensor,       # one sample, without a batch axis
-    n_in: int,                  # so many tokens are seen,
-    n_out: int | None,          # so many others are predicted; None: all others
+    modality: Modality,  # TokenGrid or Pixels
+    tensor: torch.Tensor,  # one sample, without a batch axis
+    n_in: int,  # so many tokens are seen,
+    n_out: int | None,  # so many others are predicted; None: all others
     generator: torch.Generator,
-    by: str = "token",          # `time`: tokens of one moment are seen or hidden together, as far as the numbers allow
+    by: str = "token",  # `time`: tokens of one moment are seen or hidden together, as far as the numbers allow
 ) -> dict:
     "A batch entry without its batch axis: disjoint random inputs and targets."
-    n = modality.num_tokens; steps = modality.grid[0] if by == "time" else n
+    n = modality.num_tokens
+    steps = modality.grid[0] if by == "time" else n
     order = torch.randperm(steps, generator=generator)
-    if by == "time": order = (order[:, None] * (n // steps) + torch.arange(n // steps)).flatten()
-    rank = order.argsort(); end = n if n_out is None else n_in + n_out
+    if by == "time":
+        order = (order[:, None] * (n // steps) + torch.arange(n // steps)).flatten()
+    rank = order.argsort()
+    end = n if n_out is None else n_in + n_out
     hidden, silent = rank >= n_in, (rank < n_in) | (rank >= end)
-    count = torch.zeros(n, dtype=torch.int32); count[silent.int().argmin()] = int((~silent).sum())
+    count = torch.zeros(n, dtype=torch.int32)
+    count[silent.int().argmin()] = int((~silent).sum())
     return dict(tensor=tensor, input_mask=hidden, target_mask=silent, decoder_attention_mask=count)
 
 # %% ../nbs/30_masking.ipynb #125ed995
-PAD, EOS, SENTINELS = 0, 3, 200      # ids of padding and end of text; [S_0] … [S_199] are 4 … 203
+PAD, EOS, SENTINELS = 0, 3, 200  # ids of padding and end of text; [S_0] … [S_199] are 4 … 203
+
 
 def sentinel(i: int) -> int:
     "The id of `[S_i]`. Raises `BadInput` beyond the last one."
-    if not 0 <= i < SENTINELS: raise BadInput(f"There is no sentinel [S_{i}]; a text may have at most {SENTINELS - 2} gaps.")
+    if not 0 <= i < SENTINELS:
+        raise BadInput(
+            f"There is no sentinel [S_{i}]; a text may have at most {SENTINELS - 2} gaps."
+        )
     return 4 + i
 
 # %% ../nbs/30_masking.ipynb #4b6922b6
 def span_mask(
-    ids: list,     # word pieces
-    keep: list,    # for each, whether the encoder sees it
-) -> tuple:        # input ids, target ids
+    ids: list,  # word pieces
+    keep: list,  # for each, whether the encoder sees it
+) -> tuple:  # input ids, target ids
     "A text with its dropped runs replaced by sentinels, and the runs behind theirs, closed by one more."
     seen, said, n = [], [], 0
     for i, (t, k) in enumerate(zip(ids, keep)):
         if not k and (i == 0 or keep[i - 1]):
-            n += 1; seen.append(sentinel(n)); said.append(sentinel(n))
+            n += 1
+            seen.append(sentinel(n))
+            said.append(sentinel(n))
         (seen if k else said).append(t)
     return seen, [*said, sentinel(n + 1)]
 
 # %% ../nbs/30_masking.ipynb #56af8539
 def cut_target(
-    said: list,      # a target that starts with a sentinel and ends with the closing one
+    said: list,  # a target that starts with a sentinel and ends with the closing one
     budget: int,
     generator: torch.Generator,
 ) -> list:
     "At most `budget` tokens of `said`, from a random sentinel on; from the earliest one whose tail fits, where that is too near to the end."
-    if len(said) <= budget: return said
-    if budget < 1: return []
+    if len(said) <= budget:
+        return said
+    if budget < 1:
+        return []
     starts = [i for i, t in enumerate(said) if 4 <= t < 4 + SENTINELS]
-    start = starts[int(torch.randint(max(1, len(starts) - 1), (), generator=generator))]       # never the closing one, unless it is alone
-    if len(said) - start < budget: start = next(i for i in starts if len(said) - i <= budget)
-    return said[start:start + budget]
+    start = starts[
+        int(torch.randint(max(1, len(starts) - 1), (), generator=generator))
+    ]  # never the closing one, unless it is alone
+    if len(said) - start < budget:
+        start = next(i for i in starts if len(said) - i <= budget)
+    return said[start : start + budget]
 
 # %% ../nbs/30_masking.ipynb #95559fd2
 def chunked(text) -> list:
     "A text as chunks of ids that are kept or dropped together: single tokens for a list of ids, whole lists for a list of lists."
-    return [list(c) for c in text] if text and isinstance(text[0], (list, tuple)) else [[t] for t in text]
+    return (
+        [list(c) for c in text]
+        if text and isinstance(text[0], (list, tuple))
+        else [[t] for t in text]
+    )
 
 # %% ../nbs/30_masking.ipynb #9b7d6903
 def draw_keep(chunks: list, budget: int, keep: str, generator: torch.Generator) -> tuple:
     "Input and target of a text whose input has at most `budget` tokens; `keep` is `random`, `all` or `binary`."
     u = float(torch.rand((), generator=generator))
-    p = {"random": u, "all": 1.0, "binary": float(u < 0.5)}[keep]; ids = [t for c in chunks for t in c]
+    p = {"random": u, "all": 1.0, "binary": float(u < 0.5)}[keep]
+    ids = [t for c in chunks for t in c]
     while True:
         kept = torch.rand(len(chunks), generator=generator) < p
         seen, said = span_mask(ids, [bool(k) for k, c in zip(kept, chunks) for _ in c])
-        if len(seen) <= budget: return seen, said
+        if len(seen) <= budget:
+            return seen, said
         p *= 0.9
 
 # %% ../nbs/30_masking.ipynb #6e56070b
 def text_entry(seen: list, said: list, length: int, offset: int) -> dict:
     "A batch entry without its batch axis: input at the front, target from `offset` on, padding elsewhere."
-    ids = torch.full((length,), PAD, dtype=torch.int32); hidden = torch.ones(length, dtype=torch.bool); silent = hidden.clone()
-    ids[:len(seen)] = torch.tensor(seen, dtype=torch.int32); hidden[:len(seen)] = False
-    ids[offset:offset + len(said)] = torch.tensor(said, dtype=torch.int32); silent[offset:offset + len(said)] = False
-    return dict(tensor=ids, input_mask=hidden, target_mask=silent, decoder_attention_mask=(~silent).int())
+    ids = torch.full((length,), PAD, dtype=torch.int32)
+    hidden = torch.ones(length, dtype=torch.bool)
+    silent = hidden.clone()
+    ids[: len(seen)] = torch.tensor(seen, dtype=torch.int32)
+    hidden[: len(seen)] = False
+    ids[offset : offset + len(said)] = torch.tensor(said, dtype=torch.int32)
+    silent[offset : offset + len(said)] = False
+    return dict(
+        tensor=ids, input_mask=hidden, target_mask=silent, decoder_attention_mask=(~silent).int()
+    )
 
 # %% ../nbs/30_masking.ipynb #8f02d6b7
 def mask_text(
     modality: Text,
-    text: list,                # ids without [EOS], or a list of such lists (chunks)
-    n_in: int,                 # at most so many tokens are seen; 0: the whole text is the target
-    n_out: int | None,         # at most so many are predicted; None: no limit
+    text: list,  # ids without [EOS], or a list of such lists (chunks)
+    n_in: int,  # at most so many tokens are seen; 0: the whole text is the target
+    n_out: int | None,  # at most so many are predicted; None: no limit
     generator: torch.Generator,
     keep: str = "random",
 ) -> dict:
     "A batch entry of one text: some of its words behind sentinels, and what the sentinels stand for."
     chunks, room = [], modality.max_tokens
-    for c in [*chunked(text), [EOS]]: chunks.append(c[:room]); room -= len(chunks[-1])
+    for c in [*chunked(text), [EOS]]:
+        chunks.append(c[:room])
+        room -= len(chunks[-1])
     ids = [t for c in chunks for t in c]
-    seen, said = draw_keep(chunks, n_in, keep, generator) if n_in else ([], span_mask(ids, [False] * len(ids))[1])
+    seen, said = (
+        draw_keep(chunks, n_in, keep, generator)
+        if n_in
+        else ([], span_mask(ids, [False] * len(ids))[1])
+    )
     said = said if n_out is None else cut_target(said, n_out, generator)
     return text_entry(seen, said, 2 * (modality.max_tokens + 1), n_in)
 
@@ -372,19 +493,43 @@ def mask_text(
 def blank_entry(modality: Modality) -> dict:
     "The entry of a modality that a sample does not have: padding only."
     n = 2 * (modality.max_tokens + 1) if modality.is_sequence else modality.num_tokens
-    if not modality.vocab_size: tensor = torch.zeros(modality.channels, *(g * modality.patch_size for g in modality.grid))
-    else: tensor = torch.zeros(n, dtype=torch.int32 if modality.is_sequence else torch.int64)
+    if not modality.vocab_size:
+        tensor = torch.zeros(modality.channels, *(g * modality.patch_size for g in modality.grid))
+    else:
+        tensor = torch.zeros(n, dtype=torch.int32 if modality.is_sequence else torch.int64)
     off = torch.ones(n, dtype=torch.bool)
-    return dict(tensor=tensor, input_mask=off, target_mask=off.clone(), decoder_attention_mask=torch.zeros(n, dtype=torch.int32))
+    return dict(
+        tensor=tensor,
+        input_mask=off,
+        target_mask=off.clone(),
+        decoder_attention_mask=torch.zeros(n, dtype=torch.int32),
+    )
 
 # %% ../nbs/30_masking.ipynb #b082df44
-def mask_modality(modality: Modality, value, n_in: int, n_out: int | None, generator, keep: str = "random", by: str = "token") -> dict:
+def mask_modality(
+    modality: Modality,
+    value,
+    n_in: int,
+    n_out: int | None,
+    generator,
+    keep: str = "random",
+    by: str = "token",
+) -> dict:
     "The entry of one modality of a sample. Raises `BadInput` for ids outside the vocabulary or a grid that is not full."
-    if value is None: return blank_entry(modality)
-    if modality.is_sequence: entry = mask_text(modality, value, n_in, n_out, generator, keep)
+    if value is None:
+        return blank_entry(modality)
+    if modality.is_sequence:
+        entry = mask_text(modality, value, n_in, n_out, generator, keep)
     else:
         value = torch.as_tensor(value)
-        entry = mask_grid(modality, value.flatten().long() if modality.vocab_size else value, n_in, n_out, generator, by)
+        entry = mask_grid(
+            modality,
+            value.flatten().long() if modality.vocab_size else value,
+            n_in,
+            n_out,
+            generator,
+            by,
+        )
     modality.check({k: t[None] for k, t in entry.items()}, ("input_mask", "target_mask"))
     return entry
 
@@ -392,35 +537,48 @@ def mask_modality(modality: Modality, value, n_in: int, n_out: int | None, gener
 @dataclass(frozen=True)
 class Alphas:
     "One component of a mixture of questions: how concentrated the budgets are on each modality. What is not named gets 0."
-    inputs: dict                # modality → alpha
-    targets: dict               # modality → alpha
-    weight: float = 1.0         # how often this component is drawn
-    keep: str = "random"        # of words in texts: `random`, `all`, `binary`
+
+    inputs: dict  # modality → alpha
+    targets: dict  # modality → alpha
+    weight: float = 1.0  # how often this component is drawn
+    keep: str = "random"  # of words in texts: `random`, `all`, `binary`
+
 
 FOURM_TOKENS = [m for m in REGISTRY if m != "rgb@224"]
-FOURM_MIXTURE = (Alphas({"rgb@224": 1000.0}, {m: 0.5 for m in FOURM_TOKENS}),                              # an image to everything
-                 Alphas({m: 0.5 for m in REGISTRY}, {m: 0.5 for m in FOURM_TOKENS}))                       # everything to everything
+FOURM_MIXTURE = (
+    Alphas({"rgb@224": 1000.0}, {m: 0.5 for m in FOURM_TOKENS}),  # an image to everything
+    Alphas({m: 0.5 for m in REGISTRY}, {m: 0.5 for m in FOURM_TOKENS}),
+)  # everything to everything
 
 # %% ../nbs/30_masking.ipynb #118ec45f
 def sample_budgets(
-    modalities: dict,           # name → Modality, of those that the sample has
+    modalities: dict,  # name → Modality, of those that the sample has
     alphas: Alphas,
-    n_in: int,                  # tokens to see
-    n_out: int,                 # tokens to predict
+    n_in: int,  # tokens to see
+    n_out: int,  # tokens to predict
     generator: torch.Generator,
-) -> tuple:                     # {name: tokens seen}, {name: tokens predicted}
+) -> tuple:  # {name: tokens seen}, {name: tokens predicted}
     "How a sample's two budgets are shared out among its modalities; a grid's targets are at most what its inputs leave."
-    names = list(modalities); limits = torch.tensor([modalities[m].num_tokens for m in names])
-    a_in, a_out = (torch.tensor([float(a.get(m, 0)) * ok(modalities[m]) for m in names])
-                   for a, ok in ((alphas.inputs, lambda m: m.in_encoder), (alphas.targets, lambda m: m.in_decoder)))
+    names = list(modalities)
+    limits = torch.tensor([modalities[m].num_tokens for m in names])
+    a_in, a_out = (
+        torch.tensor([float(a.get(m, 0)) * ok(modalities[m]) for m in names])
+        for a, ok in (
+            (alphas.inputs, lambda m: m.in_encoder),
+            (alphas.targets, lambda m: m.in_decoder),
+        )
+    )
     seen = dict(zip(names, share_budget(a_in, n_in, limits, generator)))
-    rest = torch.tensor([m.num_tokens - (0 if m.is_sequence else seen[n]) for n, m in modalities.items()])
+    rest = torch.tensor(
+        [m.num_tokens - (0 if m.is_sequence else seen[n]) for n, m in modalities.items()]
+    )
     return seen, dict(zip(names, share_budget(a_out, n_out, rest, generator)))
 
 # %% ../nbs/30_masking.ipynb #3af5eb6d
 def drawn_size(budget, generator) -> int:
     "A budget that is a number, or a uniform draw from `(least, most)`."
-    if isinstance(budget, int): return budget
+    if isinstance(budget, int):
+        return budget
     return int(torch.randint(budget[0], budget[1] + 1, (), generator=generator))
 
 # %% ../nbs/30_masking.ipynb #eb56c364
@@ -428,52 +586,77 @@ def check_questions(modalities: dict, mixture: list, budgets: tuple):
     "Raises `BadInput` for a budget without tokens, a modality that is not among `modalities`, or a component that asks for nothing."
     for b in budgets:
         least, most = (b, b) if isinstance(b, int) else b
-        if least < 1 or most < least: raise BadInput(f"A budget of {b} tokens leaves nothing to learn from; give at least 1, or (least, most).")
+        if least < 1 or most < least:
+            raise BadInput(
+                f"A budget of {b} tokens leaves nothing to learn from; give at least 1, or (least, most)."
+            )
     for c in mixture:
         for name in (*c.inputs, *c.targets):
-            if name not in modalities: raise BadInput(f"The mixture names {name!r}, which is not among {', '.join(modalities)}.")
+            if name not in modalities:
+                raise BadInput(
+                    f"The mixture names {name!r}, which is not among {', '.join(modalities)}."
+                )
         if not any(a > 0 and modalities[m].in_decoder for m, a in c.targets.items()):
-            raise BadInput("A component of the mixture gives no target any share; set at least one of its target alphas above 0.")
+            raise BadInput(
+                "A component of the mixture gives no target any share; set at least one of its target alphas above 0."
+            )
 
 # %% ../nbs/30_masking.ipynb #6a3e91d4
 class UnifiedMasking:
     "4M's masking: a sample's tokens in, one question and its answer out. Every draw comes from the generator that is passed."
-    def __init__(self,
-        modalities: list,                     # of Modality
-        input_budget: int | tuple = 128,      # tokens seen; (least, most) for a random number
-        target_budget: int | tuple = 128,     # tokens predicted, likewise
-        mixture: list | None = None,          # of `Alphas`; None: 0.5 for all on both sides
-        by: str = "token",                    # `time`: hide whole moments of grids
+
+    def __init__(
+        self,
+        modalities: list,  # of Modality
+        input_budget: int | tuple = 128,  # tokens seen; (least, most) for a random number
+        target_budget: int | tuple = 128,  # tokens predicted, likewise
+        mixture: list | None = None,  # of `Alphas`; None: 0.5 for all on both sides
+        by: str = "token",  # `time`: hide whole moments of grids
     ):
-        self.modalities = {m.name: m for m in modalities}; self.by = by
+        self.modalities = {m.name: m for m in modalities}
+        self.by = by
         self.input_budget, self.target_budget = input_budget, target_budget
-        names = dict.fromkeys(self.modalities, 0.5); self.mixture = list(mixture or [Alphas(names, names)])
+        names = dict.fromkeys(self.modalities, 0.5)
+        self.mixture = list(mixture or [Alphas(names, names)])
         check_questions(self.modalities, self.mixture, (input_budget, target_budget))
 
     def __call__(self, sample: dict, generator: torch.Generator) -> dict:
         "Entries without a batch axis, one per modality. `sample`: grids as ids, texts as lists of ids; a missing modality may be left out or None."
         for name in sample:
-            if name not in self.modalities: raise BadInput(f"The sample has {name!r}; this masking knows {', '.join(self.modalities)}.")
+            if name not in self.modalities:
+                raise BadInput(
+                    f"The sample has {name!r}; this masking knows {', '.join(self.modalities)}."
+                )
         there = {n: m for n, m in self.modalities.items() if sample.get(n) is not None}
         weights = torch.tensor([c.weight for c in self.mixture], dtype=torch.float64)
         c = self.mixture[int(torch.multinomial(weights, 1, generator=generator))]
         sizes = drawn_size(self.input_budget, generator), drawn_size(self.target_budget, generator)
         seen, said = sample_budgets(there, c, *sizes, generator)
-        return {n: mask_modality(m, sample.get(n), seen.get(n, 0), said.get(n, 0), generator, c.keep, self.by) for n, m in self.modalities.items()}
+        return {
+            n: mask_modality(
+                m, sample.get(n), seen.get(n, 0), said.get(n, 0), generator, c.keep, self.by
+            )
+            for n, m in self.modalities.items()
+        }
 
 # %% ../nbs/30_masking.ipynb #b95ffd96
 def collate(
     samples: list,  # dictionaries {modality: {tensor, input_mask, target_mask, decoder_attention_mask}} of one sample each
 ) -> dict:
     "One batch: every tensor gets a first axis of `len(samples)`. Raises `BadInput` if samples differ in their modalities or shapes."
-    if not samples: raise BadInput("There is no sample to make a batch of.")
+    if not samples:
+        raise BadInput("There is no sample to make a batch of.")
     first = samples[0]
     pairs = [(m, k) for m, entry in first.items() for k in entry]
     for i, s in enumerate(samples):
-        if set(s) != set(first): raise BadInput(f"Sample {i} has the modalities {', '.join(sorted(s))}, sample 0 has {', '.join(sorted(first))}.")
+        if set(s) != set(first):
+            raise BadInput(
+                f"Sample {i} has the modalities {', '.join(sorted(s))}, sample 0 has {', '.join(sorted(first))}."
+            )
         for m, k in pairs:
             a, b = tuple(s[m][k].shape), tuple(first[m][k].shape)
-            if a != b: raise BadInput(f"{m}: {k} of sample {i} is {a}, of sample 0 {b}.")
+            if a != b:
+                raise BadInput(f"{m}: {k} of sample {i} is {a}, of sample 0 {b}.")
     return {m: {k: torch.stack([s[m][k] for s in samples]) for k in e} for m, e in first.items()}
 
 # %% ../nbs/30_masking.ipynb #ce4ead74
@@ -484,20 +667,33 @@ def seen_entry(ids: torch.Tensor) -> dict:
 
 # %% ../nbs/30_masking.ipynb #2c9f64e8
 def transfer_mask(
-    sample: dict,           # {modality: grid of ids or list of ids}
-    modalities: list,       # of Modality
-    inputs,                 # names of what is seen, whole
-    targets,                # names of what is predicted, whole
+    sample: dict,  # {modality: grid of ids or list of ids}
+    modalities: list,  # of Modality
+    inputs,  # names of what is seen, whole
+    targets,  # names of what is predicted, whole
 ) -> dict:
     "Entries without a batch axis for one fixed task. A text's target stands behind its longest possible input, as in 4M."
-    entries, g = {}, torch.Generator(); known = [m.name for m in modalities]
+    entries, g = {}, torch.Generator()
+    known = [m.name for m in modalities]
     for name in (*inputs, *targets):
-        if name not in known: raise BadInput(f"There is no modality {name!r} to see or to predict; given are {', '.join(known)}.")
+        if name not in known:
+            raise BadInput(
+                f"There is no modality {name!r} to see or to predict; given are {', '.join(known)}."
+            )
     for m in modalities:
-        if m.name in inputs and m.name in targets: raise BadInput(f"{m.name} cannot be seen whole and asked for at the same time.")
-        value = sample.get(m.name) if m.name in (*inputs, *targets) else None; is_input = m.name in inputs
-        entry = mask_modality(m, value, m.num_tokens if is_input else 0, 0 if is_input else None, g, "all")
+        if m.name in inputs and m.name in targets:
+            raise BadInput(f"{m.name} cannot be seen whole and asked for at the same time.")
+        value = sample.get(m.name) if m.name in (*inputs, *targets) else None
+        is_input = m.name in inputs
+        entry = mask_modality(
+            m, value, m.num_tokens if is_input else 0, 0 if is_input else None, g, "all"
+        )
         if m.is_sequence and value is not None and not is_input:
-            entry = text_entry([], entry["tensor"][~entry["target_mask"]].tolist(), len(entry["tensor"]), m.max_tokens)
+            entry = text_entry(
+                [],
+                entry["tensor"][~entry["target_mask"]].tolist(),
+                len(entry["tensor"]),
+                m.max_tokens,
+            )
         entries[m.name] = entry
     return entries

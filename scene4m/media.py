@@ -31,88 +31,121 @@ REASONS = {
     "failed": "the program raised an error",
 }
 
+
 class ClipRefused(BadInput):
     "A clip that cannot be used; `reason` is a key of `REASONS`, the message says which file and why."
+
     def __init__(self, reason: str, message: str):
         assert reason in REASONS, reason
-        super().__init__(message); self.reason = reason
-    def __reduce__(self): return ClipRefused, (self.reason, str(self))
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self):
+        return ClipRefused, (self.reason, str(self))
 
 # %% ../nbs/10_media.ipynb #bdc0d54a
 def frame_times(
-    frames: int,   # how many frames
-    fps: float,    # frames per second
-) -> np.ndarray:   # float64 (frames,), seconds from the start of the clip
+    frames: int,  # how many frames
+    fps: float,  # frames per second
+) -> np.ndarray:  # float64 (frames,), seconds from the start of the clip
     "The moments t = k / fps. Raises `BadInput` for a rate or a count that is not positive."
-    if not (frames > 0 and fps > 0 and math.isfinite(fps)): raise BadInput(f"{frames} frames at {fps} fps: both must be above zero.")
+    if not (frames > 0 and fps > 0 and math.isfinite(fps)):
+        raise BadInput(f"{frames} frames at {fps} fps: both must be above zero.")
     return np.arange(frames) / fps
 
 # %% ../nbs/10_media.ipynb #147ea99c
 @dataclass(frozen=True)
 class FrameSpec:
     "Which pictures to take from a clip: `frames` of them at t = k / fps, each `size` pixels high and wide."
-    frames: int = 16      # number of frames
-    fps: float = 1.6      # frames per second that are kept
+
+    frames: int = 16  # number of frames
+    fps: float = 1.6  # frames per second that are kept
     size: int | tuple[int, int] = 32  # side of a square, or (height, width), in pixels
 
     @property
-    def hw(self) -> tuple[int, int]: return tuple(self.size) if isinstance(self.size, (tuple, list)) else (self.size, self.size)
+    def hw(self) -> tuple[int, int]:
+        return tuple(self.size) if isinstance(self.size, (tuple, list)) else (self.size, self.size)
+
     @property
-    def times(self) -> np.ndarray: return frame_times(self.frames, self.fps)
+    def times(self) -> np.ndarray:
+        return frame_times(self.frames, self.fps)
 
 # %% ../nbs/10_media.ipynb #970cb029
 @dataclass(frozen=True)
 class ClipInfo:
     "What the header of a file says, before anything is decoded."
+
     path: str
-    duration: float        # seconds, 0 where the file does not say or only lets it be guessed
-    fps: float             # average frames per second, 0 without a picture
-    width: int             # of the stored picture, before rotation
+    duration: float  # seconds, 0 where the file does not say or only lets it be guessed
+    fps: float  # average frames per second, 0 without a picture
+    width: int  # of the stored picture, before rotation
     height: int
-    rotation: int          # degrees counter-clockwise by which the picture must be turned: 0, 90, 180 or 270
+    rotation: (
+        int  # degrees counter-clockwise by which the picture must be turned: 0, 90, 180 or 270
+    )
     has_video: bool
     has_audio: bool
-    sr: int                # Hz, 0 without sound
+    sr: int  # Hz, 0 without sound
     video_codec: str = ""
     audio_codec: str = ""
 
 # %% ../nbs/10_media.ipynb #0f5a80ca
-MAX_PIXELS = 64_000_000    # the largest photographs of telephones; 8K video has half of it
-FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,wav,flac,ogg,mp3,aac,amr,amrnb,amrwb,aiff,au,caf,w64,gif,asf,mpegts,mpeg,flv,"
-           "mpegvideo,h264,hevc,ivf,m4v,obu,ac3,eac3,dts,wv,ape,tta,png_pipe,jpeg_pipe,bmp_pipe,webp_pipe,apng,mxf,dv,h263,rm,swf")
+MAX_PIXELS = 64_000_000  # the largest photographs of telephones; 8K video has half of it
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,wav,flac,ogg,mp3,aac,amr,amrnb,amrwb,aiff,au,caf,w64,gif,asf,mpegts,mpeg,flv,"
+    "mpegvideo,h264,hevc,ivf,m4v,obu,ac3,eac3,dts,wv,ape,tta,png_pipe,jpeg_pipe,bmp_pipe,webp_pipe,apng,mxf,dv,h263,rm,swf"
+)
 
 # what people call such files, besides what FFmpeg does
 MORE_ENDINGS = "png jpg jpeg bmp webp divx qt vob oga ogv opus weba"
 
+
 @functools.cache
-def endings() -> frozenset:       # with their dots, in small letters
+def endings() -> frozenset:  # with their dots, in small letters
     "The endings of the files that the reader opens."
     import av
+
     names = set(MORE_ENDINGS.split())
     for form in FORMATS.split(","):
-        for mode in "rw":          # some formats name their endings only for writing
-            with contextlib.suppress(ValueError): names |= av.ContainerFormat(form, mode).extensions
+        for mode in "rw":  # some formats name their endings only for writing
+            with contextlib.suppress(ValueError):
+                names |= av.ContainerFormat(form, mode).extensions
     return frozenset(f".{name.lower()}" for name in names)
+
 
 def _check_file(path) -> str:
     name = os.fspath(path)
-    try: stat = os.stat(name)
-    except (OSError, ValueError) as e: raise ClipRefused("missing", f"{name!r}: there is no such file or it cannot be read.") from e
-    if not os.path.isfile(name): raise ClipRefused("missing", f"{name!r}: this is not a file.")
-    if not os.access(name, os.R_OK): raise ClipRefused("missing", f"{name!r}: the file may not be read; check its permissions.")
-    if stat.st_size == 0: raise ClipRefused("empty", f"{name!r}: the file is empty; fetch or record it again.")
+    try:
+        stat = os.stat(name)
+    except (OSError, ValueError) as e:
+        raise ClipRefused(
+            "missing", f"{name!r}: there is no such file or it cannot be read."
+        ) from e
+    if not os.path.isfile(name):
+        raise ClipRefused("missing", f"{name!r}: this is not a file.")
+    if not os.access(name, os.R_OK):
+        raise ClipRefused("missing", f"{name!r}: the file may not be read; check its permissions.")
+    if stat.st_size == 0:
+        raise ClipRefused("empty", f"{name!r}: the file is empty; fetch or record it again.")
     return os.path.abspath(name)
 
 # %% ../nbs/10_media.ipynb #fd53a069
 class _Bytes:
     "A file without a name: the demuxer cannot take `%d`, `http:` or `concat:` in a name for an instruction, nor open a second file."
-    def __init__(self, file): self.read, self.seek, self.tell, self.file = file.read, file.seek, file.tell, file
-    def __del__(self): self.file.close()
+
+    def __init__(self, file):
+        self.read, self.seek, self.tell, self.file = file.read, file.seek, file.tell, file
+
+    def __del__(self):
+        self.file.close()
+
 
 def _release() -> int:
     "The major release of PyAV; some arguments came or went with one."
     import av
+
     return int(av.__version__.split(".")[0])
+
 
 def _how_to_open() -> dict:
     "What `av.open` is told besides the file."
@@ -121,23 +154,41 @@ def _how_to_open() -> dict:
     how = dict(container_options=options) if _release() < 17 else dict(options=options)
     return how if _release() >= 19 else dict(how, metadata_errors="replace")
 
+
 def _open(path, timeout: float):
     import av
+
     av.logging.set_level(None)
-    try: file = _Bytes(open(_check_file(path), "rb"))
-    except OSError as e: raise ClipRefused("missing", f"{os.fspath(path)!r}: the file cannot be read ({e.strerror}).") from e
-    try: return av.open(file, timeout=timeout, **_how_to_open())
-    except MemoryError as e: raise ClipRefused("too large", f"{os.fspath(path)!r}: opening it takes too much memory.") from e
+    try:
+        file = _Bytes(open(_check_file(path), "rb"))
+    except OSError as e:
+        raise ClipRefused(
+            "missing", f"{os.fspath(path)!r}: the file cannot be read ({e.strerror})."
+        ) from e
+    try:
+        return av.open(file, timeout=timeout, **_how_to_open())
+    except MemoryError as e:
+        raise ClipRefused(
+            "too large", f"{os.fspath(path)!r}: opening it takes too much memory."
+        ) from e
     except (av.error.FFmpegError, OSError, ValueError) as e:
         why = getattr(e, "strerror", None) or str(e)
-        raise ClipRefused("not media", f"{os.fspath(path)!r}: this is not a video or sound file that can be opened ({why}).") from e
+        raise ClipRefused(
+            "not media",
+            f"{os.fspath(path)!r}: this is not a video or sound file that can be opened ({why}).",
+        ) from e
 
 # %% ../nbs/10_media.ipynb #eced45bf
 def _pick(container):
     from av.stream import Disposition
+
     video, audio = container.streams.best("video"), container.streams.best("audio")
-    if video is not None and (video.codec_context is None or video.disposition & Disposition.attached_pic): video = None
-    if audio is not None and audio.codec_context is None: audio = None
+    if video is not None and (
+        video.codec_context is None or video.disposition & Disposition.attached_pic
+    ):
+        video = None
+    if audio is not None and audio.codec_context is None:
+        audio = None
     return video, audio
 
 # %% ../nbs/10_media.ipynb #34545651
@@ -145,12 +196,25 @@ def _is_indexed(container) -> bool:
     "Whether the file has a table of what lies where; of others, length and places are guesses."
     return container.format.name.split(",")[0] in ("mov", "matroska", "avi")
 
+
 def _header(path, container, video, audio, rotation: int = 0) -> ClipInfo:
     fps = float(video.average_rate or video.guessed_rate or 0) if video else 0.0
     v, a = video and video.codec_context, audio and audio.codec_context
     duration = max(0.0, (container.duration or 0) / 1e6) if _is_indexed(container) else 0.0
-    return ClipInfo(os.fspath(path), duration, fps, v.width if v else 0, v.height if v else 0, rotation,
-                    v is not None, a is not None, (a.sample_rate or 0) if a else 0, v.name if v else "", a.name if a else "")
+    return ClipInfo(
+        os.fspath(path),
+        duration,
+        fps,
+        v.width if v else 0,
+        v.height if v else 0,
+        rotation,
+        v is not None,
+        a is not None,
+        (a.sample_rate or 0) if a else 0,
+        v.name if v else "",
+        a.name if a else "",
+    )
+
 
 def _quarter_turns(frame) -> int:
     "How often the picture must be turned by 90 degrees counter-clockwise; an impossible angle counts as none."
@@ -159,61 +223,81 @@ def _quarter_turns(frame) -> int:
 
 # %% ../nbs/10_media.ipynb #6b98b3f2
 def probe(
-    path,                   # a file
+    path,  # a file
     timeout: float = 10.0,  # seconds
-) -> ClipInfo:              # the header, and the rotation of the first picture
+) -> ClipInfo:  # the header, and the rotation of the first picture
     "What a file holds, without decoding more than one frame. Raises `ClipRefused` for a file that cannot be opened."
     with _open(path, timeout) as container:
         video, audio = _pick(container)
         turns = 0
         if video:
-            with contextlib.suppress(Exception): turns = _quarter_turns(next(container.decode(video)))
+            with contextlib.suppress(Exception):
+                turns = _quarter_turns(next(container.decode(video)))
         return _header(path, container, video, audio, 90 * turns)
 
 # %% ../nbs/10_media.ipynb #37dc0ec3
 class _Clock:
     "Raises `ClipRefused` once the time is over; asked between packets."
-    def __init__(self, path, seconds: float): self.path, self.seconds, self.end = os.fspath(path), seconds, time.monotonic() + seconds
+
+    def __init__(self, path, seconds: float):
+        self.path, self.seconds, self.end = os.fspath(path), seconds, time.monotonic() + seconds
+
     def check(self):
-        if time.monotonic() > self.end: raise ClipRefused("stalled", f"{self.path!r}: decoding was stopped after {self.seconds:g} s.")
+        if time.monotonic() > self.end:
+            raise ClipRefused(
+                "stalled", f"{self.path!r}: decoding was stopped after {self.seconds:g} s."
+            )
+
 
 MAX_PACKETS, MAX_BYTES, MAX_LATE = 100_000, 256 << 20, 3_000
 
+
 def _start_of(stream) -> float | None:
-    return None if stream is None or stream.start_time is None else float(stream.start_time * stream.time_base)
+    return (
+        None
+        if stream is None or stream.start_time is None
+        else float(stream.start_time * stream.time_base)
+    )
 
 # %% ../nbs/10_media.ipynb #1e490002
 class _OneClock:
     "Puts the packets of a file on one clock, also where its times begin again or are missing."
+
     def __init__(self):
-        self.shifts = [0.0]     # seconds to add, part by part
-        self.part = {}          # stream index → the part that it has come to
-        self.ends = {}          # stream index → second at which its packets end so far
-        self.first = {}         # stream index → second at which they begin
+        self.shifts = [0.0]  # seconds to add, part by part
+        self.part = {}  # stream index → the part that it has come to
+        self.ends = {}  # stream index → second at which its packets end so far
+        self.first = {}  # stream index → second at which they begin
 
     def place(self, packet):
         "Changes the times of `packet` to those of the one clock."
         i, unit, told = packet.stream_index, float(packet.time_base or 1), packet.dts
-        if told is None: told = packet.pts
-        if told is None:                                  # no times: one packet after the other
+        if told is None:
+            told = packet.pts
+        if told is None:  # no times: one packet after the other
             when = self.ends.get(i, 0.0)
             packet.dts = round(when / unit)
         else:
             shift = self._shift(i, told * unit)
             when = told * unit + shift
-            if shift and packet.pts is not None: packet.pts += round(shift / unit)
-            if shift and packet.dts is not None: packet.dts += round(shift / unit)
+            if shift and packet.pts is not None:
+                packet.pts += round(shift / unit)
+            if shift and packet.dts is not None:
+                packet.dts += round(shift / unit)
         self.ends[i] = max(when + float(packet.duration or 0) * unit, self.ends.get(i, when))
         self.first.setdefault(i, packet.pts * unit if packet.pts is not None else when)
 
     def begins(self, streams) -> list:
         "The second at which each stream begins: what the header says, unless its packets say something else."
         said = [(_start_of(s), self.first[s.index]) for s in streams if s.index in self.first]
-        return [told if told is not None and abs(told - first) < 0.5 else first for told, first in said]
+        return [
+            told if told is not None and abs(told - first) < 0.5 else first for told, first in said
+        ]
 
     def _shift(self, i: int, seconds: float) -> float:
         part = self.part.setdefault(i, 0)
-        if i not in self.ends: return self.shifts[part]
+        if i not in self.ends:
+            return self.shifts[part]
         while not -0.5 < seconds + self.shifts[part] - self.ends[i] < 10:
             part += 1
             if part == len(self.shifts):
@@ -228,22 +312,37 @@ def _demux(container, streams, stop: float, clock, start: float = 0.0, one=None)
 
     With a `_OneClock`, on that clock, and only those that are needed from `start` on."""
     import av
+
     kept, size, late, over = {s.index: [] for s in streams}, 0, 0, set()
-    ends = {s.index: (stop + 1) / float(s.time_base) if s.time_base else math.inf for s in streams}      # in each stream's own ticks
+    ends = {
+        s.index: (stop + 1) / float(s.time_base) if s.time_base else math.inf for s in streams
+    }  # in each stream's own ticks
     try:
         for packet in container.demux(streams):
             clock.check()
-            if packet.size == 0: continue
-            if one: one.place(packet)
+            if packet.size == 0:
+                continue
+            if one:
+                one.place(packet)
             when, i = packet.dts if packet.dts is not None else packet.pts, packet.stream_index
-            if when is not None and when > ends[i]: over.add(i)
-            if one and start > 0: size -= _forget(packet, kept[i], start)
-            if i in over: late += 1
-            else: kept[i].append(packet); size += packet.size
-            if len(over) == len(streams) or late > MAX_LATE: break
+            if when is not None and when > ends[i]:
+                over.add(i)
+            if one and start > 0:
+                size -= _forget(packet, kept[i], start)
+            if i in over:
+                late += 1
+            else:
+                kept[i].append(packet)
+                size += packet.size
+            if len(over) == len(streams) or late > MAX_LATE:
+                break
             if size > MAX_BYTES or len(kept[i]) > MAX_PACKETS:
-                raise ClipRefused("too large", f"{clock.path!r}: more than {MAX_BYTES >> 20} MB or {MAX_PACKETS} packets in one clip.")
-    except av.error.FFmpegError: pass   # a file that breaks off: what came before is used
+                raise ClipRefused(
+                    "too large",
+                    f"{clock.path!r}: more than {MAX_BYTES >> 20} MB or {MAX_PACKETS} packets in one clip.",
+                )
+    except av.error.FFmpegError:
+        pass  # a file that breaks off: what came before is used
     return kept
 
 # %% ../nbs/10_media.ipynb #1e490004
@@ -251,9 +350,12 @@ def _forget(packet, kept: list, start: float) -> int:
     "Drops packets that are of no use for what begins at `start`, before `packet` joins them; returns their bytes."
     when = packet.pts if packet.pts is not None else packet.dts
     before = when is not None and float(when * packet.time_base) <= start
-    if packet.stream.type == "video" and before and packet.is_keyframe: n = len(kept)
-    elif packet.stream.type == "audio" and before: n = max(0, len(kept) - 50)       # a second or so to begin with
-    else: return 0
+    if packet.stream.type == "video" and before and packet.is_keyframe:
+        n = len(kept)
+    elif packet.stream.type == "audio" and before:
+        n = max(0, len(kept) - 50)  # a second or so to begin with
+    else:
+        return 0
     size = sum(p.size for p in kept[:n])
     del kept[:n]
     return size
@@ -262,62 +364,100 @@ def _forget(packet, kept: list, start: float) -> int:
 def _packets(container, streams, start: float, stop: float, clock, one=None) -> dict:
     "The packets of each stream from a key frame at or before `start` up to `stop` seconds, by stream index."
     import av
-    if one: return _demux(container, streams, stop, clock, start, one)
-    if start <= 0: return _demux(container, streams, stop, clock)
+
+    if one:
+        return _demux(container, streams, stop, clock, start, one)
+    if start <= 0:
+        return _demux(container, streams, stop, clock)
     first, kept = min((s for s in map(_start_of, streams) if s is not None), default=0.0), None
-    there = [s for s in streams if (_start_of(s) or 0.0) <= start]          # without a stream that begins later: there is nothing to seek in it
+    there = [
+        s for s in streams if (_start_of(s) or 0.0) <= start
+    ]  # without a stream that begins later: there is nothing to seek in it
     by = there[0] if there and len(there) < len(streams) else None
     for second in (start - 0.25, start - 10, first, first - 10):
-        try: container.seek(int(second / (by.time_base if by else 1e-6)), backward=True, stream=by)
+        try:
+            container.seek(int(second / (by.time_base if by else 1e-6)), backward=True, stream=by)
         except (av.error.FFmpegError, ValueError):
-            if kept: continue
+            if kept:
+                continue
         kept = _demux(container, streams, stop, clock)
-        if all(_can_begin(s, kept[s.index], start) for s in there): break
+        if all(_can_begin(s, kept[s.index], start) for s in there):
+            break
     return kept
+
 
 def _can_begin(stream, packets, start: float) -> bool:
     "Whether the packets of a film hold a key frame at `start` or before it."
     times = [p.pts if p.pts is not None else p.dts for p in packets if p.is_keyframe]
-    return stream.type != "video" or any(t is not None and float(t * stream.time_base) <= start + 1e-3 for t in times)
+    return stream.type != "video" or any(
+        t is not None and float(t * stream.time_base) <= start + 1e-3 for t in times
+    )
 
 # %% ../nbs/10_media.ipynb #274f2238
 def _reformat(frame, *size, **how):
     "`frame.reformat` by one thread; before release 17 there was never another."
-    if _release() >= 17: how["threads"] = 1
+    if _release() >= 17:
+        how["threads"] = 1
     return frame.reformat(*size, **how)
+
 
 def _shrink(frame, limit: int = 2_100_000):
     "The frame itself, or a smaller copy of a picture that is larger than full HD, so that a handful of them fits into memory."
     pixels = frame.width * frame.height
-    if pixels <= limit: return frame
+    if pixels <= limit:
+        return frame
     s = math.sqrt(limit / pixels)
-    return _reformat(frame, max(2, int(frame.width * s) // 2 * 2), max(2, int(frame.height * s) // 2 * 2), interpolation="AREA")
+    return _reformat(
+        frame,
+        max(2, int(frame.width * s) // 2 * 2),
+        max(2, int(frame.height * s) // 2 * 2),
+        interpolation="AREA",
+    )
 
 # %% ../nbs/10_media.ipynb #2a3a905c
 def _decode_all(context, packets, times, clock, fps: float = 25.0):
     "The frame shown at each of `times`, by decoding every packet; slow and right whatever the file is."
     import av
+
     shown, last, k, count, unit = [None] * len(times), None, 0, 0, packets[0].time_base
-    begin = float((packets[0].dts or 0) * unit) if packets[0].pts is None and unit else 0.0       # of a stream without times
+    begin = (
+        float((packets[0].dts or 0) * unit) if packets[0].pts is None and unit else 0.0
+    )  # of a stream without times
     each = float((packets[0].duration or 0) * (unit or 0)) or 1 / fps
     for packet in [*packets, None]:
         clock.check()
-        try: frames = context.decode(packet)
-        except (av.error.FFmpegError, ValueError): continue               # a broken packet: the picture before it stays
+        try:
+            frames = context.decode(packet)
+        except (av.error.FFmpegError, ValueError):
+            continue  # a broken packet: the picture before it stays
         for frame in frames:
-            when = begin + count * each if frame.pts is None or unit is None else float(frame.pts * unit)
+            when = (
+                begin + count * each
+                if frame.pts is None or unit is None
+                else float(frame.pts * unit)
+            )
             count += 1
-            while last is not None and k < len(times) and times[k] + 1e-3 < when: shown[k] = last; k += 1
+            while last is not None and k < len(times) and times[k] + 1e-3 < when:
+                shown[k] = last
+                k += 1
             last = _shrink(frame)
-            if k == len(times): return shown
+            if k == len(times):
+                return shown
     return [f if f is not None else last for f in shown]
 
 # %% ../nbs/10_media.ipynb #54caf502
-SKIPPABLE = ("h264", "mpeg4", "mpeg1video", "mpeg2video")  # codecs where a frame that nothing refers to is marked as such
+SKIPPABLE = (
+    "h264",
+    "mpeg4",
+    "mpeg1video",
+    "mpeg2video",
+)  # codecs where a frame that nothing refers to is marked as such
+
 
 def _decode_skipping(context, packets, times, clock):
     "As `_decode_all`, bit for bit, but frames that nothing refers to and nobody asked for are skipped; None for a broken stream."
     import av
+
     stamps = sorted({p.pts for p in packets if not p.is_discard})
     seconds = np.array(stamps, float) * float(packets[0].time_base)
     index = np.clip(np.searchsorted(seconds, np.asarray(times) + 1e-3, side="right") - 1, 0, None)
@@ -325,12 +465,17 @@ def _decode_skipping(context, packets, times, clock):
     for packet in [*packets, None]:
         clock.check()
         now = "DEFAULT" if packet is None or packet.pts in wanted else "NONREF"
-        if now != skip: context.skip_frame = skip = now
-        try: frames = context.decode(packet)
-        except (av.error.FFmpegError, ValueError): return None
-        if any(f.is_corrupt for f in frames): return None
+        if now != skip:
+            context.skip_frame = skip = now
+        try:
+            frames = context.decode(packet)
+        except (av.error.FFmpegError, ValueError):
+            return None
+        if any(f.is_corrupt for f in frames):
+            return None
         found.update((f.pts, _shrink(f)) for f in frames if f.pts in wanted)
-        if len(found) == len(wanted): break
+        if len(found) == len(wanted):
+            break
     return [found[stamps[i]] for i in index] if len(found) == len(wanted) else None
 
 # %% ../nbs/10_media.ipynb #9b65d4f3
@@ -338,33 +483,50 @@ def _decode_video(stream, packets, times, clock):
     "(frames or None, how they were decoded): exact-skip where the file allows it, every frame otherwise."
     context = stream.codec_context
     context.thread_count, context.thread_type = 1, "NONE"
-    if not packets: return None, "none"
-    if context.name in SKIPPABLE and all(p.pts is not None for p in packets) and not all(p.is_discard for p in packets):
+    if not packets:
+        return None, "none"
+    if (
+        context.name in SKIPPABLE
+        and all(p.pts is not None for p in packets)
+        and not all(p.is_discard for p in packets)
+    ):
         frames = _decode_skipping(context, packets, times, clock)
-        if frames: return frames, "exact-skip"
-        context.skip_frame = "DEFAULT"; context.flush_buffers()
+        if frames:
+            return frames, "exact-skip"
+        context.skip_frame = "DEFAULT"
+        context.flush_buffers()
     frames = _decode_all(context, packets, times, clock, float(stream.average_rate or 25))
     return (frames, "every frame") if frames and frames[0] is not None else (None, "none")
 
 # %% ../nbs/10_media.ipynb #684ade32
 def _one_bar(luma, width: int) -> int:
     "`width` if the first `width` lines are a bar: broad enough, flat, and with a sharp edge; else 0."
-    if width < max(1, 0.02 * luma.shape[1]): return 0
-    edge = luma[:, :width + 3, ::4]; bright = np.percentile(edge, 80, axis=2)
-    part, level = edge[:, :max(1, width - 1)], bright[:, :max(1, width - 1), None]
-    spread = float(part[part <= level].std(dtype=np.float32))                # the brightest fifth of a line may be a station's logo
-    step = bright[:, width:width + 3].mean(1) - bright[:, max(0, width - 3):width].mean(1)
-    return width if spread < 4 and (step >= (5 if spread < 1 else 8)).sum() >= min(2, len(luma)) else 0
+    if width < max(1, 0.02 * luma.shape[1]):
+        return 0
+    edge = luma[:, : width + 3, ::4]
+    bright = np.percentile(edge, 80, axis=2)
+    part, level = edge[:, : max(1, width - 1)], bright[:, : max(1, width - 1), None]
+    spread = float(
+        part[part <= level].std(dtype=np.float32)
+    )  # the brightest fifth of a line may be a station's logo
+    step = bright[:, width : width + 3].mean(1) - bright[:, max(0, width - 3) : width].mean(1)
+    return (
+        width if spread < 4 and (step >= (5 if spread < 1 else 8)).sum() >= min(2, len(luma)) else 0
+    )
 
 # %% ../nbs/10_media.ipynb #b6ab9921
 def _side_bars(luma: np.ndarray) -> tuple[int, int]:
     "Bars at the two ends of axis 1 of `luma` (T, L, K), in lines."
     lines, some = luma.shape[1], luma[:, :, ::4]
-    bright = np.count_nonzero(some > 20, axis=2) > 0.2 * some.shape[2]    # (T, L): more than a fifth of the line
+    bright = (
+        np.count_nonzero(some > 20, axis=2) > 0.2 * some.shape[2]
+    )  # (T, L): more than a fifth of the line
     lit = np.flatnonzero(bright.sum(0) >= min(2, len(luma)))
-    if len(lit) == 0: return 0, 0
+    if len(lit) == 0:
+        return 0, 0
     sides = [_one_bar(luma, int(lit[0])), _one_bar(luma[:, ::-1], int(lines - 1 - lit[-1]))]
-    if abs(sides[0] - sides[1]) > 0.03 * lines: sides = [min(sides)] * 2
+    if abs(sides[0] - sides[1]) > 0.03 * lines:
+        sides = [min(sides)] * 2
     return (0, 0) if lines - sum(sides) < 0.2 * lines else tuple(sides)
 
 # %% ../nbs/10_media.ipynb #35f02e2b
@@ -373,11 +535,16 @@ def find_bars(
 ) -> tuple[int, int, int, int]:  # (top, bottom, left, right) in pixels
     "The black bars around a picture; four zeros where there are none. Raises `BadInput` for an array of another shape."
     frames = np.asarray(frames)
-    if frames.ndim == 4 and frames.shape[3] == 3: luma = (16 + frames @ np.array([0.257, 0.504, 0.098])).astype(np.uint8)
-    elif frames.ndim == 3: luma = frames
-    else: raise BadInput(f"find_bars takes (T, H, W, 3) or (T, H, W), not an array of shape {frames.shape}.")
+    if frames.ndim == 4 and frames.shape[3] == 3:
+        luma = (16 + frames @ np.array([0.257, 0.504, 0.098])).astype(np.uint8)
+    elif frames.ndim == 3:
+        luma = frames
+    else:
+        raise BadInput(
+            f"find_bars takes (T, H, W, 3) or (T, H, W), not an array of shape {frames.shape}."
+        )
     top, bottom = _side_bars(luma)
-    left, right = _side_bars(luma[:, top:luma.shape[1] - bottom].swapaxes(1, 2))
+    left, right = _side_bars(luma[:, top : luma.shape[1] - bottom].swapaxes(1, 2))
     return top, bottom, left, right
 
 # %% ../nbs/10_media.ipynb #5a65a7c3
@@ -386,28 +553,46 @@ def _luma(frame) -> np.ndarray:
     if frame.format.name not in ("yuv420p", "yuvj420p", "yuv422p", "yuv444p", "nv12"):
         frame = _reformat(frame, format="yuv420p")
     plane = frame.planes[0]
-    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:frame.height, :frame.width]
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[
+        : frame.height, : frame.width
+    ]
 
 # %% ../nbs/10_media.ipynb #beed2026
 def _cut(frames, crop):
     "The frames without `crop` = (top, bottom, left, right), cut in their own pixel format."
     import av
+
     top, bottom, left, right = crop
     graph, first = av.filter.Graph(), frames[0]
-    source = graph.add_buffer(width=first.width, height=first.height, format=first.format, time_base=Fraction(1, 1000))
-    cut = graph.add("crop", f"{first.width - left - right}:{first.height - top - bottom}:{left}:{top}")
-    source.link_to(cut); cut.link_to(sink := graph.add("buffersink")); graph.configure()
-    for frame in frames: source.push(frame); yield sink.pull()
+    source = graph.add_buffer(
+        width=first.width, height=first.height, format=first.format, time_base=Fraction(1, 1000)
+    )
+    cut = graph.add(
+        "crop", f"{first.width - left - right}:{first.height - top - bottom}:{left}:{top}"
+    )
+    source.link_to(cut)
+    cut.link_to(sink := graph.add("buffersink"))
+    graph.configure()
+    for frame in frames:
+        source.push(frame)
+        yield sink.pull()
 
 # %% ../nbs/10_media.ipynb #7c2fa951
 def _turned(crop: tuple, turns: int) -> tuple:
     "(top, bottom, left, right) after so many quarter turns counter-clockwise."
-    for _ in range(turns % 4): crop = (crop[3], crop[2], crop[0], crop[1])
+    for _ in range(turns % 4):
+        crop = (crop[3], crop[2], crop[0], crop[1])
     return tuple(crop)
+
 
 def _resize(frames, hw, turns: int) -> np.ndarray:
     height, width = hw if turns % 2 == 0 else hw[::-1]
-    def shrink(f): return _reformat(f, width, height, format="gbrp", interpolation="AREA").to_ndarray()   # planes: full colour when small
+
+    def shrink(f):
+        return _reformat(
+            f, width, height, format="gbrp", interpolation="AREA"
+        ).to_ndarray()  # planes: full colour when small
+
     small = {id(f): f for f in frames}
     small = {i: np.rot90(shrink(f), turns) for i, f in small.items()}
     return np.stack([small[id(f)] for f in frames])
@@ -417,49 +602,75 @@ def _views(frames, specs, crop) -> tuple[list, tuple]:
     "One uint8 (T, H, W, 3) array for each spec, and the crop as it stands in the turned picture."
     distinct = list({id(f): f for f in frames}.values())
     first, turns = distinct[0], _quarter_turns(distinct[0])
-    same = [f for f in distinct if (f.width, f.height, f.format.name) == (first.width, first.height, first.format.name)]
-    if crop == "auto": crop = find_bars(np.stack([_luma(f) for f in same[:specs[0].frames]]))
-    else: crop = _turned(crop or (0, 0, 0, 0), -turns)
-    crop = tuple(2 * math.ceil(c / 2) for c in crop)       # whole chroma samples
+    same = [
+        f
+        for f in distinct
+        if (f.width, f.height, f.format.name) == (first.width, first.height, first.format.name)
+    ]
+    if crop == "auto":
+        crop = find_bars(np.stack([_luma(f) for f in same[: specs[0].frames]]))
+    else:
+        crop = _turned(crop or (0, 0, 0, 0), -turns)
+    crop = tuple(2 * math.ceil(c / 2) for c in crop)  # whole chroma samples
     if sum(crop[:2]) >= first.height or sum(crop[2:]) >= first.width:
-        raise BadInput(f"crop={_turned(crop, turns)} leaves nothing of a picture of {first.width} x {first.height} pixels.")
-    if any(crop) and len(same) == len(distinct): cut = dict(zip(map(id, distinct), _cut(distinct, crop)))
-    else: cut, crop = {id(f): f for f in distinct}, (0, 0, 0, 0)
+        raise BadInput(
+            f"crop={_turned(crop, turns)} leaves nothing of a picture of {first.width} x {first.height} pixels."
+        )
+    if any(crop) and len(same) == len(distinct):
+        cut = dict(zip(map(id, distinct), _cut(distinct, crop)))
+    else:
+        cut, crop = {id(f): f for f in distinct}, (0, 0, 0, 0)
     out, k = [], 0
     for spec in specs:
-        out.append(_resize([cut[id(f)] for f in frames[k:k + spec.frames]], spec.hw, turns)); k += spec.frames
+        out.append(_resize([cut[id(f)] for f in frames[k : k + spec.frames]], spec.hw, turns))
+        k += spec.frames
     return out, _turned(crop, turns)
 
 # %% ../nbs/10_media.ipynb #fbf1f13a
-_SCALE = {"u1": 128.0, "i2": 32768.0, "i4": 2.0 ** 31, "i8": 2.0 ** 63, "f4": 1.0, "f8": 1.0}
+_SCALE = {"u1": 128.0, "i2": 32768.0, "i4": 2.0**31, "i8": 2.0**63, "f4": 1.0, "f8": 1.0}
+
 
 def _channels(frame) -> np.ndarray:
     "float32 (channels, N): the samples of a decoded frame."
     data, channels = frame.to_ndarray(), max(1, frame.layout.nb_channels)
     kind = data.dtype.str[1:]
-    if not frame.format.is_planar: data = data.reshape(-1, channels).T
+    if not frame.format.is_planar:
+        data = data.reshape(-1, channels).T
     samples = data.astype(np.float64 if kind in ("i4", "f8") else np.float32, copy=False)
-    if kind == "u1": samples = samples - 128
+    if kind == "u1":
+        samples = samples - 128
     return (samples / _SCALE[kind]).astype(np.float32, copy=False)
+
 
 def _weights(layout) -> np.ndarray:
     "How much of each channel goes into one: the centre whole, left and right at 0.7, what is behind at half, no low-frequency effects."
     names = [channel.name for channel in layout.channels]
-    if len(names) < 3: return np.full(len(names), 1 / len(names), np.float32)
+    if len(names) < 3:
+        return np.full(len(names), 1 / len(names), np.float32)
     usual = dict(FL=0.7071, FR=0.7071, FC=1.0, LFE=0.0, LFE2=0.0)
     weights = np.array([usual.get(name, 0.5) for name in names], np.float32)
-    return weights / weights.sum() if weights.any() else np.full(len(names), 1 / len(names), np.float32)
+    return (
+        weights / weights.sum()
+        if weights.any()
+        else np.full(len(names), 1 / len(names), np.float32)
+    )
+
 
 def _mono(pieces: list) -> list:
     """[(seconds, float32 (N,)), …] of [(seconds, weights, float32 (channels, N)), …]: the channels, mixed.
 
     Where little is left of the loudest of them, as with channels of opposite phase, that one is taken in their place."""
     mixed = [(when, weights @ x) for when, weights, x in pieces]
-    def energy(rows): return sum(np.square(x, dtype=np.float64).sum(-1) for x in rows)
-    alike = len({len(x) for _, _, x in pieces}) == 1        # a file may change its channels on the way
+
+    def energy(rows):
+        return sum(np.square(x, dtype=np.float64).sum(-1) for x in rows)
+
+    alike = len({len(x) for _, _, x in pieces}) == 1  # a file may change its channels on the way
     loudness = energy(x for _, _, x in pieces) if alike and pieces else np.zeros(1)
-    if alike and (full := loudness * (pieces[0][1] > 0)).any(): loudness = full       # low-frequency effects only where all else is silent
-    if energy(x for _, x in mixed) >= 0.2 * loudness.max(): return mixed
+    if alike and (full := loudness * (pieces[0][1] > 0)).any():
+        loudness = full  # low-frequency effects only where all else is silent
+    if energy(x for _, x in mixed) >= 0.2 * loudness.max():
+        return mixed
     loudest = int(loudness.argmax())
     return [(when, x[loudest]) for when, _, x in pieces]
 
@@ -467,15 +678,20 @@ def _mono(pieces: list) -> list:
 def _decode_audio(stream, packets, clock, longest: float = 3600.0):
     "(seconds or None, rate, weights, float32 (channels, N)) of each decoded frame, up to `longest` seconds; what does not decode is left out."
     import av
+
     context, total = stream.codec_context, 0.0
     for packet in [*packets, None]:
         clock.check()
-        try: frames = context.decode(packet)
-        except (av.error.FFmpegError, ValueError): continue
+        try:
+            frames = context.decode(packet)
+        except (av.error.FFmpegError, ValueError):
+            continue
         for frame in frames:
-            if frame.samples and frame.sample_rate: yield frame.time, frame.sample_rate, _weights(frame.layout), _channels(frame)
+            if frame.samples and frame.sample_rate:
+                yield frame.time, frame.sample_rate, _weights(frame.layout), _channels(frame)
             total += frame.samples / max(1, frame.sample_rate)
-        if total > longest: return
+        if total > longest:
+            return
 
 # %% ../nbs/10_media.ipynb #c3b257fe
 def _place(pieces, rate: int, origin: float, seconds: float) -> tuple[np.ndarray, float]:
@@ -483,48 +699,65 @@ def _place(pieces, rate: int, origin: float, seconds: float) -> tuple[np.ndarray
     out, position = np.zeros(round(seconds * rate), np.float32), None
     for when, samples in pieces:
         there = None if when is None else round((when - origin) * rate)
-        if position is None: position = there if there is not None else 0
-        elif there is not None and there - position > 0.1 * rate: position = there      # a gap: leave it silent
+        if position is None:
+            position = there if there is not None else 0
+        elif there is not None and there - position > 0.1 * rate:
+            position = there  # a gap: leave it silent
         a, b = max(0, position), min(len(out), position + len(samples))
-        if b > a: out[a:b] = samples[a - position:b - position]
+        if b > a:
+            out[a:b] = samples[a - position : b - position]
         position += len(samples)
-    np.nan_to_num(out, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)        # a broken file may hold anything
+    np.nan_to_num(
+        out, copy=False, nan=0.0, posinf=1.0, neginf=-1.0
+    )  # a broken file may hold anything
     return out, min(seconds, max(0, position or 0) / rate)
 
 # %% ../nbs/10_media.ipynb #5be29fdc
 @functools.lru_cache(maxsize=16)
 def _resampler(up: int, down: int):
     torchaudio = import_torchaudio()
-    return torchaudio.transforms.Resample(down, up, resampling_method="sinc_interp_kaiser", lowpass_filter_width=64,
-                                          rolloff=0.9475937167399596, beta=14.769656459379492)
+    return torchaudio.transforms.Resample(
+        down,
+        up,
+        resampling_method="sinc_interp_kaiser",
+        lowpass_filter_width=64,
+        rolloff=0.9475937167399596,
+        beta=14.769656459379492,
+    )
+
 
 def resample(
     wave: np.ndarray,  # float32 (N,) at sr_in Hz
-    sr_in: int,        # Hz
-    sr_out: int,       # Hz
-) -> np.ndarray:       # float32 (ceil(N · sr_out / sr_in),)
+    sr_in: int,  # Hz
+    sr_out: int,  # Hz
+) -> np.ndarray:  # float32 (ceil(N · sr_out / sr_in),)
     "The same sound at another rate, low-passed so that nothing folds back. Raises `BadInput` for a rate that is not positive."
     import torch
-    if not (sr_in > 0 and sr_out > 0): raise BadInput(f"Cannot resample from {sr_in} to {sr_out} Hz: both must be above zero.")
+
+    if not (sr_in > 0 and sr_out > 0):
+        raise BadInput(f"Cannot resample from {sr_in} to {sr_out} Hz: both must be above zero.")
     wave = np.ascontiguousarray(wave, dtype=np.float32)
     ratio = Fraction(int(sr_out), int(sr_in)).limit_denominator(1000)
-    if ratio == 1 or len(wave) == 0: return wave
-    with torch.inference_mode(): return _resampler(ratio.numerator, ratio.denominator)(torch.from_numpy(wave)).numpy()
+    if ratio == 1 or len(wave) == 0:
+        return wave
+    with torch.inference_mode():
+        return _resampler(ratio.numerator, ratio.denominator)(torch.from_numpy(wave)).numpy()
 
 # %% ../nbs/10_media.ipynb #c4e4c457
 @dataclass
 class Clip:
     "What `read_clip` gives back."
-    frames: np.ndarray | None          # uint8 (T, H, W, 3) for the first spec, None without a picture
-    views: list                        # one such array for each spec
-    wave: np.ndarray | None            # float32 (N,) at the asked rate in [-1, 1], None without sound
+
+    frames: np.ndarray | None  # uint8 (T, H, W, 3) for the first spec, None without a picture
+    views: list  # one such array for each spec
+    wave: np.ndarray | None  # float32 (N,) at the asked rate in [-1, 1], None without sound
     info: ClipInfo
-    crop: tuple = (0, 0, 0, 0)         # (top, bottom, left, right) in pixels of the turned picture
-    duration: float = 0.0              # seconds of the window that the file really fills
+    crop: tuple = (0, 0, 0, 0)  # (top, bottom, left, right) in pixels of the turned picture
+    duration: float = 0.0  # seconds of the window that the file really fills
     has_video: bool = False
-    has_audio: bool = False            # False if there is no sound stream
-    silent: bool = True                # True if nothing in it is louder than -80 dB of full scale
-    path_kind: str = ""                # how the picture was decoded
+    has_audio: bool = False  # False if there is no sound stream
+    silent: bool = True  # True if nothing in it is louder than -80 dB of full scale
+    path_kind: str = ""  # how the picture was decoded
 
 # %% ../nbs/10_media.ipynb #10a0003a
 def modality_states(has_audio, silent, has_video) -> dict:
@@ -535,44 +768,61 @@ def modality_states(has_audio, silent, has_video) -> dict:
 # %% ../nbs/10_media.ipynb #b6e10c47
 def _check_request(specs, start, seconds, sr, crop):
     "Raises `BadInput` for what no file could give."
-    if not specs: raise BadInput("There is no FrameSpec; say which pictures to take.")
+    if not specs:
+        raise BadInput("There is no FrameSpec; say which pictures to take.")
     for s in specs:
-        if len(s.hw) != 2 or min(s.hw) < 1 or len(s.times) != s.frames: raise BadInput(f"{s}: its size must be at least one pixel.")
-    if not (math.isfinite(start) and start >= 0): raise BadInput(f"start={start}: a clip begins at 0 s or later.")
-    if not 0 < seconds <= 86_400: raise BadInput(f"seconds={seconds}: a clip lasts more than 0 s and at most a day.")
-    if not 1000 <= sr <= 768_000: raise BadInput(f"sr={sr}: sound is sampled at 1,000 to 768,000 Hz.")
-    if crop in ("auto", None): return
+        if len(s.hw) != 2 or min(s.hw) < 1 or len(s.times) != s.frames:
+            raise BadInput(f"{s}: its size must be at least one pixel.")
+    if not (math.isfinite(start) and start >= 0):
+        raise BadInput(f"start={start}: a clip begins at 0 s or later.")
+    if not 0 < seconds <= 86_400:
+        raise BadInput(f"seconds={seconds}: a clip lasts more than 0 s and at most a day.")
+    if not 1000 <= sr <= 768_000:
+        raise BadInput(f"sr={sr}: sound is sampled at 1,000 to 768,000 Hz.")
+    if crop in ("auto", None):
+        return
     if isinstance(crop, str) or len(crop) != 4 or min(crop) < 0:
-        raise BadInput(f"crop={crop!r}: give 'auto', None, or top, bottom, left and right in pixels.")
+        raise BadInput(
+            f"crop={crop!r}: give 'auto', None, or top, bottom, left and right in pixels."
+        )
 
 # %% ../nbs/10_media.ipynb #33ee382c
 def _time_zero(packets, sound, begins) -> float:
     "The second at which the clip begins: the first picture or sound that is shown, whichever is earlier."
     stamps = [p.pts for p in packets if p.pts is not None and not p.is_discard]
     first = [float(min(stamps) * packets[0].time_base)] if stamps else []
-    if sound and sound[1][0][0] is not None: first.append(sound[1][0][0])
+    if sound and sound[1][0][0] is not None:
+        first.append(sound[1][0][0])
     first = begins or first
     return min(first) if first and max(first) - min(first) < 10 else max(first, default=0.0)
 
+
 def _seconds_seen(packets, origin: float, seconds: float) -> float:
     stamps = [(p, p.pts if p.pts is not None else p.dts) for p in packets]
-    ends = [float((when + (p.duration or 0)) * p.time_base) for p, when in stamps if when is not None]
+    ends = [
+        float((when + (p.duration or 0)) * p.time_base) for p, when in stamps if when is not None
+    ]
     return min(seconds, max(0.0, max(ends, default=0.0) - origin))
 
 # %% ../nbs/10_media.ipynb #b6645413
 def _read_sound(stream, packets, clock, longest: float):
     "(rate, [(seconds, samples), …]) or None; a file that changes its rate is followed as far as the first rate goes."
     pieces = list(_decode_audio(stream, packets, clock, longest))
-    if not pieces: return None
+    if not pieces:
+        return None
     rate = pieces[0][1]
-    if not 1000 <= rate <= 768_000: raise ClipRefused("too large", f"{clock.path!r}: claims sound at {rate} Hz.")
+    if not 1000 <= rate <= 768_000:
+        raise ClipRefused("too large", f"{clock.path!r}: claims sound at {rate} Hz.")
     return rate, _mono([piece[:1] + piece[2:] for piece in pieces if piece[1] == rate])
 
-_FLOORS = {"pcm_u8": 0.012, "pcm_alaw": 5e-4, "pcm_mulaw": 5e-4}      # what such codecs make of silence
+
+_FLOORS = {"pcm_u8": 0.012, "pcm_alaw": 5e-4, "pcm_mulaw": 5e-4}  # what such codecs make of silence
+
 
 def _is_silent(wave, codec: str) -> bool:
     "Whether nothing rises above what the codec itself makes of silence: a step or two of coarse samples, else -80 dB."
     return wave is None or float(np.abs(wave).max(initial=0)) < _FLOORS.get(codec, 1e-4)
+
 
 def _finish_sound(sound, origin: float, seconds: float, sr: int):
     "float32 (seconds · sr,) in [-1, 1], and how many seconds of it are real."
@@ -586,42 +836,74 @@ def _finish_sound(sound, origin: float, seconds: float, sr: int):
 def _read(path, container, video, audio, specs, start, seconds, sr, crop, clock) -> Clip:
     begins = [b for b in (_start_of(video), _start_of(audio)) if b is not None]
     one = None if _is_indexed(container) else _OneClock()
-    packets = _packets(container, [s for s in (video, audio) if s], start + min(begins, default=0) if start > 0 else 0,
-                       start + seconds + max(begins, default=0), clock, one)
-    if one: begins = one.begins([s for s in (video, audio) if s])
-    v, a = packets.get(video.index, []) if video else [], packets.get(audio.index, []) if audio else []
+    packets = _packets(
+        container,
+        [s for s in (video, audio) if s],
+        start + min(begins, default=0) if start > 0 else 0,
+        start + seconds + max(begins, default=0),
+        clock,
+        one,
+    )
+    if one:
+        begins = one.begins([s for s in (video, audio) if s])
+    v, a = (
+        packets.get(video.index, []) if video else [],
+        packets.get(audio.index, []) if audio else [],
+    )
     sound = _read_sound(audio, a, clock, start + seconds + 60) if a else None
     zero = _time_zero(v, sound, (begins or [0.0]) if start > 0 else [])
-    frames, kind = _decode_video(video, v, np.concatenate([s.times for s in specs]) + zero + start, clock) if v else (None, "none")
+    frames, kind = (
+        _decode_video(video, v, np.concatenate([s.times for s in specs]) + zero + start, clock)
+        if v
+        else (None, "none")
+    )
     wave, heard = _finish_sound(sound, zero + start, seconds, sr) if sound else (None, 0.0)
-    if frames is None and wave is None: raise ClipRefused("undecodable", f"{clock.path!r}: not one frame or sample can be decoded.")
+    if frames is None and wave is None:
+        raise ClipRefused("undecodable", f"{clock.path!r}: not one frame or sample can be decoded.")
     views, cropped = _views(frames, specs, crop) if frames else ([], (0, 0, 0, 0))
     seen = _seconds_seen(v, zero + start, seconds) if frames else 0.0
     info = _header(path, container, video, audio, 90 * _quarter_turns(frames[0]) if frames else 0)
     end = max(one.ends.values(), default=0.0) - zero if one else math.inf
-    if end < start + seconds + 0.9: info = replace(info, duration=max(0.0, end))       # the file ended while it was read
+    if end < start + seconds + 0.9:
+        info = replace(info, duration=max(0.0, end))  # the file ended while it was read
     silent = _is_silent(wave, info.audio_codec)
-    return Clip(views[0] if views else None, views, wave, info, cropped, max(seen, heard), bool(frames), wave is not None, silent, kind)
+    return Clip(
+        views[0] if views else None,
+        views,
+        wave,
+        info,
+        cropped,
+        max(seen, heard),
+        bool(frames),
+        wave is not None,
+        silent,
+        kind,
+    )
 
 # %% ../nbs/10_media.ipynb #aac061c4
 def read_clip(
-    path,                     # a video, sound or picture file
+    path,  # a video, sound or picture file
     *,
-    specs=(FrameSpec(),),     # which pictures; several sizes and rates come from one decode
-    start: float = 0.0,       # seconds into the file
-    seconds: float = 10.0,    # length of the clip; a shorter file holds its last picture and is filled with silence
-    sr: int = 16_000,         # sampling rate of the sound in Hz
-    crop="auto",              # "auto" finds black bars, None keeps them, or (top, bottom, left, right)
-    timeout: float = 20.0,    # seconds
+    specs=(FrameSpec(),),  # which pictures; several sizes and rates come from one decode
+    start: float = 0.0,  # seconds into the file
+    seconds: float = 10.0,  # length of the clip; a shorter file holds its last picture and is filled with silence
+    sr: int = 16_000,  # sampling rate of the sound in Hz
+    crop="auto",  # "auto" finds black bars, None keeps them, or (top, bottom, left, right)
+    timeout: float = 20.0,  # seconds
 ) -> Clip:
     "Pictures and sound of one clip. Raises `ClipRefused` for a file that cannot be used, `BadInput` for a window that cannot be."
-    specs = tuple(specs); _check_request(specs, start, seconds, sr, crop)
+    specs = tuple(specs)
+    _check_request(specs, start, seconds, sr, crop)
     clock = _Clock(path, timeout)
     with _open(path, timeout) as container:
         video, audio = _pick(container)
-        if video is None and audio is None: raise ClipRefused("no streams", f"{clock.path!r}: there is neither picture nor sound in it.")
+        if video is None and audio is None:
+            raise ClipRefused(
+                "no streams", f"{clock.path!r}: there is neither picture nor sound in it."
+            )
         size = (video.codec_context.width, video.codec_context.height) if video else (0, 0)
-        if math.prod(size) > MAX_PIXELS: raise ClipRefused("too large", f"{clock.path!r}: claims {size[0]} x {size[1]} pixels.")
+        if math.prod(size) > MAX_PIXELS:
+            raise ClipRefused("too large", f"{clock.path!r}: claims {size[0]} x {size[1]} pixels.")
         return _read(path, container, video, audio, specs, start, seconds, sr, crop, clock)
 
 # %% ../nbs/10_media.ipynb #b756ece5
@@ -629,80 +911,129 @@ def _limit_memory(extra: int):
     "Lets this process take `extra` bytes more than it holds now (Linux; elsewhere only the time is limited)."
     with contextlib.suppress(ImportError, OSError, ValueError, StopIteration):
         import resource
-        held = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmData"))
-        resource.setrlimit(resource.RLIMIT_DATA, (held + extra, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+        held = next(
+            int(line.split()[1]) << 10
+            for line in open("/proc/self/status")
+            if line.startswith("VmData")
+        )
+        resource.setrlimit(
+            resource.RLIMIT_DATA, (held + extra, resource.getrlimit(resource.RLIMIT_DATA)[1])
+        )
+
 
 def _close_files_but(kept: int):
     "Closes what a forked process inherited, so that it holds no lock and no pipe of its parent."
-    if sys.platform == "linux": os.closerange(3, kept); os.closerange(kept + 1, 1 << 20)
+    if sys.platform == "linux":
+        os.closerange(3, kept)
+        os.closerange(kept + 1, 1 << 20)
 
 # %% ../nbs/10_media.ipynb #10194539
 def _answer(path, options):
-    try: return read_clip(path, **options)
-    except ClipRefused as e: return e
-    except MemoryError: return ClipRefused("too large", f"{os.fspath(path)!r}: decoding it takes too much memory.")
-    except Exception as e: return _failure(path, e)
+    try:
+        return read_clip(path, **options)
+    except ClipRefused as e:
+        return e
+    except MemoryError:
+        return ClipRefused("too large", f"{os.fspath(path)!r}: decoding it takes too much memory.")
+    except Exception as e:
+        return _failure(path, e)
+
 
 def _failure(path, e: Exception) -> ClipRefused:
     "The refusal for an error in the program, which says nothing about the clip."
-    return ClipRefused("failed", f"{os.fspath(path)!r}: reading it failed ({type(e).__name__}: {e}).")
+    return ClipRefused(
+        "failed", f"{os.fspath(path)!r}: reading it failed ({type(e).__name__}: {e})."
+    )
 
 # %% ../nbs/10_media.ipynb #7be4b2f8
 def _serve(conn, memory: int):
     "The child's loop: takes (path, arguments), sends back a `Clip` or the exception."
     import signal
     import torch
-    torch.set_num_threads(1); _limit_memory(memory); signal.signal(signal.SIGINT, signal.SIG_IGN); _close_files_but(conn.fileno())
+
+    torch.set_num_threads(1)
+    _limit_memory(memory)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _close_files_but(conn.fileno())
     alarm, parent = hasattr(signal, "SIGALRM"), os.getppid()
-    if alarm: signal.signal(signal.SIGALRM, signal.SIG_DFL)         # the kernel ends a decoder that never comes back
+    if alarm:
+        signal.signal(
+            signal.SIGALRM, signal.SIG_DFL
+        )  # the kernel ends a decoder that never comes back
     with contextlib.suppress(EOFError, OSError):
         while True:
             while not conn.poll(1):
-                if os.getppid() != parent: return
+                if os.getppid() != parent:
+                    return
             path, options = conn.recv()
-            if alarm: signal.setitimer(signal.ITIMER_REAL, options["timeout"] + 1)
+            if alarm:
+                signal.setitimer(signal.ITIMER_REAL, options["timeout"] + 1)
             answer = _answer(path, options)
-            if alarm: signal.setitimer(signal.ITIMER_REAL, 0)
-            try: conn.send(answer)
-            except Exception as e: conn.send(_failure(path, e))
+            if alarm:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            try:
+                conn.send(answer)
+            except Exception as e:
+                conn.send(_failure(path, e))
 
 # %% ../nbs/10_media.ipynb #441bc0a2
 class IsolatedReader:
     "Reads clips in a process of its own: a decoder that hangs, dies or takes all memory costs one clip and nothing else."
+
     def __init__(self, memory: int = 2 << 30):  # bytes that decoding one clip may take
         self.memory, self.process, self.conn = memory, None, None
-    def __enter__(self): return self
-    def __exit__(self, *exc): self.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
 
     def read(self, path, *, timeout: float = 20.0, **options) -> Clip:
         "As `read_clip`, with the same arguments. Raises `ClipRefused`, also for a stalled or crashed decoder."
-        if self.process is None: self._begin()
+        if self.process is None:
+            self._begin()
         try:
             self.conn.send((path, dict(options, timeout=timeout)))
             answer = self.conn.recv() if self.conn.poll(timeout + 5) else None
-        except (EOFError, OSError): answer = None
-        if answer is None: answer = _why_it_ended(self, path, timeout)
-        if isinstance(answer, Exception): raise answer
+        except (EOFError, OSError):
+            answer = None
+        if answer is None:
+            answer = _why_it_ended(self, path, timeout)
+        if isinstance(answer, Exception):
+            raise answer
         return answer
 
     def _begin(self):
         import multiprocessing
+
         context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         self.conn, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, self.memory), daemon=True)
-        with warnings.catch_warnings(): warnings.simplefilter("ignore"); self.process.start()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.process.start()
         theirs.close()
 
     def close(self):
-        if self.process is None: return
-        self.conn.close(); self.process.kill(); self.process.join(5); self.process = None
+        if self.process is None:
+            return
+        self.conn.close()
+        self.process.kill()
+        self.process.join(5)
+        self.process = None
 
 # %% ../nbs/10_media.ipynb #df073fb8
 def _why_it_ended(reader: IsolatedReader, path, timeout: float) -> ClipRefused:
     "The refusal for a clip whose decoder was ended by the clock or by itself; the next clip gets a fresh process."
-    reader.process.join(0.2); code, name = reader.process.exitcode, os.fspath(path)
+    reader.process.join(0.2)
+    code, name = reader.process.exitcode, os.fspath(path)
     reader.close()
-    if code in (None, -14): return ClipRefused("stalled", f"{name!r}: the decoder did not come back within {timeout:g} s.")
+    if code in (None, -14):
+        return ClipRefused(
+            "stalled", f"{name!r}: the decoder did not come back within {timeout:g} s."
+        )
     return ClipRefused("crashed", f"{name!r}: the decoder died (exit code {code}).")
 
 # %% ../nbs/10_media.ipynb #c40ceb72
@@ -710,24 +1041,34 @@ def to_int16(wave: np.ndarray) -> np.ndarray:
     "int16 (N,) of a float waveform in [-1, 1]; what lies outside is cut off."
     return np.clip(np.rint(np.asarray(wave, np.float32) * 32767), -32768, 32767).astype("<i2")
 
+
 def write_wav(
-    path,              # where to write
+    path,  # where to write
     wave: np.ndarray,  # float (N,) in [-1, 1]
     sr: int = 16_000,  # Hz
 ) -> Path:
     "Writes 16-bit mono sound. Raises `BadInput` for an array that is not one-dimensional."
     wave = np.asarray(wave)
-    if wave.ndim != 1: raise BadInput(f"write_wav takes a mono waveform of shape (N,), not {wave.shape}.")
+    if wave.ndim != 1:
+        raise BadInput(f"write_wav takes a mono waveform of shape (N,), not {wave.shape}.")
+
     def write(f):
         with wave_file.open(f, "wb") as w:
-            w.setnchannels(1); w.setsampwidth(2); w.setframerate(int(sr)); w.writeframes(to_int16(wave).tobytes())
+            w.setnchannels(1)
+            w.setsampwidth(2)
+            w.setframerate(int(sr))
+            w.writeframes(to_int16(wave).tobytes())
+
     return atomic_write(path, write)
 
 # %% ../nbs/10_media.ipynb #c7d5ad70
 def _encode_sound(out, stream, wave, sr, step: int = 1024):
     import av
+
     for k in range(0, len(wave), step):
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[None, k:k + step]), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(wave[None, k : k + step]), format="fltp", layout="mono"
+        )
         frame.sample_rate, frame.pts, frame.time_base = sr, k, Fraction(1, sr)
         out.mux(stream.encode(frame))
     out.mux(stream.encode(None))
@@ -735,57 +1076,100 @@ def _encode_sound(out, stream, wave, sr, step: int = 1024):
 # %% ../nbs/10_media.ipynb #117a106c
 def _encode(file, container_format: str, frames, wave, fps, sr):
     import av
+
     rate = Fraction(fps).limit_denominator(10_000)
     with av.open(file, "w", format=container_format) as out:
-        video = out.add_stream("libx264", rate=rate, options=dict(preset="ultrafast", crf="23", threads="1"))
+        video = out.add_stream(
+            "libx264", rate=rate, options=dict(preset="ultrafast", crf="23", threads="1")
+        )
         video.height, video.width, video.pix_fmt = *frames.shape[1:3], "yuv420p"
         video.codec_context.time_base = 1 / rate
-        audio = None if wave is None else out.add_stream("aac", rate=sr, layout="mono", bit_rate=64_000)
+        audio = (
+            None if wave is None else out.add_stream("aac", rate=sr, layout="mono", bit_rate=64_000)
+        )
         for k, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24"); frame.pts = k; frame.time_base = 1 / rate
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = k
+            frame.time_base = 1 / rate
             out.mux(video.encode(frame))
         out.mux(video.encode(None))
-        if audio is not None: _encode_sound(out, audio, np.asarray(wave, np.float32), sr)
+        if audio is not None:
+            _encode_sound(out, audio, np.asarray(wave, np.float32), sr)
 
 # %% ../nbs/10_media.ipynb #caa12364
 def write_clip(
-    path,                      # where to write; the ending chooses the container, normally .mp4
-    frames: np.ndarray,        # uint8 (T, H, W, 3)
-    wave: np.ndarray | None,   # float (N,) in [-1, 1], or None for a silent film
-    fps: float,                # frames per second
-    sr: int = 16_000,          # Hz
+    path,  # where to write; the ending chooses the container, normally .mp4
+    frames: np.ndarray,  # uint8 (T, H, W, 3)
+    wave: np.ndarray | None,  # float (N,) in [-1, 1], or None for a silent film
+    fps: float,  # frames per second
+    sr: int = 16_000,  # Hz
 ) -> Path:
     "Writes H.264 video with AAC sound, atomically. Raises `BadInput` for frames of another shape."
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
-        raise BadInput(f"write_clip takes uint8 frames of shape (T, H, W, 3), not {frames.dtype} {frames.shape}.")
-    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
+        raise BadInput(
+            f"write_clip takes uint8 frames of shape (T, H, W, 3), not {frames.dtype} {frames.shape}."
+        )
+    frames = np.pad(
+        frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge"
+    )
     name = Path(path).suffix.lstrip(".").lower() or "mp4"
-    if name not in ("mp4", "mkv", "mov", "m4v"): raise BadInput(f"{path}: clips are written as .mp4, .mov or .mkv, not as .{name}.")
+    if name not in ("mp4", "mkv", "mov", "m4v"):
+        raise BadInput(f"{path}: clips are written as .mp4, .mov or .mkv, not as .{name}.")
     # by name, not through `f`: FFmpeg would write through a callback, and a Ctrl-C that arrives in a callback is lost
-    return atomic_write(path, lambda f: _encode(f.name, "matroska" if name == "mkv" else name.replace("m4v", "mp4"), frames, wave, fps, sr))
+    return atomic_write(
+        path,
+        lambda f: _encode(
+            f.name,
+            "matroska" if name == "mkv" else name.replace("m4v", "mp4"),
+            frames,
+            wave,
+            fps,
+            sr,
+        ),
+    )
 
 # %% ../nbs/10_media.ipynb #297fa8c5
 def write_side_by_side(
-    path,                    # where to write an .mp4
-    left: np.ndarray,        # uint8 (T, H, W, 3)
-    right: np.ndarray,       # uint8 (T, H, W, 3), the same shape
+    path,  # where to write an .mp4
+    left: np.ndarray,  # uint8 (T, H, W, 3)
+    right: np.ndarray,  # uint8 (T, H, W, 3), the same shape
     wave: np.ndarray | None = None,  # float (N,) in [-1, 1]
-    fps: float = 1.6,        # frames per second
-    sr: int = 16_000,        # Hz
+    fps: float = 1.6,  # frames per second
+    sr: int = 16_000,  # Hz
 ) -> Path:
     "Writes two films beside each other, with sound, through moviepy. Raises `BadInput` where their shapes differ."
-    if np.shape(left) != np.shape(right): raise BadInput(f"The two films differ in shape: {np.shape(left)} and {np.shape(right)}.")
+    if np.shape(left) != np.shape(right):
+        raise BadInput(f"The two films differ in shape: {np.shape(left)} and {np.shape(right)}.")
     from moviepy import ImageSequenceClip, clips_array
     from moviepy.audio.AudioClip import AudioArrayClip
-    both = clips_array([[ImageSequenceClip([np.ascontiguousarray(f) for f in side], fps=fps) for side in (left, right)]])
+
+    both = clips_array(
+        [
+            [
+                ImageSequenceClip([np.ascontiguousarray(f) for f in side], fps=fps)
+                for side in (left, right)
+            ]
+        ]
+    )
     if wave is not None:
         stereo = np.stack([wave, wave], 1).astype(np.float64)
         both = both.with_audio(AudioArrayClip(stereo, fps=sr).with_duration(both.duration))
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    with tempfile.TemporaryDirectory() as scratch:      # moviepy writes the sound first, else into the current folder
-        both.write_videofile(str(tmp), fps=max(fps, 8), codec="libx264", audio_codec="aac", audio_fps=sr, logger=None, threads=1,
-                             temp_audiofile_path=scratch)
+    with (
+        tempfile.TemporaryDirectory() as scratch
+    ):  # moviepy writes the sound first, else into the current folder
+        both.write_videofile(
+            str(tmp),
+            fps=max(fps, 8),
+            codec="libx264",
+            audio_codec="aac",
+            audio_fps=sr,
+            logger=None,
+            threads=1,
+            temp_audiofile_path=scratch,
+        )
     os.replace(tmp, path)
     return path

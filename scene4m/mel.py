@@ -24,19 +24,26 @@ from .core import BadInput, ClipSpec, import_torchaudio
 def mel_bank(clip: ClipSpec = ClipSpec()) -> torch.Tensor:
     "Triangles on the HTK mel scale from 0 Hz to half the sampling rate: float32 (n_fft / 2 + 1, n_mels)."
     ta = import_torchaudio()
-    return ta.functional.melscale_fbanks(clip.n_fft // 2 + 1, 0.0, clip.sr / 2, clip.n_mels, clip.sr, norm=None, mel_scale="htk")
+    return ta.functional.melscale_fbanks(
+        clip.n_fft // 2 + 1, 0.0, clip.sr / 2, clip.n_mels, clip.sr, norm=None, mel_scale="htk"
+    )
+
 
 def power_spectrum(
-    wave: torch.Tensor,            # (…, N) float32 in [-1, 1], N > n_fft / 2
+    wave: torch.Tensor,  # (…, N) float32 in [-1, 1], N > n_fft / 2
     clip: ClipSpec = ClipSpec(),
-) -> torch.Tensor:                 # (…, n_fft / 2 + 1, 1 + N // hop) float32
+) -> torch.Tensor:  # (…, n_fft / 2 + 1, 1 + N // hop) float32
     "Squared magnitude of the short-time Fourier transform: Hann window, pieces centred, edges mirrored."
     return fourier(wave, clip).abs().square()
+
 
 def fourier(wave: torch.Tensor, clip: ClipSpec = ClipSpec()) -> torch.Tensor:
     "The complex spectrum whose squared magnitude is `power_spectrum`."
     window = torch.hann_window(clip.n_fft, device=wave.device)
-    return torch.stft(wave, clip.n_fft, clip.hop, window=window, pad_mode="reflect", return_complex=True)
+    return torch.stft(
+        wave, clip.n_fft, clip.hop, window=window, pad_mode="reflect", return_complex=True
+    )
+
 
 @functools.lru_cache(maxsize=16)
 def band_groups(clip: ClipSpec = ClipSpec(), size: int = 20) -> list:
@@ -44,8 +51,9 @@ def band_groups(clip: ClipSpec = ClipSpec(), size: int = 20) -> list:
     groups = []
     for matrix in mel_bank(clip).repeat_interleave(2, 0).split(size, 1):
         rows = matrix.any(1).nonzero().flatten().tolist() or [-1]
-        groups.append((rows[0], rows[-1] + 1, matrix[rows[0]:rows[-1] + 1].contiguous()))
+        groups.append((rows[0], rows[-1] + 1, matrix[rows[0] : rows[-1] + 1].contiguous()))
     return groups
+
 
 def mel_power(wave: torch.Tensor, clip: ClipSpec = ClipSpec()) -> torch.Tensor:
     "Power in each mel band: (…, n_mels, 1 + N // hop) from waves (…, N)."
@@ -58,6 +66,7 @@ def columns_for(samples: int, clip: ClipSpec = ClipSpec()) -> int:
     "Columns that models see of so many samples: in proportion to the clip's 624 in 10 s, rounded up, at least one."
     return max(1, -(-samples * clip.columns // clip.samples))
 
+
 def samples_for(columns: int, clip: ClipSpec = ClipSpec()) -> int:
     "Samples that so many columns stand for: the inverse of `columns_for`, up to its rounding."
     return columns * clip.samples // clip.columns
@@ -65,32 +74,48 @@ def samples_for(columns: int, clip: ClipSpec = ClipSpec()) -> int:
 # %% ../nbs/20_mel.ipynb #97ff336e
 class MelFrontEnd:
     "Waveform → normalised log-mel spectrogram, and back."
-    def __init__(self,
+
+    def __init__(
+        self,
         clip: ClipSpec | dict = ClipSpec(),
-        norm: str = "log",                # `log`: decibels, shifted and scaled; `paper`: (power − median) / deviation, then log1p
-        floor: float = 1e-4,              # power added before the logarithm: nothing lies below 10·log10(floor) dB
-        mean: float = -8.0,               # dB that become 0 (`log`)
-        scale: float = 20.0,              # dB that become 1 (`log`)
-        statistics: tuple | None = None,  # (median, deviation) of the power over a data set (`paper`); None = those of each clip
-        clamp: float = 1e-3,              # the argument of log1p stays this far above −1 (`paper`)
+        norm: str = "log",  # `log`: decibels, shifted and scaled; `paper`: (power − median) / deviation, then log1p
+        floor: float = 1e-4,  # power added before the logarithm: nothing lies below 10·log10(floor) dB
+        mean: float = -8.0,  # dB that become 0 (`log`)
+        scale: float = 20.0,  # dB that become 1 (`log`)
+        statistics: tuple
+        | None = None,  # (median, deviation) of the power over a data set (`paper`); None = those of each clip
+        clamp: float = 1e-3,  # the argument of log1p stays this far above −1 (`paper`)
     ):
-        if norm not in ("log", "paper"): raise BadInput(f"The normalisation is 'log' or 'paper', not {norm!r}.")
+        if norm not in ("log", "paper"):
+            raise BadInput(f"The normalisation is 'log' or 'paper', not {norm!r}.")
         self.clip = ClipSpec(**clip) if isinstance(clip, dict) else clip
         self.norm, self.floor, self.mean, self.scale, self.clamp = norm, floor, mean, scale, clamp
         self.statistics = None if statistics is None else tuple(float(s) for s in statistics)
 
-    def __repr__(self): return f"MelFrontEnd(norm={self.norm!r})"
+    def __repr__(self):
+        return f"MelFrontEnd(norm={self.norm!r})"
+
     @property
     def config(self) -> dict:
         "Everything that decides what comes out, as plain values: `MelFrontEnd.from_config` makes the same front end of it."
-        return dict(clip=asdict(self.clip), norm=self.norm, floor=self.floor, mean=self.mean, scale=self.scale,
-                    statistics=self.statistics, clamp=self.clamp)
-    @classmethod
-    def from_config(cls, config: dict) -> "MelFrontEnd": return cls(**config)
+        return dict(
+            clip=asdict(self.clip),
+            norm=self.norm,
+            floor=self.floor,
+            mean=self.mean,
+            scale=self.scale,
+            statistics=self.statistics,
+            clamp=self.clamp,
+        )
 
-    def __call__(self,
-        wave,              # (N,) or (B, N) float32 in [-1, 1], mono at `clip.sr` Hz
-    ) -> torch.Tensor:     # float32 (80, T) or (B, 80, T), T = columns_for(N)
+    @classmethod
+    def from_config(cls, config: dict) -> "MelFrontEnd":
+        return cls(**config)
+
+    def __call__(
+        self,
+        wave,  # (N,) or (B, N) float32 in [-1, 1], mono at `clip.sr` Hz
+    ) -> torch.Tensor:  # float32 (80, T) or (B, 80, T), T = columns_for(N)
         "The normalised spectrogram. Raises `BadInput` for anything that is not a finite sound."
         return normalise_mel(self, self.power(wave))
 
@@ -98,19 +123,26 @@ class MelFrontEnd:
 def checked_power(front: MelFrontEnd, wave) -> torch.Tensor:
     "Mel power (…, 80, T) of waves (…, N): T = `columns_for(N)`. Raises `BadInput` for anything that is not a finite sound."
     wave = torch.as_tensor(wave, dtype=torch.float32)
-    if wave.ndim not in (1, 2) or wave.shape[-1] == 0: raise BadInput(f"A waveform has shape (N,) or (B, N), not {tuple(wave.shape)}.")
+    if wave.ndim not in (1, 2) or wave.shape[-1] == 0:
+        raise BadInput(f"A waveform has shape (N,) or (B, N), not {tuple(wave.shape)}.")
     short = front.clip.n_fft - wave.shape[-1]
-    power = mel_power(F.pad(wave, (0, short)) if short > 0 else wave, front.clip)      # every sample has a say in it
+    power = mel_power(
+        F.pad(wave, (0, short)) if short > 0 else wave, front.clip
+    )  # every sample has a say in it
     if not torch.isfinite(power).all():
-        raise BadInput("The waveform holds values that are not finite, or far beyond those from -1 to 1.")
-    return power[..., :columns_for(wave.shape[-1], front.clip)]
+        raise BadInput(
+            "The waveform holds values that are not finite, or far beyond those from -1 to 1."
+        )
+    return power[..., : columns_for(wave.shape[-1], front.clip)]
+
 
 def power_statistics(
     power: torch.Tensor,  # (…, 80, T)
-) -> tuple:               # (median, deviation), each (…, 1, 1)
+) -> tuple:  # (median, deviation), each (…, 1, 1)
     "Median and standard deviation of mel power over bands and columns: what the paper's normalisation needs, and needs again to be undone."
     flat = power.flatten(-2)
     return flat.median(-1).values[..., None, None], flat.std(-1)[..., None, None]
+
 
 def normalise_mel(front: MelFrontEnd, power: torch.Tensor) -> torch.Tensor:
     "The normalised spectrogram from mel power (…, 80, T)."
@@ -119,21 +151,30 @@ def normalise_mel(front: MelFrontEnd, power: torch.Tensor) -> torch.Tensor:
     median, deviation = power_statistics(power) if front.statistics is None else front.statistics
     return torch.log1p(((power - median) / (deviation + 1e-12)).clamp(min=-1 + front.clamp))
 
+
 MelFrontEnd.power = checked_power
 
 # %% ../nbs/20_mel.ipynb #5a8c39a4
 def mel_in_db(
     front: MelFrontEnd,
-    mel,                               # (…, 80, T) normalised
-    statistics: tuple | None = None,   # (median, deviation) of the clip, where the front end takes them from each clip
-) -> torch.Tensor:                     # (…, 80, T) dB of power, not below 10·log10(floor)
+    mel,  # (…, 80, T) normalised
+    statistics: tuple
+    | None = None,  # (median, deviation) of the clip, where the front end takes them from each clip
+) -> torch.Tensor:  # (…, 80, T) dB of power, not below 10·log10(floor)
     "Undoes the normalisation. Raises `BadInput` where the statistics of a clip are needed and were not given."
     mel = torch.as_tensor(mel).float()
-    if front.norm == "log": return (mel * front.scale + front.mean).clamp(min=10 * np.log10(front.floor))
+    if front.norm == "log":
+        return (mel * front.scale + front.mean).clamp(min=10 * np.log10(front.floor))
     statistics = statistics or front.statistics
-    if statistics is None: raise BadInput("Normalised by each clip's own statistics: give the (median, deviation) that were kept.")
+    if statistics is None:
+        raise BadInput(
+            "Normalised by each clip's own statistics: give the (median, deviation) that were kept."
+        )
     median, deviation = statistics
-    return 10 * torch.log10((torch.expm1(mel) * (deviation + 1e-12) + median).clamp(min=0) + front.floor)
+    return 10 * torch.log10(
+        (torch.expm1(mel) * (deviation + 1e-12) + median).clamp(min=0) + front.floor
+    )
+
 
 MelFrontEnd.db = mel_in_db
 
@@ -143,73 +184,118 @@ def inverse_bank(clip: ClipSpec = ClipSpec()) -> torch.Tensor:
     "The pseudo-inverse of `mel_bank`: float32 (n_mels, n_fft / 2 + 1)."
     return torch.linalg.pinv(mel_bank(clip).double()).float()
 
+
 def linear_power(
-    front: MelFrontEnd, mel,           # (…, 80, T) normalised
-    statistics: tuple | None = None,   # (median, deviation), as for `MelFrontEnd.db`
-    updates: int = 20,                 # multiplicative updates after the pseudo-inverse
-) -> torch.Tensor:                     # (…, 513, T), not negative
+    front: MelFrontEnd,
+    mel,  # (…, 80, T) normalised
+    statistics: tuple | None = None,  # (median, deviation), as for `MelFrontEnd.db`
+    updates: int = 20,  # multiplicative updates after the pseudo-inverse
+) -> torch.Tensor:  # (…, 513, T), not negative
     "The power spectrum that the bands of `mel` may have come from (updates: Lee and Seung 2001)."
     power = (10 ** (front.db(mel, statistics) / 10) - front.floor).clamp(min=0)
     bank, inverse = mel_bank(front.clip).to(power.device), inverse_bank(front.clip).to(power.device)
     x = (inverse.t() @ power).clamp(min=0)
-    if updates: x = x + 0.01 * (bank / bank.sum(0)) @ power + 1e-10     # a little everywhere: zero times anything stays zero
-    for _ in range(updates): x = x * ((bank @ power) / (bank @ (bank.t() @ x) + 1e-10))
+    if updates:
+        x = (
+            x + 0.01 * (bank / bank.sum(0)) @ power + 1e-10
+        )  # a little everywhere: zero times anything stays zero
+    for _ in range(updates):
+        x = x * ((bank @ power) / (bank @ (bank.t() @ x) + 1e-10))
     return x
 
 # %% ../nbs/20_mel.ipynb #aa5401a1
 def griffin_lim(
-    power: torch.Tensor,               # (…, 513, T) squared magnitude
+    power: torch.Tensor,  # (…, 513, T) squared magnitude
     clip: ClipSpec = ClipSpec(),
     iterations: int = 32,
-) -> torch.Tensor:                     # (…, N), N = samples_for(T)
+) -> torch.Tensor:  # (…, N), N = samples_for(T)
     "A waveform whose spectrogram comes near `power` (Griffin and Lim 1984, with the momentum of Perraudin et al. 2013)."
-    wanted = samples_for(power.shape[-1], clip); length = max(wanted, clip.n_fft)
-    more = 1 + length // clip.hop - power.shape[-1]                      # the models' columns end a little early: repeat the last
+    wanted = samples_for(power.shape[-1], clip)
+    length = max(wanted, clip.n_fft)
+    more = (
+        1 + length // clip.hop - power.shape[-1]
+    )  # the models' columns end a little early: repeat the last
     power = torch.cat([power, power[..., -1:].expand(*power.shape[:-1], max(0, more))], -1)
     wave = import_torchaudio().functional.griffinlim(
-        power.sqrt(), torch.hann_window(clip.n_fft, device=power.device), clip.n_fft, clip.hop, clip.n_fft, power=1.0, n_iter=iterations,
-        momentum=0.99, length=length, rand_init=False)
+        power.sqrt(),
+        torch.hann_window(clip.n_fft, device=power.device),
+        clip.n_fft,
+        clip.hop,
+        clip.n_fft,
+        power=1.0,
+        n_iter=iterations,
+        momentum=0.99,
+        length=length,
+        rand_init=False,
+    )
     return wave[..., :wanted]
 
 # %% ../nbs/20_mel.ipynb #f7ba495f
 def mel_to_wave(
     front: MelFrontEnd,
-    mel,                               # (80, T) or (B, 80, T) normalised
-    statistics: tuple | None = None,   # (median, deviation), as for `MelFrontEnd.db`
-    iterations: int = 32,              # of Griffin-Lim
-    vocoder=None,                      # from `load_vocoder`, in place of Griffin-Lim
-) -> torch.Tensor:                     # float32 (N,) or (B, N) in [-1, 1]
+    mel,  # (80, T) or (B, 80, T) normalised
+    statistics: tuple | None = None,  # (median, deviation), as for `MelFrontEnd.db`
+    iterations: int = 32,  # of Griffin-Lim
+    vocoder=None,  # from `load_vocoder`, in place of Griffin-Lim
+) -> torch.Tensor:  # float32 (N,) or (B, N) in [-1, 1]
     "Sound whose mel spectrogram comes near `mel`: the filterbank undone, then Griffin-Lim or a vocoder."
     linear = linear_power(front, mel, statistics)
-    wave = griffin_lim(linear, front.clip, iterations) if vocoder is None else vocoder(linear, front.clip)
+    wave = (
+        griffin_lim(linear, front.clip, iterations)
+        if vocoder is None
+        else vocoder(linear, front.clip)
+    )
     return wave.clamp(-1, 1)
+
 
 MelFrontEnd.invert = mel_to_wave
 
 # %% ../nbs/20_mel.ipynb #1e320611
 def slaney_log10(
-    linear: torch.Tensor,          # (…, 513, T) power
+    linear: torch.Tensor,  # (…, 513, T) power
     clip: ClipSpec = ClipSpec(),
-) -> torch.Tensor:                 # (…, T, 80)
+) -> torch.Tensor:  # (…, T, 80)
     "log10 of the magnitude in 80 slaney mel bands from 80 to 7,600 Hz: the spectrogram that SpeechT5's vocoder reads."
-    bank = import_torchaudio().functional.melscale_fbanks(clip.n_fft // 2 + 1, 80.0, 7600.0, 80, clip.sr, norm="slaney", mel_scale="slaney")
+    bank = import_torchaudio().functional.melscale_fbanks(
+        clip.n_fft // 2 + 1, 80.0, 7600.0, 80, clip.sr, norm="slaney", mel_scale="slaney"
+    )
     return (linear.sqrt().transpose(-1, -2) @ bank.to(linear.device)).clamp(min=1e-10).log10()
 
 # %% ../nbs/20_mel.ipynb #f951c649
 def load_vocoder(
-    source,                        # folder, or hub id such as microsoft/speecht5_hifigan
-):                                 # callable: (power (…, 513, T), clip) → wave (…, N)
+    source,  # folder, or hub id such as microsoft/speecht5_hifigan
+):  # callable: (power (…, 513, T), clip) → wave (…, N)
     "A vocoder of SpeechT5's kind. Raises `BadInput` if there is none in `source` or if its settings are not those of our spectrogram."
-    if not Path(source).is_dir() and (str(source).count("/") != 1 or str(source).startswith((".", "/"))):
+    if not Path(source).is_dir() and (
+        str(source).count("/") != 1 or str(source).startswith((".", "/"))
+    ):
         raise BadInput(f"{source}: there is no such folder.")
-    import_torchaudio()                                                      # before transformers, which imports it without care
+    import_torchaudio()  # before transformers, which imports it without care
     from transformers import SpeechT5HifiGan
-    try: net = SpeechT5HifiGan.from_pretrained(str(source)).eval()
-    except (OSError, ValueError) as e: raise BadInput(f"{source}: no SpeechT5 vocoder can be read here ({str(e).splitlines()[0]}).") from e
-    found, wanted = (net.config.sampling_rate, net.config.model_in_dim, int(np.prod(net.config.upsample_rates))), (16_000, 80, 256)
-    if found != wanted: raise BadInput(f"{source}: this vocoder has (rate, bands, hop) {found}; our spectrogram has {wanted}.")
+
+    try:
+        net = SpeechT5HifiGan.from_pretrained(str(source)).eval()
+    except (OSError, ValueError) as e:
+        raise BadInput(
+            f"{source}: no SpeechT5 vocoder can be read here ({str(e).splitlines()[0]})."
+        ) from e
+    found, wanted = (
+        (
+            net.config.sampling_rate,
+            net.config.model_in_dim,
+            int(np.prod(net.config.upsample_rates)),
+        ),
+        (16_000, 80, 256),
+    )
+    if found != wanted:
+        raise BadInput(
+            f"{source}: this vocoder has (rate, bands, hop) {found}; our spectrogram has {wanted}."
+        )
+
     @torch.inference_mode()
-    def vocode(linear, clip=ClipSpec()): return fit_length(net(slaney_log10(linear, clip)), samples_for(linear.shape[-1], clip))
+    def vocode(linear, clip=ClipSpec()):
+        return fit_length(net(slaney_log10(linear, clip)), samples_for(linear.shape[-1], clip))
+
     return vocode
 
 # %% ../nbs/20_mel.ipynb #23ecfb1f
@@ -222,21 +308,27 @@ def silence(front: MelFrontEnd = MelFrontEnd()) -> float:
     "The value that digital silence has in the normalised spectrogram."
     return float(normalise_mel(front, torch.zeros(1, 2, 2)).mean())
 
+
 def pad_mels(
-    mels: list,                # of (80, T_i) normalised
-    pad: float | None = None,  # value of the padding; None = that of silence in our own normalisation
-    multiple: int = 1,         # T is rounded up to a multiple of it
-) -> tuple:                    # float32 (B, 80, T) and lengths int64 (B,)
+    mels: list,  # of (80, T_i) normalised
+    pad: float
+    | None = None,  # value of the padding; None = that of silence in our own normalisation
+    multiple: int = 1,  # T is rounded up to a multiple of it
+) -> tuple:  # float32 (B, 80, T) and lengths int64 (B,)
     "One batch of spectrograms of different lengths, and how many columns of each are real. Raises `BadInput` for an empty list."
-    if not len(mels): raise BadInput("There is nothing to put into a batch.")
-    lengths = torch.tensor([m.shape[-1] for m in mels]); T = -(-int(lengths.max()) // multiple) * multiple
+    if not len(mels):
+        raise BadInput("There is nothing to put into a batch.")
+    lengths = torch.tensor([m.shape[-1] for m in mels])
+    T = -(-int(lengths.max()) // multiple) * multiple
     batch = torch.full((len(mels), mels[0].shape[-2], T), silence() if pad is None else pad)
-    for row, m in zip(batch, mels): row[:, :m.shape[-1]] = torch.as_tensor(m)
+    for row, m in zip(batch, mels):
+        row[:, : m.shape[-1]] = torch.as_tensor(m)
     return batch, lengths
 
+
 def real_columns(
-    lengths,               # (B,) columns of each clip that are real
-    columns: int,          # T of the batch
-) -> torch.Tensor:         # bool (B, 1, T), False where a column is padding
+    lengths,  # (B,) columns of each clip that are real
+    columns: int,  # T of the batch
+) -> torch.Tensor:  # bool (B, 1, T), False where a column is padding
     "Which columns of a padded batch count."
     return (torch.arange(columns) < torch.as_tensor(lengths).cpu()[:, None])[:, None]

@@ -21,54 +21,67 @@ from .core import BadInput
 def _pair(x, y, data_range):
     "Both pictures as float64 and the largest difference that is possible between two values."
     x, y = np.asarray(x), np.asarray(y)
-    if x.shape != y.shape: raise BadInput(f"The two have different shapes, {x.shape} and {y.shape}; compare clips of one size and length.")
-    if data_range is None and x.dtype == y.dtype == np.uint8: data_range = 255.0
-    if data_range is None: raise BadInput("Say data_range for values that are not uint8: 2 for [-1, 1], 1 for [0, 1].")
+    if x.shape != y.shape:
+        raise BadInput(
+            f"The two have different shapes, {x.shape} and {y.shape}; compare clips of one size and length."
+        )
+    if data_range is None and x.dtype == y.dtype == np.uint8:
+        data_range = 255.0
+    if data_range is None:
+        raise BadInput("Say data_range for values that are not uint8: 2 for [-1, 1], 1 for [0, 1].")
     return x.astype(np.float64), y.astype(np.float64), float(data_range)
+
 
 def _decibels(squared_error, data_range: float) -> float:
     "PSNR of a mean squared error; infinite where there is no error."
-    return float("inf") if squared_error == 0 else float(10 * np.log10(data_range**2 / squared_error))
+    return (
+        float("inf") if squared_error == 0 else float(10 * np.log10(data_range**2 / squared_error))
+    )
+
 
 def psnr(
-    x,                               # original, any shape
-    y,                               # reconstruction, same shape
-    data_range: float | None = None, # largest value minus smallest possible one; 255 is assumed for uint8
-) -> float:                          # dB, higher is better; infinite where nothing differs
+    x,  # original, any shape
+    y,  # reconstruction, same shape
+    data_range: float
+    | None = None,  # largest value minus smallest possible one; 255 is assumed for uint8
+) -> float:  # dB, higher is better; infinite where nothing differs
     "Peak signal-to-noise ratio over all values together. Raises `BadInput` for unequal shapes, or floats without `data_range`."
     x, y, data_range = _pair(x, y, data_range)
     return _decibels(np.mean((x - y) ** 2), data_range)
 
 # %% ../nbs/14_metrics.ipynb #3b250f43
-MOVING = 0.1   # a pixel moves where it is further than this share of the value range from the clip's median over time
+MOVING = 0.1  # a pixel moves where it is further than this share of the value range from the clip's median over time
+
 
 def still_picture(
-    x,            # (..., T, H, W, 3) frames
+    x,  # (..., T, H, W, 3) frames
 ) -> np.ndarray:  # same shape and kind
     "The clip's median over time, repeated: what one still picture could show. The baseline that a video tokenizer must beat."
     x = np.asarray(x)
     return np.broadcast_to(np.median(x, axis=-4, keepdims=True), x.shape).astype(x.dtype)
 
+
 def moving_mask(
-    x,                               # (..., T, H, W, 3) original frames
-    threshold: float = MOVING,       # share of the value range
+    x,  # (..., T, H, W, 3) original frames
+    threshold: float = MOVING,  # share of the value range
     data_range: float | None = None,
-) -> np.ndarray:                     # (..., T, H, W) bool
+) -> np.ndarray:  # (..., T, H, W) bool
     "Where any colour of a pixel differs from the clip's median over time by more than `threshold` of the range."
     x, still, data_range = _pair(x, still_picture(x), data_range)
     return (np.abs(x - still) > threshold * data_range).any(-1)
 
 # %% ../nbs/14_metrics.ipynb #ea1a388d
 def moving_psnr(
-    x,                               # (..., T, H, W, 3) original frames
-    y,                               # reconstruction
-    threshold: float = MOVING,       # share of the value range that makes a pixel a moving one
+    x,  # (..., T, H, W, 3) original frames
+    y,  # reconstruction
+    threshold: float = MOVING,  # share of the value range that makes a pixel a moving one
     data_range: float | None = None,
-) -> float:                          # dB; nan where nothing moves
+) -> float:  # dB; nan where nothing moves
     "PSNR over the pixels that move in the original, all together."
     x, y, data_range = _pair(x, y, data_range)
     moves = moving_mask(x, threshold, data_range)
     return _decibels(np.mean((x - y)[moves] ** 2), data_range) if moves.any() else float("nan")
+
 
 def temporal_psnr(x, y, data_range: float | None = None) -> float:
     "PSNR of the differences between neighbouring frames (axis -4): low where things flicker, jump or stand still that should move."
@@ -84,42 +97,56 @@ def _blur(x, taps):
 
 # %% ../nbs/14_metrics.ipynb #4e83b998
 def ssim(
-    x,                               # (..., H, W, 3) frames
-    y,                               # reconstruction
+    x,  # (..., H, W, 3) frames
+    y,  # reconstruction
     data_range: float | None = None,
-    window: int = 11,                # pixels
-    sigma: float = 1.5,              # pixels
-) -> float:                          # 1 is perfect
+    window: int = 11,  # pixels
+    sigma: float = 1.5,  # pixels
+) -> float:  # 1 is perfect
     "Structural similarity, mean over frames, colours and windows (Wang et al. 2004, eq. 13). Raises `BadInput` for tiny frames."
     x, y, data_range = _pair(x, y, data_range)
-    if min(x.shape[-3:-1]) < window: raise BadInput(f"SSIM needs frames of at least {window} x {window} pixels, not {x.shape[-3:-1]}.")
-    taps = np.exp(-((np.arange(window) - window // 2) ** 2) / (2 * sigma**2)); taps /= taps.sum()
+    if min(x.shape[-3:-1]) < window:
+        raise BadInput(
+            f"SSIM needs frames of at least {window} x {window} pixels, not {x.shape[-3:-1]}."
+        )
+    taps = np.exp(-((np.arange(window) - window // 2) ** 2) / (2 * sigma**2))
+    taps /= taps.sum()
     x, y = np.moveaxis(x, -1, -3), np.moveaxis(y, -1, -3)
     mx, my = _blur(x, taps), _blur(y, taps)
-    vx, vy, cov = _blur(x * x, taps) - mx**2, _blur(y * y, taps) - my**2, _blur(x * y, taps) - mx * my
+    vx, vy, cov = (
+        _blur(x * x, taps) - mx**2,
+        _blur(y * y, taps) - my**2,
+        _blur(x * y, taps) - mx * my,
+    )
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    return float(np.mean((2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))))
+    return float(
+        np.mean((2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2)))
+    )
 
 # %% ../nbs/14_metrics.ipynb #26595b0b
 def _columns(x, y, lengths):
     "Two (..., bands, columns) arrays cut to the columns that are real: (bands, all real columns)."
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if x.shape != y.shape: raise BadInput(f"The two spectrograms have different shapes, {x.shape} and {y.shape}.")
+    if x.shape != y.shape:
+        raise BadInput(f"The two spectrograms have different shapes, {x.shape} and {y.shape}.")
     x, y = (a.reshape(-1, *a.shape[-2:]) for a in (x, y))
     lengths = np.full(len(x), x.shape[-1]) if lengths is None else np.atleast_1d(lengths)
     if len(lengths) != len(x) or (lengths < 1).any() or (lengths > x.shape[-1]).any():
-        raise BadInput(f"{len(x)} spectrograms of {x.shape[-1]} columns need as many lengths between 1 and {x.shape[-1]}.")
+        raise BadInput(
+            f"{len(x)} spectrograms of {x.shape[-1]} columns need as many lengths between 1 and {x.shape[-1]}."
+        )
     return (np.concatenate([a[i, :, :n] for i, n in enumerate(lengths)], -1) for a in (x, y))
 
 # %% ../nbs/14_metrics.ipynb #5fe8220b
 def log_mel_error_db(
-    x,             # (bands, T) or (B, bands, T) mel power in dB
-    y,             # reconstruction
+    x,  # (bands, T) or (B, bands, T) mel power in dB
+    y,  # reconstruction
     lengths=None,  # real columns of each; padded ones are not counted
-) -> float:        # dB, lower is better
+) -> float:  # dB, lower is better
     "Mean absolute difference of two log-mel spectrograms."
     x, y = _columns(x, y, lengths)
     return float(np.abs(x - y).mean())
+
 
 def spectral_convergence(x, y, lengths=None) -> float:
     "Norm of the magnitude error over the norm of the original's magnitude; takes dB of power, as `log_mel_error_db` does. 0 is perfect."
@@ -130,13 +157,16 @@ def spectral_convergence(x, y, lengths=None) -> float:
 def perplexity(counts) -> float:
     "How many codes are in use, weighing each by how often: exp of the entropy; `codes` if all are used alike, 1 if one is."
     p = np.asarray(counts, dtype=np.float64).ravel()
-    if p.size == 0 or (p < 0).any() or p.sum() == 0: raise BadInput("Perplexity needs the count of each code, and at least one token.")
+    if p.size == 0 or (p < 0).any() or p.sum() == 0:
+        raise BadInput("Perplexity needs the count of each code, and at least one token.")
     p = p[p > 0] / p.sum()
     return float(np.exp(-(p * np.log(p)).sum()))
+
 
 def codebook_usage(counts) -> float:
     "The share of codes that are used at least once."
     return float(np.mean(np.asarray(counts) > 0))
+
 
 def bits_per_second(tokens: int, codes: int, seconds: float) -> float:
     "The rate of a tokenizer: tokens times log2 of the vocabulary, per second."
@@ -147,13 +177,16 @@ def words(text: str) -> list[str]:
     "Lower-case words without punctuation: the form in which sentences are compared."
     return re.findall(r"[a-z0-9]+(?:'[a-z]+)?", text.lower())
 
+
 def ngrams(tokens: list, n: int) -> Counter:
     "How often each run of `n` words occurs."
     return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
 
+
 def _sentences(candidates, references):
     "Words of each candidate and of each of its references."
-    if len(candidates) != len(references): raise BadInput(f"{len(candidates)} sentences, but references for {len(references)}.")
+    if len(candidates) != len(references):
+        raise BadInput(f"{len(candidates)} sentences, but references for {len(references)}.")
     if isinstance(candidates, str) or any(isinstance(r, str) or not r for r in references):
         raise BadInput("Give a list of sentences and, for each, a list of one or more references.")
     return [words(c) for c in candidates], [[words(r) for r in refs] for refs in references]
@@ -164,23 +197,26 @@ def _count_hits(cands, refs, n: int) -> tuple:
     hits = total = 0
     for c, rs in zip(cands, refs):
         most = Counter()
-        for r in rs: most |= ngrams(r, n)
+        for r in rs:
+            most |= ngrams(r, n)
         found = ngrams(c, n)
-        hits += (found & most).total(); total += found.total()
+        hits += (found & most).total()
+        total += found.total()
     return hits, max(total, 1)
 
 # %% ../nbs/14_metrics.ipynb #d3c8ae72
 def bleu(
-    candidates: list[str],       # one sentence per clip
-    references: list[list[str]], # one or more per clip
-) -> tuple[float, ...]:          # BLEU-1, BLEU-2, BLEU-3, BLEU-4, each in [0, 1]
+    candidates: list[str],  # one sentence per clip
+    references: list[list[str]],  # one or more per clip
+) -> tuple[float, ...]:  # BLEU-1, BLEU-2, BLEU-3, BLEU-4, each in [0, 1]
     "Corpus BLEU (Papineni et al. 2002), without smoothing; the reference of closest length counts, the shorter of two."
     cands, refs = _sentences(candidates, references)
     length = sum(map(len, cands))
     closest = sum(min((abs(len(r) - len(c)), len(r)) for r in rs)[1] for c, rs in zip(cands, refs))
     penalty = 0.0 if length == 0 else min(1.0, np.exp(1 - closest / length))
     precision = [h / n for h, n in (_count_hits(cands, refs, k) for k in (1, 2, 3, 4))]
-    with np.errstate(divide="ignore"): logs = np.log(precision)
+    with np.errstate(divide="ignore"):
+        logs = np.log(precision)
     return tuple(float(penalty * np.exp(logs[:k].mean())) for k in (1, 2, 3, 4))
 
 # %% ../nbs/14_metrics.ipynb #cad3adfb
@@ -189,50 +225,69 @@ def _longest_common(a: list, b: list) -> int:
     row = [0] * (len(b) + 1)
     for x in a:
         last, row = row, [0]
-        for j, y in enumerate(b): row.append(last[j] + 1 if x == y else max(row[j], last[j + 1]))
+        for j, y in enumerate(b):
+            row.append(last[j] + 1 if x == y else max(row[j], last[j + 1]))
     return row[-1]
+
 
 def rouge_l(candidates: list[str], references: list[list[str]], beta: float = 1.2) -> float:
     "Mean ROUGE-L as COCO takes it: the best precision and the best recall over the references, apart, combined with `beta`."
     cands, refs = _sentences(candidates, references)
+
     def score(c, rs):
         common = [_longest_common(c, r) for r in rs]
-        p = max(m / max(len(c), 1) for m in common); r = max(m / max(len(r), 1) for m, r in zip(common, rs))
+        p = max(m / max(len(c), 1) for m in common)
+        r = max(m / max(len(r), 1) for m, r in zip(common, rs))
         return 0.0 if p * r == 0 else (1 + beta**2) * p * r / (r + beta**2 * p)
+
     return float(np.mean([score(c, rs) for c, rs in zip(cands, refs)])) if cands else 0.0
 
 # %% ../nbs/14_metrics.ipynb #40c17419
 def _rarity(references) -> dict:
     "log(N / df) of every run of one to four words; `None` stands for a run that no reference has."
-    runs = Counter(g for rs in references for g in {g for r in rs for n in range(1, 5) for g in ngrams(r, n)})
-    return {g: np.log(len(references)) - np.log(k) for g, k in runs.items()} | {None: np.log(max(1, len(references)))}
+    runs = Counter(
+        g for rs in references for g in {g for r in rs for n in range(1, 5) for g in ngrams(r, n)}
+    )
+    return {g: np.log(len(references)) - np.log(k) for g, k in runs.items()} | {
+        None: np.log(max(1, len(references)))
+    }
+
 
 def _weighted(tokens, rarity: dict, n: int):
     "The n-grams of a sentence, each weighted by its count times how rare it is; and the vector's length."
     vector = {g: k * rarity.get(g, rarity[None]) for g, k in ngrams(tokens, n).items()}
     return vector, np.sqrt(sum(v * v for v in vector.values()))
 
+
 def _likeness(candidate, reference) -> float:
     "Cosine of two weighted sentences, what is said too often clipped."
     (c, c_length), (r, r_length) = candidate, reference
-    if not c_length or not r_length: return 0.0
+    if not c_length or not r_length:
+        return 0.0
     return sum(min(v, r.get(g, 0)) * r.get(g, 0) for g, v in c.items()) / (c_length * r_length)
 
 # %% ../nbs/14_metrics.ipynb #a1085d3d
 def cider_d_scores(
     candidates: list[str],
     references: list[list[str]],
-    sigma: float = 6.0,          # how fast a difference in length costs
-) -> np.ndarray:                 # (N,) 10 is a perfect match with every reference
+    sigma: float = 6.0,  # how fast a difference in length costs
+) -> np.ndarray:  # (N,) 10 is a perfect match with every reference
     "CIDEr-D of each sentence (Vedantam et al. 2015). Rarity comes from `references`, so figures of other sets do not compare."
-    cands, refs = _sentences(candidates, references); rarity = _rarity(refs)
+    cands, refs = _sentences(candidates, references)
+    rarity = _rarity(refs)
     out = np.zeros(len(cands))
     for i, (c, rs) in enumerate(zip(cands, refs)):
-        close = [np.exp(-((max(len(c) - 1, 0) - max(len(r) - 1, 0)) ** 2) / (2 * sigma**2)) for r in rs]   # lengths count pairs of words
+        close = [
+            np.exp(-((max(len(c) - 1, 0) - max(len(r) - 1, 0)) ** 2) / (2 * sigma**2)) for r in rs
+        ]  # lengths count pairs of words
         for n in range(1, 5):
             said = _weighted(c, rarity, n)
-            out[i] += np.mean([w * _likeness(said, _weighted(r, rarity, n)) for w, r in zip(close, rs)]) / 4
+            out[i] += (
+                np.mean([w * _likeness(said, _weighted(r, rarity, n)) for w, r in zip(close, rs)])
+                / 4
+            )
     return 10 * out
+
 
 def cider_d(candidates: list[str], references: list[list[str]]) -> float:
     "Mean CIDEr-D over the clips; 0 for one clip alone, because nothing is rare then."
@@ -245,18 +300,27 @@ def distinct_n(captions: list[str], n: int = 2) -> float:
     grams = sum((ngrams(words(c), n) for c in captions), Counter())
     return len(grams) / max(1, grams.total())
 
-def _repeats_itself(tokens: list, n: int = 4) -> bool: return any(k > 1 for k in ngrams(tokens, n).values())
+
+def _repeats_itself(tokens: list, n: int = 4) -> bool:
+    return any(k > 1 for k in ngrams(tokens, n).values())
+
 
 def caption_diversity(
     captions: list[str],
-    vocabulary=None,      # words that are known; None leaves `unknown_words` out
+    vocabulary=None,  # words that are known; None leaves `unknown_words` out
 ) -> dict:
     "Signs of noisy or lazy output: share of unique captions, mean length, distinct-1 and -2, share that repeat four words, unknown words."
     tokens = [words(c) for c in captions]
-    if not tokens: raise BadInput("There are no captions to measure.")
-    out = dict(n=len(captions), unique=len({tuple(t) for t in tokens}) / len(tokens), mean_words=float(np.mean([len(t) for t in tokens])),
-               distinct_1=distinct_n(captions, 1), distinct_2=distinct_n(captions, 2),
-               repeating=float(np.mean([_repeats_itself(t) for t in tokens])))
+    if not tokens:
+        raise BadInput("There are no captions to measure.")
+    out = dict(
+        n=len(captions),
+        unique=len({tuple(t) for t in tokens}) / len(tokens),
+        mean_words=float(np.mean([len(t) for t in tokens])),
+        distinct_1=distinct_n(captions, 1),
+        distinct_2=distinct_n(captions, 2),
+        repeating=float(np.mean([_repeats_itself(t) for t in tokens])),
+    )
     if vocabulary is not None:
         known, spoken = set(vocabulary), [w for t in tokens for w in t]
         out["unknown_words"] = sum(w not in known for w in spoken) / max(1, len(spoken))
@@ -265,50 +329,74 @@ def caption_diversity(
 # %% ../nbs/14_metrics.ipynb #3670cab8
 def _ranked(predictions, labels) -> list:
     "Each prediction as a list, the likeliest first."
-    if len(predictions) != len(labels): raise BadInput(f"{len(predictions)} predictions for {len(labels)} labels.")
-    if not len(labels): raise BadInput("There are no clips to measure.")
+    if len(predictions) != len(labels):
+        raise BadInput(f"{len(predictions)} predictions for {len(labels)} labels.")
+    if not len(labels):
+        raise BadInput("There are no clips to measure.")
     return [[p] if p is None or isinstance(p, str) else list(p) for p in predictions]
 
+
 def category_accuracy(
-    predictions: list,      # a label per clip, or a list of labels with the likeliest first
-    labels: list[str],      # the true one of each clip
-    top: int = 1,           # right if the true one is among the first `top`
-    balanced: bool = False, # every category counts the same, however many clips it has
+    predictions: list,  # a label per clip, or a list of labels with the likeliest first
+    labels: list[str],  # the true one of each clip
+    top: int = 1,  # right if the true one is among the first `top`
+    balanced: bool = False,  # every category counts the same, however many clips it has
 ) -> float:
     "The share of clips whose category is right. Raises `BadInput` for lists of different length or without a clip."
-    right = np.array([label in r[:top] for r, label in zip(_ranked(predictions, labels), labels)], dtype=float)
-    if not balanced: return float(right.mean())
-    return float(np.mean([right[[t == label for t in labels]].mean() for label in sorted(set(labels))]))
+    right = np.array(
+        [label in r[:top] for r, label in zip(_ranked(predictions, labels), labels)], dtype=float
+    )
+    if not balanced:
+        return float(right.mean())
+    return float(
+        np.mean([right[[t == label for t in labels]].mean() for label in sorted(set(labels))])
+    )
 
 # %% ../nbs/14_metrics.ipynb #af6ad490
 def rank_categories(scores, labels: list[str]) -> list[list[str]]:
     "For each row of (N, C) scores, the labels with the likeliest first."
     return [[labels[j] for j in np.argsort(-np.asarray(row), kind="stable")] for row in scores]
 
+
 def mean_reciprocal_rank(predictions: list, labels: list[str]) -> float:
     "Mean of one over the place of the true category; 0 where it is not in the list."
-    return float(np.mean([1 / (r.index(t) + 1) if t in r else 0.0 for r, t in zip(_ranked(predictions, labels), labels)]))
+    return float(
+        np.mean(
+            [
+                1 / (r.index(t) + 1) if t in r else 0.0
+                for r, t in zip(_ranked(predictions, labels), labels)
+            ]
+        )
+    )
 
 # %% ../nbs/14_metrics.ipynb #1f274477
 def _record(known) -> dict:
     "Label and attributes as a dict; None stands for what cannot be perceived."
     return known if isinstance(known, dict) else known.to_dict()
 
+
 def _labels(record: dict) -> tuple:
     "The labels of a record, one or several."
     label = record.get("label")
     return tuple(label) if isinstance(label, (tuple, list)) else (label,)
 
+
 def _named(record: dict) -> list:
     "The attributes of a record."
     return [n for n in record if n != "label"]
 
-def _share(hits: list) -> dict: return dict(n=len(hits), accuracy=float(np.mean(hits)) if hits else None)
+
+def _share(hits: list) -> dict:
+    return dict(n=len(hits), accuracy=float(np.mean(hits)) if hits else None)
+
 
 def is_exact(said, truth) -> bool:
     "Whether the category and every attribute that can be perceived are right."
     said, truth = _record(said), _record(truth)
-    return said.get("label") in _labels(truth) and all(said.get(n) == truth[n] for n in _named(truth) if truth[n] is not None)
+    return said.get("label") in _labels(truth) and all(
+        said.get(n) == truth[n] for n in _named(truth) if truth[n] is not None
+    )
+
 
 def invented(said, truth) -> list[str]:
     "The names of attributes that are stated although they cannot be perceived."
@@ -317,40 +405,57 @@ def invented(said, truth) -> list[str]:
 
 # %% ../nbs/14_metrics.ipynb #8da97f64
 def attribute_accuracy(
-    captions: list,      # what was said about each clip: records, or sentences for `parse`
-    truths: list,        # what can be perceived of it: dicts, or records with `to_dict`; None where something cannot
-    parse=None,          # from a sentence to what it states, such as `World.parse`
-) -> dict:               # {n, accuracy} for `category` and each attribute (accuracy None where n is 0); and three figures more
+    captions: list,  # what was said about each clip: records, or sentences for `parse`
+    truths: list,  # what can be perceived of it: dicts, or records with `to_dict`; None where something cannot
+    parse=None,  # from a sentence to what it states, such as `World.parse`
+) -> dict:  # {n, accuracy} for `category` and each attribute (accuracy None where n is 0); and three figures more
     """How often each perceivable attribute is stated and true. `exact` is the share of clips with everything right, `invented_rate` the
     share of descriptions that state something that cannot be perceived, `invented` how often for each attribute."""
-    if len(captions) != len(truths): raise BadInput(f"{len(captions)} captions for {len(truths)} clips.")
-    if not len(truths): raise BadInput("There are no clips to measure.")
+    if len(captions) != len(truths):
+        raise BadInput(f"{len(captions)} captions for {len(truths)} clips.")
+    if not len(truths):
+        raise BadInput("There are no clips to measure.")
     said = [_record(parse(c) if isinstance(c, str) else c) for c in captions]
     pairs = list(zip(said, map(_record, truths)))
     names = dict.fromkeys(n for _, t in pairs for n in _named(t))
     out = dict(category=_share([s.get("label") in _labels(t) for s, t in pairs]))
-    for n in names: out[n] = _share([s.get(n) == t[n] for s, t in pairs if t.get(n) is not None])
+    for n in names:
+        out[n] = _share([s.get(n) == t[n] for s, t in pairs if t.get(n) is not None])
     made_up = [invented(s, t) for s, t in pairs]
-    return out | dict(exact=float(np.mean([is_exact(s, t) for s, t in pairs])), invented_rate=float(np.mean([bool(m) for m in made_up])),
-                      invented={n: sum(n in m for m in made_up) for n in names})
+    return out | dict(
+        exact=float(np.mean([is_exact(s, t) for s, t in pairs])),
+        invented_rate=float(np.mean([bool(m) for m in made_up])),
+        invented={n: sum(n in m for m in made_up) for n in names},
+    )
 
 # %% ../nbs/14_metrics.ipynb #606d73ec
 def _best_constant(values: list) -> dict:
     "The answer that is right most often when it is always given."
-    if not values: return dict(n=0, accuracy=None, answer=None)
+    if not values:
+        return dict(n=0, accuracy=None, answer=None)
     answer, hits = Counter(values).most_common(1)[0]
     return dict(n=len(values), accuracy=hits / len(values), answer=answer)
 
+
 def _best_exact(truths, largest: int = 10**6) -> float:
     "The share of clips for which the best single sentence would be right in everything that can be perceived."
-    values = {n: list(dict.fromkeys(t[n] for t in truths if t.get(n) is not None)) for n in dict.fromkeys(n for t in truths for n in _named(t))}
+    values = {
+        n: list(dict.fromkeys(t[n] for t in truths if t.get(n) is not None))
+        for n in dict.fromkeys(n for t in truths for n in _named(t))
+    }
     shape = [max(1, len(v)) for v in values.values()]
-    if np.prod(shape, dtype=float) > largest:       # too many sentences to try: only those that are true of some clip
-        return max(np.mean([is_exact(s, t) for t in truths]) for s in ({**t, "label": _labels(t)[0]} for t in truths))
+    if (
+        np.prod(shape, dtype=float) > largest
+    ):  # too many sentences to try: only those that are true of some clip
+        return max(
+            np.mean([is_exact(s, t) for t in truths])
+            for s in ({**t, "label": _labels(t)[0]} for t in truths)
+        )
     votes = {}
     for t in truths:
         where = tuple(slice(None) if t.get(n) is None else v.index(t[n]) for n, v in values.items())
-        for label in _labels(t): votes.setdefault(label, np.zeros(shape, dtype=np.int64))[where] += 1
+        for label in _labels(t):
+            votes.setdefault(label, np.zeros(shape, dtype=np.int64))[where] += 1
     return max(int(v.max()) for v in votes.values()) / len(truths)
 
 # %% ../nbs/14_metrics.ipynb #2f012e25
@@ -358,62 +463,95 @@ def _given_category(truths, name: str) -> dict:
     "The best constant value of an attribute for each category, and how often it is right."
     values = {}
     for t in truths:
-        if t.get(name) is not None: values.setdefault(_labels(t)[0], []).append(t[name])
-    best = {label: _best_constant(v) for label, v in sorted(values.items())}; n = sum(b["n"] for b in best.values())
+        if t.get(name) is not None:
+            values.setdefault(_labels(t)[0], []).append(t[name])
+    best = {label: _best_constant(v) for label, v in sorted(values.items())}
+    n = sum(b["n"] for b in best.values())
     right = sum(b["accuracy"] * b["n"] for b in best.values())
-    return dict(n=n, accuracy=right / n if n else None, answers={k: b["answer"] for k, b in best.items()})
+    return dict(
+        n=n, accuracy=right / n if n else None, answers={k: b["answer"] for k, b in best.items()}
+    )
 
 # %% ../nbs/14_metrics.ipynb #d7064ba6
 def chance_level(truths: list) -> dict:
     "What the best constant answer scores, under the names of `attribute_accuracy`, with the answer; `given_category`: one answer for each category."
     truths = [_record(t) for t in truths]
-    if not truths: raise BadInput("There are no clips to measure.")
+    if not truths:
+        raise BadInput("There are no clips to measure.")
     names = dict.fromkeys(n for t in truths for n in _named(t))
     out = dict(category=_best_constant([label for t in truths for label in _labels(t)]))
-    out["category"].update(n=len(truths), accuracy=Counter(label for t in truths for label in set(_labels(t))).most_common(1)[0][1] / len(truths))
-    for name in names: out[name] = _best_constant([t[name] for t in truths if t.get(name) is not None])
-    return out | dict(given_category={n: _given_category(truths, n) for n in names}, exact=_best_exact(truths), invented_rate=0.0)
+    out["category"].update(
+        n=len(truths),
+        accuracy=Counter(label for t in truths for label in set(_labels(t))).most_common(1)[0][1]
+        / len(truths),
+    )
+    for name in names:
+        out[name] = _best_constant([t[name] for t in truths if t.get(name) is not None])
+    return out | dict(
+        given_category={n: _given_category(truths, n) for n in names},
+        exact=_best_exact(truths),
+        invented_rate=0.0,
+    )
 
 # %% ../nbs/14_metrics.ipynb #226c5ad6
 def _confidences(confidence, correct):
     "Both as float arrays; confidence in [0, 1]."
-    confidence, correct = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-    if confidence.shape != correct.shape or confidence.ndim != 1: raise BadInput("Give one confidence and one right-or-wrong per clip.")
-    if len(confidence) == 0: raise BadInput("There are no clips to measure.")
-    if not ((confidence >= 0) & (confidence <= 1)).all(): raise BadInput("A confidence lies between 0 and 1.")
+    confidence, correct = (
+        np.asarray(confidence, dtype=np.float64),
+        np.asarray(correct, dtype=np.float64),
+    )
+    if confidence.shape != correct.shape or confidence.ndim != 1:
+        raise BadInput("Give one confidence and one right-or-wrong per clip.")
+    if len(confidence) == 0:
+        raise BadInput("There are no clips to measure.")
+    if not ((confidence >= 0) & (confidence <= 1)).all():
+        raise BadInput("A confidence lies between 0 and 1.")
     return confidence, correct
 
+
 def reliability_curve(
-    confidence,      # (N,) in [0, 1]: how sure the model says it is
-    correct,         # (N,) bool: whether it was right
+    confidence,  # (N,) in [0, 1]: how sure the model says it is
+    correct,  # (N,) bool: whether it was right
     bins: int = 10,  # equally wide
-) -> dict:           # arrays over the bins that hold a clip: low, high, confidence, accuracy, n
+) -> dict:  # arrays over the bins that hold a clip: low, high, confidence, accuracy, n
     "How often the model is right, for each level of how sure it says it is."
     confidence, correct = _confidences(confidence, correct)
-    which = np.minimum((confidence * bins).astype(int), bins - 1); used = np.unique(which)
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    used = np.unique(which)
     mean = [[a[which == b].mean() for b in used] for a in (confidence, correct)]
-    return dict(low=used / bins, high=(used + 1) / bins, confidence=np.array(mean[0]), accuracy=np.array(mean[1]),
-                n=np.array([(which == b).sum() for b in used]))
+    return dict(
+        low=used / bins,
+        high=(used + 1) / bins,
+        confidence=np.array(mean[0]),
+        accuracy=np.array(mean[1]),
+        n=np.array([(which == b).sum() for b in used]),
+    )
 
 # %% ../nbs/14_metrics.ipynb #a487a18a
 def expected_calibration_error(confidence, correct, bins: int = 15) -> float:
     "Mean gap between how sure the model says it is and how often it is right (Guo et al. 2017, eq. 3). 0 is honest."
     curve = reliability_curve(confidence, correct, bins)
-    return float((curve["n"] * np.abs(curve["accuracy"] - curve["confidence"])).sum() / curve["n"].sum())
+    return float(
+        (curve["n"] * np.abs(curve["accuracy"] - curve["confidence"])).sum() / curve["n"].sum()
+    )
 
 # %% ../nbs/14_metrics.ipynb #86e927eb
 def bootstrap_interval(
-    values,                # (N,) a figure per clip, for example 1 where it was right
-    groups=None,           # (N,) source of each clip: clips of one source are drawn together
+    values,  # (N,) a figure per clip, for example 1 where it was right
+    groups=None,  # (N,) source of each clip: clips of one source are drawn together
     level: float = 0.95,
     draws: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:  # lower and upper end
     "Where the mean of `values` would fall with other clips: percentiles of the means of resampled groups."
     values = np.asarray(values, dtype=np.float64)
-    if not len(values): raise BadInput("There are no clips to measure.")
-    if groups is not None and len(groups) != len(values): raise BadInput(f"{len(values)} values, but groups for {len(groups)}.")
-    _, which = np.unique(np.arange(len(values)) if groups is None else np.asarray(groups), return_inverse=True)
+    if not len(values):
+        raise BadInput("There are no clips to measure.")
+    if groups is not None and len(groups) != len(values):
+        raise BadInput(f"{len(values)} values, but groups for {len(groups)}.")
+    _, which = np.unique(
+        np.arange(len(values)) if groups is None else np.asarray(groups), return_inverse=True
+    )
     total, size = np.bincount(which, values), np.bincount(which)
     drawn = np.random.default_rng(seed).integers(len(total), size=(draws, len(total)))
     means = total[drawn].sum(1) / size[drawn].sum(1)

@@ -23,11 +23,34 @@ import numpy as np
 import torch
 
 from .captions import TextTokenizer
-from .core import (LATER, BadInput, ClipSpec, ConfigMismatch, Preset, Timer, atomic_write, autocast, did_you_mean, file_hash, fingerprint,
-                          get_preset, pick_device, read_json, set_aside, write_json)
+from scene4m.core import (
+    LATER,
+    BadInput,
+    ClipSpec,
+    ConfigMismatch,
+    Preset,
+    Timer,
+    atomic_write,
+    autocast,
+    did_you_mean,
+    file_hash,
+    fingerprint,
+    get_preset,
+    pick_device,
+    read_json,
+    set_aside,
+    write_json,
+)
 from .cosmos import CosmosTokenizer
 from .curation import ClipDataset, curate, vggsound_rows
-from .describe import Checkpoint, ClipArrays, acquaint, calibrate, save_checkpoint, tokenize_arrays
+from scene4m.describe import (
+    Checkpoint,
+    ClipArrays,
+    acquaint,
+    calibrate,
+    save_checkpoint,
+    tokenize_arrays,
+)
 from .evaluate import evaluate_folder, read_truth, save_judge, train_judge
 from .finetune import TRACKERS, FinetuneConfig, arithmetic, finetune, stages_of, start_text
 from .fourm import DEFAULTS, FourM, config_modalities
@@ -42,21 +65,28 @@ from .worlds.street import WORLD
 # %% ../nbs/42_run.ipynb #41763d13
 class Stages:
     "Runs named stages in order inside one folder; finished ones are skipped, their seconds remembered."
-    def __init__(self,
-        out,                # the run's folder
-        say=print,          # where one line per stage goes
-        expected=None,      # {stage: about how many seconds it takes}: only the proportions count, the pace is measured on the way
+
+    def __init__(
+        self,
+        out,  # the run's folder
+        say=print,  # where one line per stage goes
+        expected=None,  # {stage: about how many seconds it takes}: only the proportions count, the pace is measured on the way
     ):
         self.out, self.say, self.seconds = Path(out), say, {}
         self.expected, self.pace = dict(expected or {}), 1.0
-        try: (self.out / "stages").mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise BadInput(f"{out}: this folder cannot be made ({e.strerror}); choose another with --out.") from e
+        try:
+            (self.out / "stages").mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise BadInput(
+                f"{out}: this folder cannot be made ({e.strerror}); choose another with --out."
+            ) from e
 
-    def __call__(self,
+    def __call__(
+        self,
         name: str,
-        reads,        # everything that decides what comes out: settings, and the content of what is read
+        reads,  # everything that decides what comes out: settings, and the content of what is read
         work,
-        makes: str = "",   # a file of the run that the stage leaves
+        makes: str = "",  # a file of the run that the stage leaves
     ):
         "Does `work()` unless a stage of this name that read the same has been finished here and what it made is still there."
         key, note = fingerprint([name, reads]), self.out / "stages" / f"{name}.json"
@@ -66,50 +96,89 @@ class Stages:
             self.say(f"✓ {name}: done before, in {self.seconds[name]:.0f} s")
             return
         later = self.pace * sum(self.expected.values())
-        self.say(f"… {name}" + (f" (the whole job: about {time_left(later + self.pace * own)} left)" if own else ""))
+        self.say(
+            f"… {name}"
+            + (f" (the whole job: about {time_left(later + self.pace * own)} left)" if own else "")
+        )
         os.environ[LATER] = f"{later:.1f}"
         try:
-            with Timer() as t: work()
-        finally: os.environ.pop(LATER, None)
-        if own: self.pace = t.seconds / own
-        self.seconds[name] = t.seconds; write_json(note, dict(reads=key, seconds=t.seconds))
+            with Timer() as t:
+                work()
+        finally:
+            os.environ.pop(LATER, None)
+        if own:
+            self.pace = t.seconds / own
+        self.seconds[name] = t.seconds
+        write_json(note, dict(reads=key, seconds=t.seconds))
         self.say(f"✓ {name}: {t.seconds:.0f} s")
 
 # %% ../nbs/42_run.ipynb #41763d14
 def time_left(seconds: float) -> str:
     "Seconds in the unit that a person would use."
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
+
 
 def expected_seconds(preset: Preset, clips: int | None = None) -> dict:
     "About how long each stage takes on two plain cores; `clips`: of a folder of one's own, None: of the toy street."
     d = preset.data
-    made, held_out = (d["n_train"] + d["n_val"], d["n_test"]) if clips is None else (clips, clips // 8)
+    made, held_out = (
+        (d["n_train"] + d["n_val"], d["n_test"]) if clips is None else (clips, clips // 8)
+    )
+
     def training(settings: dict, step: float) -> float:
-        steps = settings.get("steps") or settings.get("epochs", 0) * made / settings.get("batch_size", 32)
+        steps = settings.get("steps") or settings.get("epochs", 0) * made / settings.get(
+            "batch_size", 32
+        )
         return settings.get("seconds") or steps * step
-    return {"clips": 0.02 * made + 0.05 * held_out, "tokenizers": max(training(preset.audio, 0.2), training(preset.video, 0.2)),
-            "tokens": 0.004 * made, "4M": training(preset.train, 0.5), "calibration": 15.0, "evaluation": 0.15 * held_out}
+
+    return {
+        "clips": 0.02 * made + 0.05 * held_out,
+        "tokenizers": max(training(preset.audio, 0.2), training(preset.video, 0.2)),
+        "tokens": 0.004 * made,
+        "4M": training(preset.train, 0.5),
+        "calibration": 15.0,
+        "evaluation": 0.15 * held_out,
+    }
 
 # %% ../nbs/42_run.ipynb #612cdcd3
 class MelFeature:
     "Computes the mel spectrogram of a clip while it is curated: float16 (80, columns)."
-    def __init__(self, **config): self.front = MelFrontEnd(**config)
+
+    def __init__(self, **config):
+        self.front = MelFrontEnd(**config)
+
     def __call__(self, frames, wave, valid):
-        n = self.front.clip.samples; wave = np.zeros(n, np.float32) if wave is None else np.asarray(wave, np.float32)[:n]
+        n = self.front.clip.samples
+        wave = np.zeros(n, np.float32) if wave is None else np.asarray(wave, np.float32)[:n]
         wave = np.pad(wave, (0, n - len(wave)))
-        with torch.no_grad(): return self.front(torch.from_numpy(wave)).numpy().astype(np.float16)
+        with torch.no_grad():
+            return self.front(torch.from_numpy(wave)).numpy().astype(np.float16)
 
 # %% ../nbs/42_run.ipynb #7df78cfa
 class StreetSplits:
     "The training and validation clips of the toy street as one sequence; a clip is made when it is asked for."
+
     world = WORLD
 
     def __init__(self, n_train: int, n_val: int, seed: int, clip: ClipSpec = ClipSpec()):
-        self.parts = StreetClips("train", n_train, seed, clip), StreetClips("val", n_val, seed, clip)
-    def __len__(self): return sum(map(len, self.parts))
+        self.parts = (
+            StreetClips("train", n_train, seed, clip),
+            StreetClips("val", n_val, seed, clip),
+        )
+
+    def __len__(self):
+        return sum(map(len, self.parts))
+
     def __getitem__(self, i):
         first, second = self.parts
         return first[i] if i < len(first) else second[i - len(first)]
+
     @property
     def config(self) -> list:
         "What decides the clips."
@@ -118,15 +187,35 @@ class StreetSplits:
 # %% ../nbs/42_run.ipynb #46353402
 def make_street(out: Path, preset: Preset, seed: int, workers: int) -> None:
     "Curates training and validation clips of the toy street into `out/data`; writes held-out mp4 files into `out/test`."
-    d = preset.data; street = StreetSplits(d["n_train"], d["n_val"], seed, preset.clip)
-    curate(street, out / "data", clip=preset.clip, store=("frames",), features=dict(mel=MelFeature()), workers=workers, shard_size=250)
+    d = preset.data
+    street = StreetSplits(d["n_train"], d["n_val"], seed, preset.clip)
+    curate(
+        street,
+        out / "data",
+        clip=preset.clip,
+        store=("frames",),
+        features=dict(mel=MelFeature()),
+        workers=workers,
+        shard_size=250,
+    )
     write_street(out / "test", d["n_test"], seed=seed, split="test", workers=workers)
 
 # %% ../nbs/42_run.ipynb #a4e02f68
-def curate_folder(data: Path, out: Path, preset: Preset, workers: int, clips=None, labels_file=None, captions=None) -> None:
+def curate_folder(
+    data: Path, out: Path, preset: Preset, workers: int, clips=None, labels_file=None, captions=None
+) -> None:
     "Curates a folder of labelled clips, or VGG-Sound's list with the folder `clips`, into `out/data`."
-    manifest = curate(data, out / "data", clips=clips, labels_file=labels_file, captions=captions, clip=preset.clip,
-                      store=("frames",), features=dict(mel=MelFeature()), workers=workers)
+    manifest = curate(
+        data,
+        out / "data",
+        clips=clips,
+        labels_file=labels_file,
+        captions=captions,
+        clip=preset.clip,
+        store=("frames",),
+        features=dict(mel=MelFeature()),
+        workers=workers,
+    )
     if not (manifest.status == "kept").any():
         reasons = ", ".join(f"{k} {v}" for k, v in manifest.reason.value_counts().items())
         raise BadInput(f"{data}: no clip in it could be used ({reasons or 'it is empty'}).")
@@ -135,19 +224,56 @@ def curate_folder(data: Path, out: Path, preset: Preset, workers: int, clips=Non
 def measure_ceiling(out: Path, settings: dict, seed: int, workers: int) -> None:
     "Trains a small classifier on the pixels themselves: what the picture gives away at most. Its figures go into the report."
     found = pixel_ceiling(seed=seed, workers=workers, **settings)
-    write_json(out / "ceiling.json", {k: v["accuracy"] for k, v in found.items() if v["accuracy"] is not None})
+    write_json(
+        out / "ceiling.json",
+        {k: v["accuracy"] for k, v in found.items() if v["accuracy"] is not None},
+    )
 
 # %% ../nbs/42_run.ipynb #5e77a002
 def known_settings() -> dict:
     "The type of every setting of a preset, `{part: {name: type}}`; the seed is an argument of its own."
-    def of(*classes): return {k: t for c in classes for k, t in get_type_hints(c).items() if k != "seed"}
-    loops = {s: of(TrainConfig, tokenizer_class(s).config_class) | dict(beta=float | tuple | None, pretrained=str) for s in ("audio", "video")}
-    sizes = {k: float if k in ("mlp_ratio", "norm_eps", "embedding_std") else type(v) for k, v in DEFAULTS.items()}
-    return dict(data=dict(n_train=int, n_val=int, n_test=int, ceiling=dict | None), audio=loops["audio"],
-                video=loops["video"] | dict(cosmos=str), model=sizes | dict(pretrained=str, text=str), train=of(FinetuneConfig))
 
-TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a table such as {}", tuple: "a list such as []"}
-ABOVE_0 = ("steps", "seconds", "epochs", "batch_size", "lr", "n_train", "n_test", "dim", "num_heads")
+    def of(*classes):
+        return {k: t for c in classes for k, t in get_type_hints(c).items() if k != "seed"}
+
+    loops = {
+        s: of(TrainConfig, tokenizer_class(s).config_class)
+        | dict(beta=float | tuple | None, pretrained=str)
+        for s in ("audio", "video")
+    }
+    sizes = {
+        k: float if k in ("mlp_ratio", "norm_eps", "embedding_std") else type(v)
+        for k, v in DEFAULTS.items()
+    }
+    return dict(
+        data=dict(n_train=int, n_val=int, n_test=int, ceiling=dict | None),
+        audio=loops["audio"],
+        video=loops["video"] | dict(cosmos=str),
+        model=sizes | dict(pretrained=str, text=str),
+        train=of(FinetuneConfig),
+    )
+
+
+TYPES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    dict: "a table such as {}",
+    tuple: "a list such as []",
+}
+ABOVE_0 = (
+    "steps",
+    "seconds",
+    "epochs",
+    "batch_size",
+    "lr",
+    "n_train",
+    "n_test",
+    "dim",
+    "num_heads",
+)
+
 
 def check_setting(name: str, value, kind) -> None:
     "Raises `BadInput` where a value is not of the setting's type, or is a length that is not above 0."
@@ -155,7 +281,9 @@ def check_setting(name: str, value, kind) -> None:
     more = {float: (int,), tuple: (list,), str: (Path,)}
     accepted = (*allowed, *(t for a in allowed for t in more.get(a, ())))
     if not isinstance(value, accepted) or isinstance(value, bool) and bool not in allowed:
-        raise BadInput(f"{name} is to be {' or '.join(TYPES[t] for t in allowed if t in TYPES)}, not {value!r}.")
+        raise BadInput(
+            f"{name} is to be {' or '.join(TYPES[t] for t in allowed if t in TYPES)}, not {value!r}."
+        )
     if name.split(".")[-1] in ABOVE_0 and value is not None and not 0 < value < float("inf"):
         raise BadInput(f"{name} is to be above 0, not {value}.")
 
@@ -166,28 +294,46 @@ def check_preset(preset: Preset, parts=("data", "audio", "video", "model", "trai
     for part in parts:
         for name, value in getattr(preset, part).items():
             if name not in known[part]:
-                near = "The seed is set by --seed." if name == "seed" else did_you_mean(name, known[part]).strip()
-                raise BadInput(f"There is no setting {part}.{name}. {near or '`scene4m run --settings` lists them all.'}")
+                near = (
+                    "The seed is set by --seed."
+                    if name == "seed"
+                    else did_you_mean(name, known[part]).strip()
+                )
+                raise BadInput(
+                    f"There is no setting {part}.{name}. {near or '`scene4m run --settings` lists them all.'}"
+                )
             check_setting(f"{part}.{name}", value, known[part][name])
     for sense in ("audio", "video"):
-        if sense in parts: check_tokenizer(sense, getattr(preset, sense), preset.clip)
-    if "train" in parts: check_training(preset.train)
-    if "model" in parts: check_base(preset.model)
+        if sense in parts:
+            check_tokenizer(sense, getattr(preset, sense), preset.clip)
+    if "train" in parts:
+        check_training(preset.train)
+    if "model" in parts:
+        check_base(preset.model)
+
 
 def split_settings(sense: str, settings: dict, device: str | None = None) -> tuple:
     "A tokenizer's own settings and those of its training loop; `beta` as a list of two is the loop's, as one number the tokenizer's."
-    own = {f.name for f in fields(tokenizer_class(sense).config_class)}; loop = {f.name for f in fields(TrainConfig)}
+    own = {f.name for f in fields(tokenizer_class(sense).config_class)}
+    loop = {f.name for f in fields(TrainConfig)}
     unknown = set(settings) - own - loop
-    if unknown: raise BadInput(f"The {sense} tokenizer has no setting {sorted(unknown)[0]!r}.")
+    if unknown:
+        raise BadInput(f"The {sense} tokenizer has no setting {sorted(unknown)[0]!r}.")
     (own if isinstance(settings.get("beta"), (list, tuple)) else loop).discard("beta")
-    trained = {k: v for k, v in settings.items() if k in loop and v is not None} | (dict(device=device) if device else {})
+    trained = {k: v for k, v in settings.items() if k in loop and v is not None} | (
+        dict(device=device) if device else {}
+    )
     return {k: v for k, v in settings.items() if k in own}, trained
+
 
 def sized_tokenizer(sense: str, own: dict, sizes: dict):
     "A new tokenizer for clips of these sizes. Raises `BadInput` where its settings ask for others, or patches do not fit."
     for name, there in sizes.items():
-        if own.get(name) not in (None, there): raise BadInput(f"{sense}.{name} is {own[name]}, and the clips have {there}.")
-    cls = tokenizer_class(sense); tokenizer = cls(cls.config_class(**own | sizes)); tokenizer.grid()
+        if own.get(name) not in (None, there):
+            raise BadInput(f"{sense}.{name} is {own[name]}, and the clips have {there}.")
+    cls = tokenizer_class(sense)
+    tokenizer = cls(cls.config_class(**own | sizes))
+    tokenizer.grid()
     return tokenizer
 
 # %% ../nbs/42_run.ipynb #5e77a004
@@ -195,78 +341,128 @@ def check_tokenizer(sense: str, settings: dict, clip: ClipSpec) -> None:
     "Raises `BadInput` where no tokenizer can be made with these settings for such clips."
     usual = ClipSpec(fps=clip.fps, frames=clip.frames, size=clip.size)
     if clip != usual:
-        other = [f.name for f in fields(ClipSpec) if getattr(clip, f.name) != getattr(usual, f.name)]
-        raise BadInput(f"Clips with other {', '.join(other)} cannot be trained on; only fps, frames and size may differ from the usual.")
-    if "cosmos" in settings: return
-    if "pretrained" in settings: find_folder(settings["pretrained"]); return
+        other = [
+            f.name for f in fields(ClipSpec) if getattr(clip, f.name) != getattr(usual, f.name)
+        ]
+        raise BadInput(
+            f"Clips with other {', '.join(other)} cannot be trained on; only fps, frames and size may differ from the usual."
+        )
+    if "cosmos" in settings:
+        return
+    if "pretrained" in settings:
+        find_folder(settings["pretrained"])
+        return
     own, loop = split_settings(sense, settings)
-    tokenizer = sized_tokenizer(sense, own, {} if sense == "audio" else dict(frames=clip.frames, size=clip.size))
+    tokenizer = sized_tokenizer(
+        sense, own, {} if sense == "audio" else dict(frames=clip.frames, size=clip.size)
+    )
     autocast("cpu", tokenizer.training_config(**loop).precision)
+
 
 def check_training(settings: dict) -> None:
     "Raises `BadInput` for settings with which 4M cannot be trained."
-    config = FinetuneConfig(**settings); stages_of(config); autocast("cpu", config.precision)
+    config = FinetuneConfig(**settings)
+    stages_of(config)
+    autocast("cpu", config.precision)
     if (config.steps, config.epochs, config.seconds) == (None, None, None):
         raise BadInput("Say how long to train 4M: train.steps, epochs or seconds.")
     for name in config.trackers:
-        if name not in TRACKERS: raise BadInput(f"There is no tracker {name!r}; choose among {', '.join(TRACKERS)}.")
+        if name not in TRACKERS:
+            raise BadInput(f"There is no tracker {name!r}; choose among {', '.join(TRACKERS)}.")
+
 
 def check_base(settings: dict) -> None:
     "Raises `BadInput` where the model to begin with, or its words, are not there, `ConfigMismatch` where they do not belong together."
     base, words = settings.get("pretrained"), settings.get("text")
-    if base is not None and not Path(base).exists() and (str(base).count("/") != 1 or str(base).startswith((".", "/", "~"))):
+    if (
+        base is not None
+        and not Path(base).exists()
+        and (str(base).count("/") != 1 or str(base).startswith((".", "/", "~")))
+    ):
         raise BadInput(f"{base}: there is no such model folder.")
-    if base is None and words is None: return
-    size = start_text(words, base, None).vocab_size; config = Path(base or "") / "config.json"
-    if base is None or not config.is_file(): return
+    if base is None and words is None:
+        return
+    size = start_text(words, base, None).vocab_size
+    config = Path(base or "") / "config.json"
+    if base is None or not config.is_file():
+        return
     caption = config_modalities(read_json(config)).get("caption")
     if caption is not None and caption.vocab_size != size:
-        raise ConfigMismatch(f"{words or base}: the text tokenizer has {size} tokens, the model {caption.vocab_size}; they do not belong together.")
+        raise ConfigMismatch(
+            f"{words or base}: the text tokenizer has {size} tokens, the model {caption.vocab_size}; they do not belong together."
+        )
 
 # %% ../nbs/42_run.ipynb #5e1a07a4
-STORED = dict(audio="mel", video="frames")     # what each tokenizer learns from
+STORED = dict(audio="mel", video="frames")  # what each tokenizer learns from
+
 
 def tokenizer_class(sense: str):
     "The tokenizer class of a sense and the class of its settings."
     from scene4m import audio_tokenizer, video_tokenizer
+
     cls = dict(audio=audio_tokenizer.AudioTokenizer, video=video_tokenizer.VideoTokenizer)
-    if sense not in cls: raise BadInput(f"There is no tokenizer for {sense!r}; the senses are audio and video.")
+    if sense not in cls:
+        raise BadInput(f"There is no tokenizer for {sense!r}; the senses are audio and video.")
     return cls[sense]
 
 # %% ../nbs/42_run.ipynb #64a41c9e
 def train_sense(
-    sense: str,          # `audio` or `video`
-    data,                # folder of a data set with `frames` and `mel`
-    out,                 # folder of the tokenizer
-    settings: dict,      # settings of `TrainConfig` (`seconds`, `steps`, `lr` …) and of the tokenizer's own config, together
+    sense: str,  # `audio` or `video`
+    data,  # folder of a data set with `frames` and `mel`
+    out,  # folder of the tokenizer
+    settings: dict,  # settings of `TrainConfig` (`seconds`, `steps`, `lr` …) and of the tokenizer's own config, together
     seed: int = 0,
-    threads: int | None = None,    # None: as many as torch takes by itself
+    threads: int | None = None,  # None: as many as torch takes by itself
     device: str | None = None,
-    renew: str = "clips",    # what is trained anew, as in `train_tokenizer`
-) -> list:               # history
+    renew: str = "clips",  # what is trained anew, as in `train_tokenizer`
+) -> list:  # history
     "Trains one tokenizer on the training clips of a data set and writes it to `out`."
-    if threads: torch.set_num_threads(threads)
-    own, loop = split_settings(sense, settings, device); dataset = ClipDataset(data)
+    if threads:
+        torch.set_num_threads(threads)
+    own, loop = split_settings(sense, settings, device)
+    dataset = ClipDataset(data)
     keys = dataset.keys("train" if dataset.keys("train") else None, sense)
-    if not keys: raise BadInput(f"{data}: there is no clip with {'sound' if sense == 'audio' else 'a picture'} to train on.")
+    if not keys:
+        raise BadInput(
+            f"{data}: there is no clip with {'sound' if sense == 'audio' else 'a picture'} to train on."
+        )
     arrays = dataset.stack(STORED[sense], keys)
-    sizes = dict(columns=arrays.shape[2]) if sense == "audio" else dict(frames=arrays.shape[1], size=arrays.shape[2])
+    sizes = (
+        dict(columns=arrays.shape[2])
+        if sense == "audio"
+        else dict(frames=arrays.shape[1], size=arrays.shape[2])
+    )
     tokenizer = sized_tokenizer(sense, own | dict(seed=seed), sizes)
     train = tokenizer.training_config(**loop, seed=seed)
     lengths = sound_lengths(dataset, keys) if sense == "audio" else None
-    return train_tokenizer(tokenizer, arrays, train, out=out, lengths=lengths, names=keys, renew=renew)
+    return train_tokenizer(
+        tokenizer, arrays, train, out=out, lengths=lengths, names=keys, renew=renew
+    )
+
 
 def sound_lengths(dataset, keys) -> np.ndarray | None:
     "How many columns of each clip's spectrogram are sound and not filling; None where all are full."
-    clip, seconds = ClipSpec(**dataset.settings["clip"]), dataset.manifest.set_index("key").duration.loc[keys]
-    columns = np.array([columns_for(round(s * clip.sr), clip) if 0 < s < clip.seconds else clip.columns for s in seconds])
+    clip, seconds = (
+        ClipSpec(**dataset.settings["clip"]),
+        dataset.manifest.set_index("key").duration.loc[keys],
+    )
+    columns = np.array(
+        [
+            columns_for(round(s * clip.sr), clip) if 0 < s < clip.seconds else clip.columns
+            for s in seconds
+        ]
+    )
     return None if (columns >= clip.columns).all() else columns.clip(1, clip.columns)
 
 # %% ../nbs/42_run.ipynb #5e1a07b5
 def trained_elsewhere(settings: dict, clip: ClipSpec):
     "The finished tokenizer that the settings name (`pretrained`: one of ours, `cosmos`: NVIDIA's), or None."
-    if "cosmos" in settings: return CosmosTokenizer.from_pretrained(settings["cosmos"], device="cpu", frames=clip.frames, size=clip.size)
+    if "cosmos" in settings:
+        return CosmosTokenizer.from_pretrained(
+            settings["cosmos"], device="cpu", frames=clip.frames, size=clip.size
+        )
     return load_tokenizer(settings["pretrained"]) if "pretrained" in settings else None
+
 
 def senses_of(data) -> list:
     "The senses that any clip of a data set has; a muted sound is none."
@@ -279,48 +475,113 @@ def train_both(out: Path, preset: Preset, seed: int, device: str | None = None) 
     found = {s: trained_elsewhere(getattr(preset, s), preset.clip) for s in senses_of(out / "data")}
     todo = [s for s in found if found[s] is None]
     for s in set(found) - set(todo):
-        (out / f"{s}_tokenizer" / "training.json").unlink(missing_ok=True)      # of another tokenizer, trained here before
+        (out / f"{s}_tokenizer" / "training.json").unlink(
+            missing_ok=True
+        )  # of another tokenizer, trained here before
         found[s].save_pretrained(out / f"{s}_tokenizer")
-    if not todo: return
+    if not todo:
+        return
     threads = max(1, torch.get_num_threads() // len(todo))
     with ProcessPoolExecutor(len(todo), get_context("spawn")) as pool:
-        jobs = [pool.submit(train_sense, s, out / "data", out / f"{s}_tokenizer", getattr(preset, s), seed, threads, device, "all") for s in todo]
-        for job in jobs: job.result()
+        jobs = [
+            pool.submit(
+                train_sense,
+                s,
+                out / "data",
+                out / f"{s}_tokenizer",
+                getattr(preset, s),
+                seed,
+                threads,
+                device,
+                "all",
+            )
+            for s in todo
+        ]
+        for job in jobs:
+            job.result()
 
 # %% ../nbs/42_run.ipynb #0bda48e0
 def make_tokens(out: Path, device: str | None = None) -> None:
     "Turns every clip of the data set into token shards, of the senses that there are."
     device = pick_device(device)
-    tokenizers = {f"{s}_tokenizer": load_tokenizer(out / f"{s}_tokenizer", device) for s in senses_of(out / "data")}
+    tokenizers = {
+        f"{s}_tokenizer": load_tokenizer(out / f"{s}_tokenizer", device)
+        for s in senses_of(out / "data")
+    }
     tokenize_dataset(out / "data", out / "tokens", **tokenizers)
+
 
 def train_model(out: Path, preset: Preset, seed: int, say=print, device: str | None = None) -> None:
     "Trains 4M on the token shards and puts the whole checkpoint together in `out/model`."
-    own = dict(preset.model); base, words = own.pop("pretrained", None), own.pop("text", None)      # a trained model to start from, and its words
-    settings = dict(preset.train) if base else dict(preset.train, model=own | dict(preset.train.get("model", {})))
-    config = FinetuneConfig(**settings | (dict(device=device) if device else {}), seed=seed); say(f"  in {arithmetic(config)}")
+    own = dict(preset.model)
+    base, words = (
+        own.pop("pretrained", None),
+        own.pop("text", None),
+    )  # a trained model to start from, and its words
+    settings = (
+        dict(preset.train)
+        if base
+        else dict(preset.train, model=own | dict(preset.train.get("model", {})))
+    )
+    config = FinetuneConfig(**settings | (dict(device=device) if device else {}), seed=seed)
+    say(f"  in {arithmetic(config)}")
     finetune(out / "tokens", out / "training", config, model=base, text=words, renew="all")
 
 # %% ../nbs/42_run.ipynb #5c933a24
-MET = 800      # training clips that say what is familiar
+MET = 800  # training clips that say what is familiar
+
 
 def put_together(out: Path, preset: Preset, seed: int, device: str | None = None) -> None:
     "Calibrates on validation clips and writes the finished checkpoint to `out/model`, whole or not at all."
     new = out / "model.new"
     shutil.rmtree(new, ignore_errors=True)
     device, there = pick_device(device), senses_of(out / "data")
-    audio, video = (load_tokenizer(out / f"{s}_tokenizer", device) if s in there else None for s in ("audio", "video"))
-    model = FourM.from_pretrained(out / "training").to(device); text = TextTokenizer.from_file(out / "training" / "text_tokenizer.json")
-    checkpoint = Checkpoint(out / "model", model.eval(), audio, video, text, {}, preset.clip,
-                            world=World.load(out / "training"))
-    dataset = ClipDataset(out / "data"); known = validation_clips(checkpoint, dataset)
-    if known: calibrate(checkpoint, *known)
-    keys = dataset.keys("train") or dataset.keys(); acquaint(checkpoint, (stored_clip(dataset, k) for k in keys[::max(1, -(-len(keys) // MET))]))
-    save_checkpoint(new, model, audio, video, text, checkpoint.settings, preset.clip, checkpoint.familiar,
-                    checkpoint.world)
-    labels = dict(zip(dataset.manifest.key, dataset.manifest.label)); heard = set(dataset.keys(modality="audio"))
+    audio, video = (
+        load_tokenizer(out / f"{s}_tokenizer", device) if s in there else None
+        for s in ("audio", "video")
+    )
+    model = FourM.from_pretrained(out / "training").to(device)
+    text = TextTokenizer.from_file(out / "training" / "text_tokenizer.json")
+    checkpoint = Checkpoint(
+        out / "model",
+        model.eval(),
+        audio,
+        video,
+        text,
+        {},
+        preset.clip,
+        world=World.load(out / "training"),
+    )
+    dataset = ClipDataset(out / "data")
+    known = validation_clips(checkpoint, dataset)
+    if known:
+        calibrate(checkpoint, *known)
+    keys = dataset.keys("train") or dataset.keys()
+    acquaint(checkpoint, (stored_clip(dataset, k) for k in keys[:: max(1, -(-len(keys) // MET))]))
+    save_checkpoint(
+        new,
+        model,
+        audio,
+        video,
+        text,
+        checkpoint.settings,
+        preset.clip,
+        checkpoint.familiar,
+        checkpoint.world,
+    )
+    labels = dict(zip(dataset.manifest.key, dataset.manifest.label))
+    heard = set(dataset.keys(modality="audio"))
     keys = [k for k in keys if k in heard and set(labels_in(labels[k])) & set(checkpoint.labels)]
-    if keys: save_judge(train_judge(dataset.stack("mel", keys), [labels_in(labels[k])[0] for k in keys], checkpoint.labels, seed=seed), new)
+    if keys:
+        save_judge(
+            train_judge(
+                dataset.stack("mel", keys),
+                [labels_in(labels[k])[0] for k in keys],
+                checkpoint.labels,
+                seed=seed,
+            ),
+            new,
+        )
     set_aside(out / "model")
     os.replace(new, out / "model")
     shutil.rmtree(out / "model.old", ignore_errors=True)
@@ -330,56 +591,124 @@ def validation_clips(checkpoint, dataset, limit: int = 150) -> tuple:
     "Tokens and labels of the validation clips (of training clips, where a small folder has no others)."
     known = {k: labels_in(dataset.row(k)["label"]) for k in dataset.keys("val") or dataset.keys()}
     keys = [k for k, labels in known.items() if set(labels) & set(checkpoint.labels)][:limit]
-    if not keys: return ()       # none with a label
-    return tokenize_arrays(checkpoint, [stored_clip(dataset, k) for k in keys]), [next(l for l in known[k] if l in checkpoint.labels) for k in keys]
+    if not keys:
+        return ()  # none with a label
+    return tokenize_arrays(checkpoint, [stored_clip(dataset, k) for k in keys]), [
+        next(l for l in known[k] if l in checkpoint.labels) for k in keys
+    ]
+
 
 def stored_clip(dataset, key: str) -> ClipArrays:
     "A clip of a data set as a describer wants it."
-    r = dataset.row(key); states = modality_states(r["has_audio"], r["silent"], r["has_video"])
+    r = dataset.row(key)
+    states = modality_states(r["has_audio"], r["silent"], r["has_video"])
     frames = dataset.load("frames", key) if states["video"] == "used" else None
     mel = dataset.load("mel", key).astype(np.float32) if states["audio"] == "used" else None
     return ClipArrays(frames, mel, states, r["duration"] or 10.0)
 
 # %% ../nbs/42_run.ipynb #cb444e76
 def run_pipeline(
-    out,                        # folder of the run
-    data=None,                  # a folder of labelled clips, or VGG-Sound's list; None: the toy street
+    out,  # folder of the run
+    data=None,  # a folder of labelled clips, or VGG-Sound's list; None: the toy street
     preset: Preset | str = "toy",
     seed: int = 0,
-    workers: int = 2,           # processes that draw and read clips
+    workers: int = 2,  # processes that draw and read clips
     say=print,
-    clips=None,                 # the folder of the clips that VGG-Sound's list names
-    labels_file=None,           # the list of the folder's clips and labels, if it does not lie in it
+    clips=None,  # the folder of the clips that VGG-Sound's list names
+    labels_file=None,  # the list of the folder's clips and labels, if it does not lie in it
     device: str | None = None,  # None: the best there is
-    captions=None,              # a dictionary label → sentences: JSON, YAML or csv
-) -> dict:                      # the figures of report.json
+    captions=None,  # a dictionary label → sentences: JSON, YAML or csv
+) -> dict:  # the figures of report.json
     "Everything from clips to the report; finished stages are skipped. Raises `BadInput` for a folder that cannot be used."
     out, preset = Path(out), get_preset(preset) if isinstance(preset, str) else preset
-    check_preset(preset); pick_device(device)
-    stage = Stages(out, say, expected_seconds(preset, data and count_files(clips or data))); world = WORLD_VERSION if data is None else None
+    check_preset(preset)
+    pick_device(device)
+    stage = Stages(out, say, expected_seconds(preset, data and count_files(clips or data)))
+    world = WORLD_VERSION if data is None else None
     if data is not None and not (Path(data).is_file() if clips else Path(data).is_dir()):
         raise BadInput(f"{data}: there is no such {'list' if clips else 'folder'}.")
     if data is None:
-        stage("clips", [asdict(preset.clip), preset.data, seed, world], lambda: make_street(out, preset, seed, workers), "data/manifest.parquet")
-        if preset.data.get("ceiling"): stage("ceiling", preset.data["ceiling"], lambda: measure_ceiling(out, preset.data["ceiling"], seed, workers))
+        stage(
+            "clips",
+            [asdict(preset.clip), preset.data, seed, world],
+            lambda: make_street(out, preset, seed, workers),
+            "data/manifest.parquet",
+        )
+        if preset.data.get("ceiling"):
+            stage(
+                "ceiling",
+                preset.data["ceiling"],
+                lambda: measure_ceiling(out, preset.data["ceiling"], seed, workers),
+            )
     else:
         lists = [file_hash(f) for f in (clips and data, labels_file, captions) if f]
-        stage("clips", [asdict(preset.clip), str(Path(data).resolve()), folder_state(Path(clips or data)), lists],
-              lambda: curate_folder(Path(data), out, preset, workers, clips, labels_file, captions), "data/manifest.parquet")
-    test, held_out = (out / "test", None) if data is None else (Path(clips or data), write_held_out(Path(data), out, clips))
+        stage(
+            "clips",
+            [
+                asdict(preset.clip),
+                str(Path(data).resolve()),
+                folder_state(Path(clips or data)),
+                lists,
+            ],
+            lambda: curate_folder(Path(data), out, preset, workers, clips, labels_file, captions),
+            "data/manifest.parquet",
+        )
+    test, held_out = (
+        (out / "test", None)
+        if data is None
+        else (Path(clips or data), write_held_out(Path(data), out, clips))
+    )
     check_answers(test, held_out)
     dataset, both = ClipDataset(out / "data"), [out / f"{s}_tokenizer" for s in ("audio", "video")]
-    stage("tokenizers", [learnt(dataset), preset.audio, preset.video, named_files(preset.audio, preset.video), seed],
-          lambda: train_both(out, preset, seed, device))
-    stage("tokens", [dataset.identity, weights_in(*both)], lambda: make_tokens(out, device), "tokens/tokens.json")
-    stage("4M", [tokens_in(out / "tokens"), preset.model, preset.train, named_files(preset.model), seed],
-          lambda: train_model(out, preset, seed, say, device), "training/model.safetensors")
-    stage("calibration", [dataset.identity, weights_in(out / "training", *both), MET, seed], lambda: put_together(out, preset, seed, device),
-          "model/describe.json")
+    stage(
+        "tokenizers",
+        [
+            learnt(dataset),
+            preset.audio,
+            preset.video,
+            named_files(preset.audio, preset.video),
+            seed,
+        ],
+        lambda: train_both(out, preset, seed, device),
+    )
+    stage(
+        "tokens",
+        [dataset.identity, weights_in(*both)],
+        lambda: make_tokens(out, device),
+        "tokens/tokens.json",
+    )
+    stage(
+        "4M",
+        [tokens_in(out / "tokens"), preset.model, preset.train, named_files(preset.model), seed],
+        lambda: train_model(out, preset, seed, say, device),
+        "training/model.safetensors",
+    )
+    stage(
+        "calibration",
+        [dataset.identity, weights_in(out / "training", *both), MET, seed],
+        lambda: put_together(out, preset, seed, device),
+        "model/describe.json",
+    )
     facts = lambda: dict(seconds=seconds_of(stage, out), **run_facts(out, world))
-    judged = [dataset.identity if held_out else None, file_hash(held_out or test / "truth.csv"), weights_in(out / "model")]
-    stage("evaluation", judged, lambda: evaluate_folder(test, out / "model", workers, out=out, extra=facts(), labels_file=held_out, device=device),
-          "report.html")
+    judged = [
+        dataset.identity if held_out else None,
+        file_hash(held_out or test / "truth.csv"),
+        weights_in(out / "model"),
+    ]
+    stage(
+        "evaluation",
+        judged,
+        lambda: evaluate_folder(
+            test,
+            out / "model",
+            workers,
+            out=out,
+            extra=facts(),
+            labels_file=held_out,
+            device=device,
+        ),
+        "report.html",
+    )
     return read_json(out / "report.json")
 
 # %% ../nbs/42_run.ipynb #1df3f32d
@@ -387,22 +716,36 @@ def run_facts(out: Path, world: str | None = None) -> dict:
     "Curves of the trainings and the pixel classifier's figures, for the report."
     curves = {}
     for sense in ("audio", "video"):
-        if not (out / f"{sense}_tokenizer" / "training.json").exists(): continue      # trained elsewhere
+        if not (out / f"{sense}_tokenizer" / "training.json").exists():
+            continue  # trained elsewhere
         history = read_json(out / f"{sense}_tokenizer" / "training.json")["history"]
-        curves[f"The {sense} tokenizer's loss"] = (history, ["loss"]); curves[f"Perplexity of the {sense} codebook"] = (history, ["perplexity"])
-    with open(out / "training" / "log.csv", newline="") as f: rows = [{k: float(v) if v else None for k, v in r.items()} for r in csv.DictReader(f)]
+        curves[f"The {sense} tokenizer's loss"] = (history, ["loss"])
+        curves[f"Perplexity of the {sense} codebook"] = (history, ["perplexity"])
+    with open(out / "training" / "log.csv", newline="") as f:
+        rows = [{k: float(v) if v else None for k, v in r.items()} for r in csv.DictReader(f)]
     curves["4M's losses"] = (rows, [c for c in rows[0] if c.startswith("loss_")])
     facts = dict(curves=curves, steps=steps_of(out))
-    if (out / "ceiling.json").exists(): facts["pixel_ceiling"] = read_json(out / "ceiling.json")
-    elif world == WORLD_VERSION: facts["pixel_ceiling"] = CEILING["picture"]      # measured once for this world, on the toy street's own page
+    if (out / "ceiling.json").exists():
+        facts["pixel_ceiling"] = read_json(out / "ceiling.json")
+    elif world == WORLD_VERSION:
+        facts["pixel_ceiling"] = CEILING[
+            "picture"
+        ]  # measured once for this world, on the toy street's own page
     return facts
 
 # %% ../nbs/42_run.ipynb #9a39e110
 def seconds_of(stage: Stages, out: Path) -> dict:
     "Seconds of every stage; of a training that was interrupted, all of its parts."
-    notes = {"4M": [out / "training" / "run.json"], "tokenizers": [out / f"{s}_tokenizer" / "training.json" for s in ("audio", "video")]}
-    trained = {name: max([read_json(f)["seconds"] for f in files if f.exists()], default=0) for name, files in notes.items()}
+    notes = {
+        "4M": [out / "training" / "run.json"],
+        "tokenizers": [out / f"{s}_tokenizer" / "training.json" for s in ("audio", "video")],
+    }
+    trained = {
+        name: max([read_json(f)["seconds"] for f in files if f.exists()], default=0)
+        for name, files in notes.items()
+    }
     return {name: max(seconds, trained.get(name, 0)) for name, seconds in stage.seconds.items()}
+
 
 def steps_of(out: Path) -> dict:
     "Steps of every training of a run."
@@ -410,14 +753,19 @@ def steps_of(out: Path) -> dict:
     notes["4M"] = out / "training" / "run.json"
     return {name: read_json(note)["steps"] for name, note in notes.items() if note.exists()}
 
+
 def count_files(folder) -> int:
     "How many files lie in a folder."
     return sum(p.is_file() for p in Path(folder).rglob("*"))
 
+
 def folder_state(data: Path) -> str:
     "A fingerprint of the names, sizes and times of a folder's files: under another one the clips have to be looked at."
     found = ((str(p.relative_to(data)), p.stat()) for p in data.rglob("*") if p.is_file())
-    return fingerprint(sorted((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in found))
+    return fingerprint(
+        sorted((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in found)
+    )
+
 
 def learnt(dataset: ClipDataset) -> str:
     "A fingerprint of the training clips as tokenizers read them: labels and words are none of their business."
@@ -426,33 +774,68 @@ def learnt(dataset: ClipDataset) -> str:
     columns = ["key", "content", "duration", "has_audio", "has_video", "silent"]
     return fingerprint([dataset.about["settings"], rows[columns].astype(str).to_numpy()])
 
+
 def weights_in(*folders) -> list:
     "The content of every file of some models but pictures, logs and notes: a name for what they answer."
     kinds = (".safetensors", ".jit", "config.json", "tokenizer.json", "describe.json", "world.json")
-    return [[str(f.relative_to(folder)), file_hash(f)] for folder in folders for f in sorted(Path(folder).rglob("*")) if f.name.endswith(kinds)]
+    return [
+        [str(f.relative_to(folder)), file_hash(f)]
+        for folder in folders
+        for f in sorted(Path(folder).rglob("*"))
+        if f.name.endswith(kinds)
+    ]
+
 
 def named_files(*settings) -> list:
     "The content of the models and files that settings name."
-    named = [Path(v) for s in settings for v in s.values() if isinstance(v, str | Path) and Path(v).exists()]
+    named = [
+        Path(v)
+        for s in settings
+        for v in s.values()
+        if isinstance(v, str | Path) and Path(v).exists()
+    ]
     return [weights_in(v) if v.is_dir() else file_hash(v) for v in named]
+
 
 def tokens_in(folder: Path) -> list:
     "The content of the tokens in a folder: what its ledger says of every shard."
-    return [read_json(folder / "tokens.json"), *(read_json(p)["sha256"] for p in sorted((folder / "ledger").glob("shard-*.json")))]
+    return [
+        read_json(folder / "tokens.json"),
+        *(read_json(p)["sha256"] for p in sorted((folder / "ledger").glob("shard-*.json"))),
+    ]
 
 # %% ../nbs/42_run.ipynb #80dc70e2
 def check_answers(folder: Path, held_out) -> None:
     "Raises `BadInput` where no clip of a folder has a label or a caption: that is said before the training."
     if not any(c.labels or c.captions for c in read_truth(folder, labels_file=held_out)):
-        raise BadInput(f"{folder}: none of its clips has a label or a caption; there is nothing to learn and nothing to judge.")
+        raise BadInput(
+            f"{folder}: none of its clips has a label or a caption; there is nothing to learn and nothing to judge."
+        )
+
 
 def write_held_out(data: Path, out: Path, clips=None) -> Path:
     "Lists the held-out clips of a folder of one's own, or of a list with its folder `clips`, in `out/test/truth.csv`: the evaluation's list."
-    listed = {r.key: os.path.relpath(r.path, clips) for r in vggsound_rows(data, clips) if r.path} if clips else {}
-    dataset = ClipDataset(out / "data"); keys = dataset.keys("test") or dataset.keys("val") or dataset.keys()
-    rows = [dataset.row(k) for k in keys]; text = io.StringIO()
-    w = csv.DictWriter(text, ["file", "label", "group", "captions", "attributes"], lineterminator="\n"); w.writeheader()
+    listed = (
+        {r.key: os.path.relpath(r.path, clips) for r in vggsound_rows(data, clips) if r.path}
+        if clips
+        else {}
+    )
+    dataset = ClipDataset(out / "data")
+    keys = dataset.keys("test") or dataset.keys("val") or dataset.keys()
+    rows = [dataset.row(k) for k in keys]
+    text = io.StringIO()
+    w = csv.DictWriter(
+        text, ["file", "label", "group", "captions", "attributes"], lineterminator="\n"
+    )
+    w.writeheader()
     for r in rows:
-        w.writerow(dict(file=listed.get(r["key"]) or r["source"], label=r["label"], group=r["group"], captions=r["captions"],
-                        attributes=r["attributes"] or ""))
+        w.writerow(
+            dict(
+                file=listed.get(r["key"]) or r["source"],
+                label=r["label"],
+                group=r["group"],
+                captions=r["captions"],
+                attributes=r["attributes"] or "",
+            )
+        )
     return atomic_write(out / "test" / "truth.csv", text.getvalue())

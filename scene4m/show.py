@@ -25,38 +25,62 @@ from PIL import Image, ImageDraw, ImageFont, features
 from .core import BadInput
 
 # %% ../nbs/15_show.ipynb #82c36fa3
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")   # Okabe and Ito
+PALETTE = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+)  # Okabe and Ito
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
-STYLE = {"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.spines.top": False, "axes.spines.right": False,
-         "legend.frameon": False, "figure.facecolor": "white", "image.interpolation": "nearest", "hatch.linewidth": 0.6}
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "image.interpolation": "nearest",
+    "hatch.linewidth": 0.6,
+}
 _drawing = threading.RLock()
+
 
 @contextlib.contextmanager
 def in_style():
     "The style of this project while a figure is drawn; `@in_style()` puts it around a function. Threads wait for each other."
-    with _drawing, matplotlib.rc_context(STYLE): yield
+    with _drawing, matplotlib.rc_context(STYLE):
+        yield
+
 
 class Picture(Figure):
     "A matplotlib figure that notebooks show by itself and that carries a sentence for those who cannot see it."
-    def __init__(self, *args, alt: str = "", **kw):
-        super().__init__(*args, **kw); self.alt = alt
 
-    def _repr_png_(self): return figure_png(self, dpi=72, small=True), {"alt": self.alt}
+    def __init__(self, *args, alt: str = "", **kw):
+        super().__init__(*args, **kw)
+        self.alt = alt
+
+    def _repr_png_(self):
+        return figure_png(self, dpi=72, small=True), {"alt": self.alt}
 
 # %% ../nbs/15_show.ipynb #b645d7cc
 @in_style()
 def blank_figure(
     rows: int = 1,
     columns: int = 1,
-    width: float = 7.0,   # inches
+    width: float = 7.0,  # inches
     height: float = 2.5,  # inches
-    alt: str = "",        # what the figure shows, in a sentence
-) -> tuple:               # a `Picture` and an array of (rows, columns) axes
+    alt: str = "",  # what the figure shows, in a sentence
+) -> tuple:  # a `Picture` and an array of (rows, columns) axes
     "An empty figure in the one style of this project, independent of any state of pyplot."
-    fig = Picture(figsize=(width, height), layout="constrained"); fig.alt = alt
-    fig.get_layout_engine().set(w_pad=0.08, h_pad=0.06)          # inches: no label touches the edge
+    fig = Picture(figsize=(width, height), layout="constrained")
+    fig.alt = alt
+    fig.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # inches: no label touches the edge
     FigureCanvasAgg(fig)
     return fig, fig.subplots(rows, columns, squeeze=False)
 
@@ -68,9 +92,14 @@ def figure_png(
     small: bool = False,  # 256 colours: a third of the size, which notebooks need
 ) -> bytes:
     "The figure as a PNG file; the same figure gives the same bytes."
-    out = io.BytesIO(); fig.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
-    if not small: return out.getvalue()
-    few = io.BytesIO(); Image.open(out).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT).save(few, "PNG", optimize=True)
+    out = io.BytesIO()
+    fig.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
+    if not small:
+        return out.getvalue()
+    few = io.BytesIO()
+    Image.open(out).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT).save(
+        few, "PNG", optimize=True
+    )
     return few.getvalue()
 
 # %% ../nbs/15_show.ipynb #2c65d2dc
@@ -79,253 +108,376 @@ def _frames(frames) -> np.ndarray:
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise BadInput(f"Frames have the shape (T, H, W, 3), not {frames.shape}.")
-    if frames.dtype != np.uint8: raise BadInput(f"Frames are uint8 from 0 to 255, not {frames.dtype}; convert them first.")
+    if frames.dtype != np.uint8:
+        raise BadInput(f"Frames are uint8 from 0 to 255, not {frames.dtype}; convert them first.")
     return frames
+
 
 def _two_clips(frames, rec) -> tuple:
     "Both clips, checked to be of one shape."
     frames, rec = _frames(frames), _frames(rec)
-    if frames.shape != rec.shape: raise BadInput(f"The two clips have different shapes, {frames.shape} and {rec.shape}.")
+    if frames.shape != rec.shape:
+        raise BadInput(f"The two clips have different shapes, {frames.shape} and {rec.shape}.")
     return frames, rec
+
 
 def _picture(ax, frame, title="") -> None:
     "One picture without ticks."
-    ax.imshow(frame); ax.set_xticks([]); ax.set_yticks([]); ax.set_title(title, fontweight="normal", fontsize=8)
-    for side in ax.spines.values(): side.set_visible(False)
+    ax.imshow(frame)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_title(title, fontweight="normal", fontsize=8)
+    for side in ax.spines.values():
+        side.set_visible(False)
 
 # %% ../nbs/15_show.ipynb #d924e450
 @in_style()
 def contact_sheet(
-    frames,              # (T, H, W, 3) uint8
-    fps: float | None = 1.6,    # for the times above the frames; None: no times
+    frames,  # (T, H, W, 3) uint8
+    fps: float | None = 1.6,  # for the times above the frames; None: no times
     columns: int = 8,
     title: str = "",
 ) -> Figure:
     "Frames in reading order, those of one clip with their times."
-    frames = _frames(frames); rows = math.ceil(len(frames) / columns)
-    fig, axes = blank_figure(rows, columns, width=columns * 0.95, height=rows * 1.15 + 0.3 * bool(title),
-                             alt=f"{title or 'A clip'}: {len(frames)} frames" + (f", one every {1 / fps:.2g} seconds." if fps else "."))
+    frames = _frames(frames)
+    rows = math.ceil(len(frames) / columns)
+    fig, axes = blank_figure(
+        rows,
+        columns,
+        width=columns * 0.95,
+        height=rows * 1.15 + 0.3 * bool(title),
+        alt=f"{title or 'A clip'}: {len(frames)} frames"
+        + (f", one every {1 / fps:.2g} seconds." if fps else "."),
+    )
     for k, ax in enumerate(axes.flat):
-        if k < len(frames): _picture(ax, frames[k], f"{k / fps:.1f} s" if fps else "")
-        else: ax.axis("off")
-    if title: fig.suptitle(title)
+        if k < len(frames):
+            _picture(ax, frames[k], f"{k / fps:.1f} s" if fps else "")
+        else:
+            ax.axis("off")
+    if title:
+        fig.suptitle(title)
     return fig
 
 # %% ../nbs/15_show.ipynb #1c7bfa0a
 def frame_difference(
-    frames,        # (…, H, W, 3) uint8 originals
-    rec,           # reconstruction
-) -> np.ndarray:   # uint8, same shape
+    frames,  # (…, H, W, 3) uint8 originals
+    rec,  # reconstruction
+) -> np.ndarray:  # uint8, same shape
     "The reconstruction minus the original as a picture: 128 is no difference, lighter is too bright."
-    return np.clip(128 + (np.asarray(rec, dtype=np.int16) - np.asarray(frames, dtype=np.int16)), 0, 255).astype(np.uint8)
+    return np.clip(
+        128 + (np.asarray(rec, dtype=np.int16) - np.asarray(frames, dtype=np.int16)), 0, 255
+    ).astype(np.uint8)
 
 # %% ../nbs/15_show.ipynb #9e28d5a5
 @in_style()
 def video_reconstruction(
-    frames,                    # (T, H, W, 3) uint8 originals
-    rec,                       # reconstruction, same shape
-    n: int = 5,                # frames shown, evenly spaced
+    frames,  # (T, H, W, 3) uint8 originals
+    rec,  # reconstruction, same shape
+    n: int = 5,  # frames shown, evenly spaced
     fps: float = 1.6,
-    note: str = "",            # for example the PSNR
+    note: str = "",  # for example the PSNR
     difference: bool = False,  # a third row
 ) -> Figure:
     "Original frames over reconstructed ones (figure 3 of the paper)."
     frames, rec = _two_clips(frames, rec)
-    rows = dict(original=frames, reconstructed=rec) | (dict(difference=frame_difference(frames, rec)) if difference else {})
+    rows = dict(original=frames, reconstructed=rec) | (
+        dict(difference=frame_difference(frames, rec)) if difference else {}
+    )
     chosen = np.linspace(0, len(frames) - 1, min(n, len(frames))).round().astype(int)
-    fig, axes = blank_figure(len(rows), len(chosen), width=1.3 * len(chosen) + 0.5, height=1.3 * len(rows) + 0.5,
-                             alt=f"{len(chosen)} frames of a clip above, the same frames after reconstruction below{': ' * bool(note)}{note}.")
+    fig, axes = blank_figure(
+        len(rows),
+        len(chosen),
+        width=1.3 * len(chosen) + 0.5,
+        height=1.3 * len(rows) + 0.5,
+        alt=f"{len(chosen)} frames of a clip above, the same frames after reconstruction below{': ' * bool(note)}{note}.",
+    )
     for line, (name, clip) in zip(axes, rows.items()):
         line[0].set_ylabel(name)
-        for ax, k in zip(line, chosen): _picture(ax, clip[k], f"{k / fps:.1f} s" if name == "original" else "")
+        for ax, k in zip(line, chosen):
+            _picture(ax, clip[k], f"{k / fps:.1f} s" if name == "original" else "")
     fig.suptitle(note or "Original and reconstructed frames", fontsize=10)
     return fig
 
 # %% ../nbs/15_show.ipynb #01fdf21e
 def _draw_wave(ax, wave, sr, title="Waveform") -> None:
     "A waveform, thinned to its extremes per pixel."
-    wave = np.asarray(wave, dtype=np.float32).ravel(); t = np.arange(len(wave)) / sr
-    step = max(1, len(wave) // 2000); n = len(wave) // step * step
+    wave = np.asarray(wave, dtype=np.float32).ravel()
+    t = np.arange(len(wave)) / sr
+    step = max(1, len(wave) // 2000)
+    n = len(wave) // step * step
     low, high = (f(wave[:n].reshape(-1, step), axis=1) for f in (np.min, np.max))
     ax.fill_between(t[:n:step], low, high, color=PALETTE[0], linewidth=0.5)
     ax.set(title=title, xlabel="time (s)", ylabel="amplitude", xlim=(0, max(len(wave), 1) / sr))
-    if np.abs(wave).max(initial=0) <= 1: ax.set_ylim(-1, 1)
+    if np.abs(wave).max(initial=0) <= 1:
+        ax.set_ylim(-1, 1)
 
 # %% ../nbs/15_show.ipynb #7d973f13
 def _draw_mel(ax, mel, sr, hop, title, limits=None, colours="magma"):
     "A mel spectrogram with time and band axes."
-    low, high = limits or (None, None); size = (0, mel.shape[1] * hop / sr, 0, mel.shape[0])
-    picture = ax.imshow(mel, origin="lower", aspect="auto", cmap=colours, vmin=low, vmax=high, extent=size)
+    low, high = limits or (None, None)
+    size = (0, mel.shape[1] * hop / sr, 0, mel.shape[0])
+    picture = ax.imshow(
+        mel, origin="lower", aspect="auto", cmap=colours, vmin=low, vmax=high, extent=size
+    )
     ax.set(title=title, xlabel="time (s)", ylabel="mel band")
     return picture
+
 
 def _spectrogram(mel) -> np.ndarray:
     "A spectrogram as float32 (bands, columns). Raises `BadInput` for anything else."
     mel = np.asarray(mel, dtype=np.float32)
-    if mel.ndim != 2 or 0 in mel.shape: raise BadInput(f"A mel spectrogram has the shape (bands, columns), not {mel.shape}.")
+    if mel.ndim != 2 or 0 in mel.shape:
+        raise BadInput(f"A mel spectrogram has the shape (bands, columns), not {mel.shape}.")
     return mel
 
 # %% ../nbs/15_show.ipynb #f566f7d5
 @in_style()
 def waveform_and_mel(
-    wave,              # (N,) in [-1, 1]
-    mel,               # (bands, columns)
+    wave,  # (N,) in [-1, 1]
+    mel,  # (bands, columns)
     sr: int = 16_000,
     hop: int = 256,
     unit: str = "dB",  # of the mel values
     title: str = "Mel spectrogram",
 ) -> Figure:
     "A sound as its waveform and, below, as its mel spectrogram on the same time axis."
-    fig, axes = blank_figure(2, 1, width=7, height=3.6,
-                             alt=f"Waveform of {len(np.ravel(wave)) / sr:.1f} seconds of sound above its mel spectrogram.")
+    fig, axes = blank_figure(
+        2,
+        1,
+        width=7,
+        height=3.6,
+        alt=f"Waveform of {len(np.ravel(wave)) / sr:.1f} seconds of sound above its mel spectrogram.",
+    )
     _draw_wave(axes[0, 0], wave, sr)
-    fig.colorbar(_draw_mel(axes[1, 0], _spectrogram(mel), sr, hop, title), ax=axes[1, 0], label=unit)
+    fig.colorbar(
+        _draw_mel(axes[1, 0], _spectrogram(mel), sr, hop, title), ax=axes[1, 0], label=unit
+    )
     return fig
 
 # %% ../nbs/15_show.ipynb #df35acaa
 def _draw_difference(fig, ax, error, sr, hop, unit) -> None:
     "An error around zero."
     most = max(float(np.abs(error).max()), 1e-6)
-    fig.colorbar(_draw_mel(ax, error, sr, hop, "Reconstruction minus original", (-most, most), "PuOr"), ax=ax, label=unit)
+    fig.colorbar(
+        _draw_mel(ax, error, sr, hop, "Reconstruction minus original", (-most, most), "PuOr"),
+        ax=ax,
+        label=unit,
+    )
 
 # %% ../nbs/15_show.ipynb #2b350ef3
 @in_style()
 def audio_reconstruction(
-    wave,                     # (N,) original sound, or None
-    mel,                      # (bands, columns) original
-    mel_rec,                  # reconstruction
+    wave,  # (N,) original sound, or None
+    mel,  # (bands, columns) original
+    mel_rec,  # reconstruction
     sr: int = 16_000,
     hop: int = 256,
     unit: str = "dB",
-    difference: bool = False, # a further row: reconstruction minus original
-    note: str = "",           # for example the error
+    difference: bool = False,  # a further row: reconstruction minus original
+    note: str = "",  # for example the error
 ) -> Figure:
     "Waveform, mel spectrogram and reconstructed mel spectrogram (figure 2 of the paper)."
     mel, mel_rec = _spectrogram(mel), _spectrogram(mel_rec)
-    if mel.shape != mel_rec.shape: raise BadInput(f"The two spectrograms have different shapes, {mel.shape} and {mel_rec.shape}.")
+    if mel.shape != mel_rec.shape:
+        raise BadInput(
+            f"The two spectrograms have different shapes, {mel.shape} and {mel_rec.shape}."
+        )
     rows = 2 + (wave is not None) + difference
-    fig, axes = blank_figure(rows, 1, width=7, height=1.6 * rows, alt=f"Waveform, mel spectrogram and its reconstruction{': ' * bool(note)}{note}.")
+    fig, axes = blank_figure(
+        rows,
+        1,
+        width=7,
+        height=1.6 * rows,
+        alt=f"Waveform, mel spectrogram and its reconstruction{': ' * bool(note)}{note}.",
+    )
     axes = list(axes[:, 0])
-    if wave is not None: _draw_wave(axes.pop(0), wave, sr)
-    limits = float(min(mel.min(), mel_rec.min())), float(max(mel.max(), mel_rec.max()))     # one scale for both, or they cannot be compared
+    if wave is not None:
+        _draw_wave(axes.pop(0), wave, sr)
+    limits = (
+        float(min(mel.min(), mel_rec.min())),
+        float(max(mel.max(), mel_rec.max())),
+    )  # one scale for both, or they cannot be compared
     _draw_mel(axes[0], mel, sr, hop, "Mel spectrogram", limits)
-    picture = _draw_mel(axes[1], mel_rec, sr, hop, f"Reconstruction{': ' + note if note else ''}", limits)
+    picture = _draw_mel(
+        axes[1], mel_rec, sr, hop, f"Reconstruction{': ' + note if note else ''}", limits
+    )
     fig.colorbar(picture, ax=axes[:2], label=unit)
-    if difference: _draw_difference(fig, axes[2], mel_rec - mel, sr, hop, unit)
+    if difference:
+        _draw_difference(fig, axes[2], mel_rec - mel, sr, hop, unit)
     return fig
 
 # %% ../nbs/15_show.ipynb #b2f0cafb
 def code_palette(
-    codes,         # number of codes, or (codes, D) their vectors
-) -> np.ndarray:   # (codes, 3) uint8
+    codes,  # number of codes, or (codes, D) their vectors
+) -> np.ndarray:  # (codes, 3) uint8
     "A colour for each code: along the codebook's three main directions, so that near codes look alike; or spread evenly for a number."
     if np.ndim(codes) == 0:
-        i = np.arange(int(codes)); tone = np.stack([i * 0.61803 % 1, 0.45 + 0.2 * (i % 3), 0.95 - 0.1 * (i % 4)], -1)
+        i = np.arange(int(codes))
+        tone = np.stack([i * 0.61803 % 1, 0.45 + 0.2 * (i % 3), 0.95 - 0.1 * (i % 4)], -1)
         return (matplotlib.colors.hsv_to_rgb(tone) * 255).astype(np.uint8)
-    x = np.asarray(codes, dtype=np.float64); x = x - x.mean(0)
+    x = np.asarray(codes, dtype=np.float64)
+    x = x - x.mean(0)
     directions = np.linalg.svd(x, full_matrices=False)[2][:3]
     x = np.pad(x @ directions.T, ((0, 0), (0, 3 - len(directions))))
     return (40 + 200 * x.argsort(0).argsort(0) / max(1, len(x) - 1)).astype(np.uint8)
 
 # %% ../nbs/15_show.ipynb #79a66a03
 def ink_on(
-    colour,   # (3,) from 0 to 255
+    colour,  # (3,) from 0 to 255
 ) -> str:
     "`black` or `white`, whichever can be read on `colour`."
-    c = np.asarray(colour) / 255; light = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ np.array([0.2126, 0.7152, 0.0722])
-    return "black" if light > 0.179 else "white"       # relative luminance; here both contrasts are 4.6 to 1
+    c = np.asarray(colour) / 255
+    light = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ np.array(
+        [0.2126, 0.7152, 0.0722]
+    )
+    return (
+        "black" if light > 0.179 else "white"
+    )  # relative luminance; here both contrasts are 4.6 to 1
 
 # %% ../nbs/15_show.ipynb #89d36419
 def _draw_tiles(ax, grid, palette, numbers: bool) -> None:
     "One grid of tiles; the number stands in black or white, whichever can be read."
-    ax.imshow(palette[grid]); ax.set_xticks([]); ax.set_yticks([])
-    if not numbers: return
+    ax.imshow(palette[grid])
+    ax.set_xticks([])
+    ax.set_yticks([])
+    if not numbers:
+        return
     for (r, c), code in np.ndenumerate(grid):
-        ax.text(c, r, str(code), ha="center", va="center", fontsize=5.5, color=ink_on(palette[code]))
+        ax.text(
+            c, r, str(code), ha="center", va="center", fontsize=5.5, color=ink_on(palette[code])
+        )
 
 # %% ../nbs/15_show.ipynb #26655dd1
 @in_style()
 def token_picture(
-    ids,                          # (rows, columns) or (t, rows, columns) codes
-    palette=None,                 # (codes, 3) uint8, see `code_palette`; None spreads colours evenly
+    ids,  # (rows, columns) or (t, rows, columns) codes
+    palette=None,  # (codes, 3) uint8, see `code_palette`; None spreads colours evenly
     title: str = "Tokens",
-    axes_names=("column", "row"), # of columns and rows
+    axes_names=("column", "row"),  # of columns and rows
     numbers: bool | None = None,  # print the codes; None: where they are legible
-    mark=None,                    # index of one token to frame, for example (0, 3)
+    mark=None,  # index of one token to frame, for example (0, 3)
 ) -> Figure:
     "Tokens as coloured tiles with their numbers: one picture per step of time where there are three axes."
-    ids = np.asarray(ids); grids = ids[None] if ids.ndim == 2 else ids
-    if grids.ndim != 3: raise BadInput(f"Tokens are drawn as (rows, columns) or (time, rows, columns), not {ids.shape}.")
+    ids = np.asarray(ids)
+    grids = ids[None] if ids.ndim == 2 else ids
+    if grids.ndim != 3:
+        raise BadInput(
+            f"Tokens are drawn as (rows, columns) or (time, rows, columns), not {ids.shape}."
+        )
     palette = code_palette(int(ids.max()) + 1) if palette is None else np.asarray(palette)
-    if ids.min() < 0 or ids.max() >= len(palette): raise BadInput(f"There are {len(palette)} colours, but a token is {int(ids.max())}.")
+    if ids.min() < 0 or ids.max() >= len(palette):
+        raise BadInput(f"There are {len(palette)} colours, but a token is {int(ids.max())}.")
     t, rows, columns = grids.shape
     width = max(3.0, t * (columns * 0.3 + 0.5))
-    fig, axes = blank_figure(1, t, width=width, height=rows * 0.3 + 0.9, alt=f"{title}: {ids.size} tokens as tiles.")
+    fig, axes = blank_figure(
+        1, t, width=width, height=rows * 0.3 + 0.9, alt=f"{title}: {ids.size} tokens as tiles."
+    )
     for k, ax in enumerate(axes.flat):
         _draw_tiles(ax, grids[k], palette, t * columns <= 40 if numbers is None else numbers)
-        ax.set(xlabel=axes_names[0], ylabel=axes_names[1] if k == 0 else "", title=title if t == 1 else f"step {k}")
+        ax.set(
+            xlabel=axes_names[0],
+            ylabel=axes_names[1] if k == 0 else "",
+            title=title if t == 1 else f"step {k}",
+        )
         if mark is not None and (ids.ndim == 2 or mark[0] == k):
-            ax.add_patch(Rectangle((mark[-1] - 0.5, mark[-2] - 0.5), 1, 1, fill=False, lw=2.5, ec="black", ls="--"))
+            ax.add_patch(
+                Rectangle(
+                    (mark[-1] - 0.5, mark[-2] - 0.5), 1, 1, fill=False, lw=2.5, ec="black", ls="--"
+                )
+            )
     return fig
 
 # %% ../nbs/15_show.ipynb #069d6d3b
 def token_table(
-    ids,                          # (rows, columns) codes
-    palette,                      # (codes, 3) uint8
-    axes_names=("row", "column"), # of rows and columns
+    ids,  # (rows, columns) codes
+    palette,  # (codes, 3) uint8
+    axes_names=("row", "column"),  # of rows and columns
 ) -> str:
     "The same tiles as an HTML table: a heading for every row and column, a number in every cell."
+
     def tile(code):
         ground = "#{:02x}{:02x}{:02x}".format(*palette[code])
         return f'<td style="background:{ground};color:{ink_on(palette[code])};padding:1px 4px;text-align:center">{code}</td>'
-    def line(r, codes): return f'<tr><th scope="row">{r}</th>{"".join(map(tile, codes))}</tr>'
-    down, across = map(html.escape, axes_names); top = "".join(f'<th scope="col">{c}</th>' for c in range(len(ids[0])))
-    return (f'<div class="s4-table" role="region" aria-label="Tokens" tabindex="0" style="overflow-x:auto;font-size:.8em"><table>'
-            f"<caption>Tokens: {down} by {across}</caption><thead><tr><td></td>{top}</tr></thead>"
-            f"<tbody>{''.join(line(r, codes) for r, codes in enumerate(ids))}</tbody></table></div>")
+
+    def line(r, codes):
+        return f'<tr><th scope="row">{r}</th>{"".join(map(tile, codes))}</tr>'
+
+    down, across = map(html.escape, axes_names)
+    top = "".join(f'<th scope="col">{c}</th>' for c in range(len(ids[0])))
+    return (
+        f'<div class="s4-table" role="region" aria-label="Tokens" tabindex="0" style="overflow-x:auto;font-size:.8em"><table>'
+        f"<caption>Tokens: {down} by {across}</caption><thead><tr><td></td>{top}</tr></thead>"
+        f"<tbody>{''.join(line(r, codes) for r, codes in enumerate(ids))}</tbody></table></div>"
+    )
 
 # %% ../nbs/15_show.ipynb #e2a4e45d
 @in_style()
 def usage_histogram(
-    counts,                       # (codes,) how often each code occurs
+    counts,  # (codes,) how often each code occurs
     title: str = "Codebook",
 ) -> Figure:
     "How often each code is used, the most used first, beside even use."
-    counts = np.asarray(counts, dtype=np.float64); share = 100 * np.sort(counts)[::-1] / max(counts.sum(), 1)
-    p = share[share > 0] / 100; perplexity = math.exp(-(p * np.log(p)).sum()) if len(p) else 0.0
+    counts = np.asarray(counts, dtype=np.float64)
+    share = 100 * np.sort(counts)[::-1] / max(counts.sum(), 1)
+    p = share[share > 0] / 100
+    perplexity = math.exp(-(p * np.log(p)).sum()) if len(p) else 0.0
     said = f"{title}: perplexity {perplexity:.0f} of {len(counts)}, {(counts > 0).mean():.0%} of the codes used"
-    fig, axes = blank_figure(width=6.5, height=2.4, alt=said + "."); ax = axes[0, 0]
+    fig, axes = blank_figure(width=6.5, height=2.4, alt=said + ".")
+    ax = axes[0, 0]
     ax.fill_between(np.arange(len(share)), share, step="mid", color=PALETTE[0])
     ax.axhline(100 / len(counts), color="black", ls="--", label="even use")
-    ax.set(title=said, xlabel="code, most used first", ylabel="share of tokens (%)", xlim=(0, len(counts) - 1)); ax.legend()
+    ax.set(
+        title=said,
+        xlabel="code, most used first",
+        ylabel="share of tokens (%)",
+        xlim=(0, len(counts) - 1),
+    )
+    ax.legend()
     return fig
 
 # %% ../nbs/15_show.ipynb #594f10f3
 def _columns(rows) -> dict:
     "Columns of values from a DataFrame, a list of dicts or a dict of lists."
-    if hasattr(rows, "to_dict"): return rows.to_dict("list")
-    if isinstance(rows, dict): return rows
+    if hasattr(rows, "to_dict"):
+        return rows.to_dict("list")
+    if isinstance(rows, dict):
+        return rows
     return {k: [r.get(k) for r in rows] for k in dict.fromkeys(k for r in rows for k in r)}
+
 
 def _numbers(values) -> np.ndarray:
     "Values as floats; what is missing becomes nan."
     return np.array([np.nan if v in (None, "") else float(v) for v in values])
 
+
 def _draw_curve(ax, x, y, name, i) -> None:
     "One line with its own colour, dashes and markers, over its faint raw values."
-    x, y = _numbers(x), _numbers(y); x, y = x[np.isfinite(y)], y[np.isfinite(y)]; half = len(y) // 60
-    if not len(y): return
-    smooth = [np.median(y[max(0, k - half):k + half + 1]) for k in range(len(y))]
-    if half: ax.plot(x, y, color=PALETTE[i % 7], alpha=0.25, lw=0.6)
-    ax.plot(x, smooth, color=PALETTE[i % 7], ls=DASHES[i % 7], marker=MARKERS[i % 7], markevery=max(1, len(y) // 8), ms=4, label=name)
+    x, y = _numbers(x), _numbers(y)
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    half = len(y) // 60
+    if not len(y):
+        return
+    smooth = [np.median(y[max(0, k - half) : k + half + 1]) for k in range(len(y))]
+    if half:
+        ax.plot(x, y, color=PALETTE[i % 7], alpha=0.25, lw=0.6)
+    ax.plot(
+        x,
+        smooth,
+        color=PALETTE[i % 7],
+        ls=DASHES[i % 7],
+        marker=MARKERS[i % 7],
+        markevery=max(1, len(y) // 8),
+        ms=4,
+        label=name,
+    )
 
 # %% ../nbs/15_show.ipynb #8ba4d956
 @in_style()
 def loss_curves(
-    history,                     # DataFrame, list of dicts or dict of lists
-    columns=None,                # which to draw; None: those with `loss` in the name
-    x: str | None = None,        # column of the horizontal axis; None: step, epoch or the row number
-    log: bool = False,           # logarithmic vertical axis
+    history,  # DataFrame, list of dicts or dict of lists
+    columns=None,  # which to draw; None: those with `loss` in the name
+    x: str | None = None,  # column of the horizontal axis; None: step, epoch or the row number
+    log: bool = False,  # logarithmic vertical axis
     title: str = "Training loss",
     unit: str = "loss",
 ) -> Figure:
@@ -334,83 +486,151 @@ def loss_curves(
     columns = [k for k in table if "loss" in k] if columns is None else list(columns)
     if not columns or any(k not in table for k in columns):
         raise BadInput(f"The history has the columns {list(table)}, not {columns or 'any loss'}.")
-    x = x or next((k for k in ("step", "epoch") if k in table), None); at = table[x] if x else range(len(table[columns[0]]))
-    fig, axes = blank_figure(width=6.5, height=2.8, alt=f"{title}: {', '.join(columns)} over {x or 'rows'}."); ax = axes[0, 0]
-    for i, name in enumerate(columns): _draw_curve(ax, at, table[name], name, i)
+    x = x or next((k for k in ("step", "epoch") if k in table), None)
+    at = table[x] if x else range(len(table[columns[0]]))
+    fig, axes = blank_figure(
+        width=6.5, height=2.8, alt=f"{title}: {', '.join(columns)} over {x or 'rows'}."
+    )
+    ax = axes[0, 0]
+    for i, name in enumerate(columns):
+        _draw_curve(ax, at, table[name], name, i)
     ax.set(title=title, xlabel=x or "row", ylabel=unit, yscale="log" if log else "linear")
-    if ax.lines: ax.legend()
+    if ax.lines:
+        ax.legend()
     return fig
 
 # %% ../nbs/15_show.ipynb #f0f0892a
 def _bars_alt(series, chance, title, unit, scale) -> str:
     "The figures of `bars` in a sentence."
-    def said(v): return ", ".join(f"{n} {scale * y:.0f}" for n, y in v.items() if y is not None)
+
+    def said(v):
+        return ", ".join(f"{n} {scale * y:.0f}" for n, y in v.items() if y is not None)
+
     text = "; ".join(f"{label + ': ' if label else ''}{said(v)}" for label, v in series.items())
     return f"{title} Bars of {unit}. {text}." + (f" Chance: {said(chance)}." if chance else "")
+
 
 def _draw_bars(ax, at, values, names, i, width, label, spans, scale) -> None:
     "One series: hatched bars, each with its number and its interval."
     y = np.array([np.nan if values.get(n) is None else scale * values[n] for n in names])
-    ax.bar(at, np.nan_to_num(y), width, label=label or None, color=PALETTE[i % 7], hatch=HATCHES[i % 7], edgecolor="white")
+    ax.bar(
+        at,
+        np.nan_to_num(y),
+        width,
+        label=label or None,
+        color=PALETTE[i % 7],
+        hatch=HATCHES[i % 7],
+        edgecolor="white",
+    )
     for x, v, n in zip(at, y, names):
-        if np.isnan(v): continue
+        if np.isnan(v):
+            continue
         low, high = (scale * end for end in spans.get(n) or (v / scale, v / scale))
-        if high > low: ax.vlines(x, low, high, color="black", lw=1.2)
-        ax.annotate(f"{v:.0f}", (x, max(v, high)), textcoords="offset points", xytext=(0, 3), ha="center", fontsize=7)
+        if high > low:
+            ax.vlines(x, low, high, color="black", lw=1.2)
+        ax.annotate(
+            f"{v:.0f}",
+            (x, max(v, high)),
+            textcoords="offset points",
+            xytext=(0, 3),
+            ha="center",
+            fontsize=7,
+        )
 
 # %% ../nbs/15_show.ipynb #a1b0c5ab
 @in_style()
 def bars(
-    values: dict,                   # {series: {name: value}} or {name: value}; None where there is nothing to draw
-    chance: dict | None = None,     # {name: value}: a line across the bars
+    values: dict,  # {series: {name: value}} or {name: value}; None where there is nothing to draw
+    chance: dict | None = None,  # {name: value}: a line across the bars
     intervals: dict | None = None,  # like `values`, with (low, high)
     title: str = "",
     unit: str = "right (%)",
-    scale: float = 100.0,           # values are multiplied by this
+    scale: float = 100.0,  # values are multiplied by this
 ) -> Figure:
     "Bars beside each other, hatched, each with its number; a dashed line stands for chance."
-    if not values: raise BadInput("There is nothing to draw.")
-    flat = not isinstance(next(iter(values.values())), dict); series = {"": values} if flat else values
+    if not values:
+        raise BadInput("There is nothing to draw.")
+    flat = not isinstance(next(iter(values.values())), dict)
+    series = {"": values} if flat else values
     spans = {"": intervals or {}} if flat else intervals or {}
-    names = list(dict.fromkeys(n for v in series.values() for n in v)); wide = 0.8 / len(series)
+    names = list(dict.fromkeys(n for v in series.values() for n in v))
+    wide = 0.8 / len(series)
     width = max(5.0, 0.5 + 0.42 * len(names) * max(2, len(series)))
-    fig, axes = blank_figure(width=width, height=3.0, alt=_bars_alt(series, chance, title, unit, scale)); ax = axes[0, 0]
+    fig, axes = blank_figure(
+        width=width, height=3.0, alt=_bars_alt(series, chance, title, unit, scale)
+    )
+    ax = axes[0, 0]
     for i, (label, v) in enumerate(series.items()):
         at = np.arange(len(names)) + (i - (len(series) - 1) / 2) * wide
         _draw_bars(ax, at, v, names, i, wide * 0.92, label, spans.get(label, {}), scale)
     known = [(k, n) for k, n in enumerate(names) if chance and chance.get(n) is not None]
     left = np.array([k for k, _ in known]) - 0.45
-    if known: ax.hlines([scale * chance[n] for _, n in known], left, left + 0.9, color="black", lw=1.5, ls="--", label="chance")
-    ax.set(title=title, ylabel=unit); ax.margins(y=0.12); ax.set_xticks(range(len(names)), names, rotation=20 if len(names) > 5 else 0)
-    if chance or not flat: ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    if known:
+        ax.hlines(
+            [scale * chance[n] for _, n in known],
+            left,
+            left + 0.9,
+            color="black",
+            lw=1.5,
+            ls="--",
+            label="chance",
+        )
+    ax.set(title=title, ylabel=unit)
+    ax.margins(y=0.12)
+    ax.set_xticks(range(len(names)), names, rotation=20 if len(names) > 5 else 0)
+    if chance or not flat:
+        ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return fig
 
 # %% ../nbs/15_show.ipynb #88c1154a
 def _draw_counts(ax, counts, names) -> None:
     "Counts with their numbers; shades are shares of a row."
-    ax.imshow(counts / np.maximum(counts.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    ax.set_xticks(range(counts.shape[1]), names, rotation=60, ha="right"); ax.set_yticks(range(len(counts)), names[: len(counts)])
+    ax.imshow(
+        counts / np.maximum(counts.sum(1, keepdims=True), 1),
+        cmap="Blues",
+        vmin=0,
+        vmax=1,
+        aspect="auto",
+    )
+    ax.set_xticks(range(counts.shape[1]), names, rotation=60, ha="right")
+    ax.set_yticks(range(len(counts)), names[: len(counts)])
     for (r, c), n in np.ndenumerate(counts):
-        if n: ax.text(c, r, n, ha="center", va="center", fontsize=7, color="white" if n > 0.6 * counts[r].sum() else "black")
+        if n:
+            ax.text(
+                c,
+                r,
+                n,
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if n > 0.6 * counts[r].sum() else "black",
+            )
     ax.set(xlabel="answer", ylabel="truth")
 
 # %% ../nbs/15_show.ipynb #8086f7ff
 @in_style()
 def confusion(
-    truth: list,             # true label of each clip
-    predicted: list,         # what was answered; None or an unknown label where nothing was recognised
-    labels: list,            # order of rows and columns
+    truth: list,  # true label of each clip
+    predicted: list,  # what was answered; None or an unknown label where nothing was recognised
+    labels: list,  # order of rows and columns
     title: str = "Which category is taken for which",
 ) -> Figure:
     "Counts as a picture: a row for each true category, a column for each answer, the count in every cell that is not empty."
-    labels = list(labels); columns = labels + (["none of them"] if any(p not in labels for p in predicted) else [])
-    if len(truth) != len(predicted): raise BadInput(f"{len(predicted)} answers for {len(truth)} clips.")
-    if any(t not in labels for t in truth): raise BadInput("A true label is missing from the list of labels.")
+    labels = list(labels)
+    columns = labels + (["none of them"] if any(p not in labels for p in predicted) else [])
+    if len(truth) != len(predicted):
+        raise BadInput(f"{len(predicted)} answers for {len(truth)} clips.")
+    if any(t not in labels for t in truth):
+        raise BadInput("A true label is missing from the list of labels.")
     counts = np.zeros((len(labels), len(columns)), dtype=int)
-    for t, p in zip(truth, predicted): counts[labels.index(t), labels.index(p) if p in labels else -1] += 1
+    for t, p in zip(truth, predicted):
+        counts[labels.index(t), labels.index(p) if p in labels else -1] += 1
     right = int(np.trace(counts))
-    fig, axes = blank_figure(width=3 + 0.32 * len(columns), height=2.2 + 0.27 * len(labels),
-                             alt=f"{title}: {right} of {len(truth)} clips on the diagonal.")
+    fig, axes = blank_figure(
+        width=3 + 0.32 * len(columns),
+        height=2.2 + 0.27 * len(labels),
+        alt=f"{title}: {right} of {len(truth)} clips on the diagonal.",
+    )
     _draw_counts(axes[0, 0], counts, [c.split(",")[0] for c in columns])
     axes[0, 0].set_title(f"{title}: {right} of {len(truth)} right")
     return fig
@@ -418,56 +638,115 @@ def confusion(
 # %% ../nbs/15_show.ipynb #70049172
 @in_style()
 def reliability(
-    curve: dict,                # from `metrics.reliability_curve`
-    error: float | None = None, # from `metrics.expected_calibration_error`
+    curve: dict,  # from `metrics.reliability_curve`
+    error: float | None = None,  # from `metrics.expected_calibration_error`
     title: str = "As sure as it is right?",
 ) -> Figure:
     "Accuracy for each level of confidence, the number of clips at each point; on the dashed line confidence is honest."
     note = "" if error is None else f" Calibration error {100 * error:.1f} %."
-    fig, axes = blank_figure(width=4.2, height=3.6, alt=f"{title}{note} " + ", ".join(
-        f"{c:.0%} sure and {a:.0%} right" for c, a in zip(curve["confidence"], curve["accuracy"])) + ".")
-    ax = axes[0, 0]; ax.plot([0, 100], [0, 100], ls="--", color="grey", label="honest")
-    ax.plot(100 * np.asarray(curve["confidence"]), 100 * np.asarray(curve["accuracy"]), color=PALETTE[0], marker="o", label="this model")
+    fig, axes = blank_figure(
+        width=4.2,
+        height=3.6,
+        alt=f"{title}{note} "
+        + ", ".join(
+            f"{c:.0%} sure and {a:.0%} right"
+            for c, a in zip(curve["confidence"], curve["accuracy"])
+        )
+        + ".",
+    )
+    ax = axes[0, 0]
+    ax.plot([0, 100], [0, 100], ls="--", color="grey", label="honest")
+    ax.plot(
+        100 * np.asarray(curve["confidence"]),
+        100 * np.asarray(curve["accuracy"]),
+        color=PALETTE[0],
+        marker="o",
+        label="this model",
+    )
     for c, a, n in zip(curve["confidence"], curve["accuracy"], curve["n"]):
-        ax.annotate(f"n={n}", (100 * c, 100 * a), textcoords="offset points", xytext=(5, -9), fontsize=6)
-    ax.set(title=title + note, xlabel="confidence (%)", ylabel="right (%)", xlim=(-2, 105), ylim=(-6, 105)); ax.legend(loc="upper left")
+        ax.annotate(
+            f"n={n}", (100 * c, 100 * a), textcoords="offset points", xytext=(5, -9), fontsize=6
+        )
+    ax.set(
+        title=title + note,
+        xlabel="confidence (%)",
+        ylabel="right (%)",
+        xlim=(-2, 105),
+        ylim=(-6, 105),
+    )
+    ax.legend(loc="upper left")
     return fig
 
 # %% ../nbs/15_show.ipynb #9ab53b62
 @in_style()
 def rate_distortion(
-    points: list,                   # of {name, bits, value} and, where known, spread (± over seeds)
-    unit: str,                      # of the value, for example `PSNR (dB)`
+    points: list,  # of {name, bits, value} and, where known, spread (± over seeds)
+    unit: str,  # of the value, for example `PSNR (dB)`
     baselines: dict | None = None,  # {name: value}: lines across
     title: str = "Bits against quality",
 ) -> Figure:
     "One marker per tokenizer over the bits per second it needs; dashed lines for baselines that need none."
-    if not points: raise BadInput("There is nothing to draw.")
-    fig, axes = blank_figure(width=6.5, height=3.2, alt=f"{title}. " + ", ".join(
-        f"{p['name']}: {p['value']:.2f} at {p['bits']:.0f} bits per second" for p in points) + ".")
+    if not points:
+        raise BadInput("There is nothing to draw.")
+    fig, axes = blank_figure(
+        width=6.5,
+        height=3.2,
+        alt=f"{title}. "
+        + ", ".join(
+            f"{p['name']}: {p['value']:.2f} at {p['bits']:.0f} bits per second" for p in points
+        )
+        + ".",
+    )
     ax = axes[0, 0]
     for i, p in enumerate(points):
-        ax.errorbar(p["bits"], p["value"], yerr=p.get("spread"), color=PALETTE[i % 7], marker=MARKERS[i % 7], capsize=3, ls="", label=p["name"])
-    for i, (name, value) in enumerate((baselines or {}).items()): ax.axhline(value, color="grey", ls=DASHES[1 + i % 6], label=name)
-    ax.set(title=title, xlabel="bits per second", ylabel=unit); ax.margins(0.1); ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+        ax.errorbar(
+            p["bits"],
+            p["value"],
+            yerr=p.get("spread"),
+            color=PALETTE[i % 7],
+            marker=MARKERS[i % 7],
+            capsize=3,
+            ls="",
+            label=p["name"],
+        )
+    for i, (name, value) in enumerate((baselines or {}).items()):
+        ax.axhline(value, color="grey", ls=DASHES[1 + i % 6], label=name)
+    ax.set(title=title, xlabel="bits per second", ylabel=unit)
+    ax.margins(0.1)
+    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return fig
 
 # %% ../nbs/15_show.ipynb #4a4ba775
 @in_style()
 def code_sheet(
-    looks,              # (N, h, w, 3) uint8: what each code decodes to
-    codes,              # (N,) their numbers
-    counts=None,        # (N,) how often each is used
+    looks,  # (N, h, w, 3) uint8: what each code decodes to
+    codes,  # (N,) their numbers
+    counts=None,  # (N,) how often each is used
     columns: int = 12,
     title: str = "Codes",
 ) -> Figure:
     "A picture for each code with its number and, where known, how often it is used."
-    looks = _frames(looks); rows = math.ceil(len(looks) / columns)
-    if len(codes) != len(looks): raise BadInput(f"{len(codes)} codes, but {len(looks)} pictures.")
-    fig, axes = blank_figure(rows, columns, width=0.62 * columns, height=0.78 * rows + 0.35, alt=f"{title}: what {len(looks)} codes decode to.")
+    looks = _frames(looks)
+    rows = math.ceil(len(looks) / columns)
+    if len(codes) != len(looks):
+        raise BadInput(f"{len(codes)} codes, but {len(looks)} pictures.")
+    fig, axes = blank_figure(
+        rows,
+        columns,
+        width=0.62 * columns,
+        height=0.78 * rows + 0.35,
+        alt=f"{title}: what {len(looks)} codes decode to.",
+    )
     for k, ax in enumerate(axes.flat):
-        if k >= len(looks): ax.axis("off"); continue
-        _picture(ax, looks[k]); ax.set_title(f"{codes[k]}" + (f" ×{counts[k]}" if counts is not None else ""), fontsize=6, fontweight="normal")
+        if k >= len(looks):
+            ax.axis("off")
+            continue
+        _picture(ax, looks[k])
+        ax.set_title(
+            f"{codes[k]}" + (f" ×{counts[k]}" if counts is not None else ""),
+            fontsize=6,
+            fontweight="normal",
+        )
     fig.suptitle(title)
     return fig
 
@@ -477,92 +756,153 @@ def _grow(values, picture) -> np.ndarray:
     (H, W), (h, w) = picture.shape[:2], values.shape
     return values.repeat(-(-H // h), 0).repeat(-(-W // w), 1)[:H, :W]
 
+
 def _moments(frames, n: int) -> list:
     "The middle frame of each of `n` moments."
-    frames = _frames(frames); return [frames[(2 * k + 1) * len(frames) // (2 * n)] for k in range(n)]
+    frames = _frames(frames)
+    return [frames[(2 * k + 1) * len(frames) // (2 * n)] for k in range(n)]
 
 # %% ../nbs/15_show.ipynb #d6dbb442
 def dim_by(
-    picture,          # (H, W, 3) uint8
-    weights,          # (h, w) 0 or more
-    top=None,         # the weight that leaves the picture as it is; None: the largest
-) -> np.ndarray:      # (H, W, 3) uint8
+    picture,  # (H, W, 3) uint8
+    weights,  # (h, w) 0 or more
+    top=None,  # the weight that leaves the picture as it is; None: the largest
+) -> np.ndarray:  # (H, W, 3) uint8
     "The picture with its brightness following `weights`: the largest leaves it as it is, zero darkens it to a fifth."
-    weights = np.maximum(np.asarray(weights, dtype=np.float64), 0); weights = weights / max(weights.max() if top is None else top, 1e-12)
+    weights = np.maximum(np.asarray(weights, dtype=np.float64), 0)
+    weights = weights / max(weights.max() if top is None else top, 1e-12)
     return (picture * (0.2 + 0.8 * _grow(weights, picture)[..., None])).astype(np.uint8)
+
 
 def mel_image(mel) -> np.ndarray:
     "A spectrogram (bands, columns) as a picture uint8 (bands, columns, 3), low bands at the bottom."
-    mel = _spectrogram(mel)[::-1]; scaled = (mel - mel.min()) / max(float(mel.max() - mel.min()), 1e-6)
+    mel = _spectrogram(mel)[::-1]
+    scaled = (mel - mel.min()) / max(float(mel.max() - mel.min()), 1e-6)
     return (matplotlib.colormaps["magma"](scaled)[..., :3] * 255).astype(np.uint8)
 
 # %% ../nbs/15_show.ipynb #c06d04d1
 @in_style()
 def attention_picture(
-    frames=None,            # (T, H, W, 3) uint8
-    mel=None,               # (bands, columns)
-    video_weights=None,     # (t, h, w): attention on each token of the picture
-    audio_weights=None,     # (time, band): attention on each token of the sound
+    frames=None,  # (T, H, W, 3) uint8
+    mel=None,  # (bands, columns)
+    video_weights=None,  # (t, h, w): attention on each token of the picture
+    audio_weights=None,  # (time, band): attention on each token of the sound
     title: str = "What the model looks at",
 ) -> Figure:
     "The frames and the spectrogram, dark where the model does not look; the shares of attention stand above."
-    panels, total = [], sum(float(np.sum(w)) for w in (video_weights, audio_weights) if w is not None)
+    panels, total = (
+        [],
+        sum(float(np.sum(w)) for w in (video_weights, audio_weights) if w is not None),
+    )
     if video_weights is not None:
-        for k, (w, frame) in enumerate(zip(np.asarray(video_weights), _moments(frames, len(video_weights)))):
-            panels.append((dim_by(frame, w, np.max(video_weights)), f"picture {k + 1}: {np.sum(w) / max(total, 1e-12):.0%}", None))
+        for k, (w, frame) in enumerate(
+            zip(np.asarray(video_weights), _moments(frames, len(video_weights)))
+        ):
+            panels.append(
+                (
+                    dim_by(frame, w, np.max(video_weights)),
+                    f"picture {k + 1}: {np.sum(w) / max(total, 1e-12):.0%}",
+                    None,
+                )
+            )
     if audio_weights is not None:
-        panels.append((dim_by(mel_image(mel), np.asarray(audio_weights).T[::-1]), f"sound: {np.sum(audio_weights) / max(total, 1e-12):.0%}", "auto"))
-    if not panels: raise BadInput("There is nothing to look at: give the weights of the picture or of the sound.")
-    fig, axes = blank_figure(1, len(panels), width=2.2 * len(panels) + 0.6, height=2.4, alt=f"{title}. {'; '.join(p[1] for p in panels)}.")
-    for ax, (picture, name, aspect) in zip(axes[0], panels): _picture(ax, picture, name); ax.set_aspect(aspect or "equal")
+        panels.append(
+            (
+                dim_by(mel_image(mel), np.asarray(audio_weights).T[::-1]),
+                f"sound: {np.sum(audio_weights) / max(total, 1e-12):.0%}",
+                "auto",
+            )
+        )
+    if not panels:
+        raise BadInput(
+            "There is nothing to look at: give the weights of the picture or of the sound."
+        )
+    fig, axes = blank_figure(
+        1,
+        len(panels),
+        width=2.2 * len(panels) + 0.6,
+        height=2.4,
+        alt=f"{title}. {'; '.join(p[1] for p in panels)}.",
+    )
+    for ax, (picture, name, aspect) in zip(axes[0], panels):
+        _picture(ax, picture, name)
+        ax.set_aspect(aspect or "equal")
     fig.suptitle(title)
     return fig
 
 # %% ../nbs/15_show.ipynb #a7618a0c
 @in_style()
 def category_bars(
-    categories: list,   # [{"label": …, "p": …}], the likeliest first
-    n: int = 5,         # how many are shown
+    categories: list,  # [{"label": …, "p": …}], the likeliest first
+    n: int = 5,  # how many are shown
     title: str = "How likely each category is",
 ) -> Figure:
     "The likeliest categories with their probabilities."
     top = list(categories)[:n]
-    if not top: raise BadInput("There is no category to show.")
-    fig, axes = blank_figure(width=6, height=0.5 + 0.32 * len(top), alt=f"{title}: " + ", ".join(f"{c['label']} {c['p']:.0%}" for c in top) + ".")
-    ax = axes[0, 0]; drawn = ax.barh(range(len(top)), [100 * c["p"] for c in top], color=PALETTE[0])
+    if not top:
+        raise BadInput("There is no category to show.")
+    fig, axes = blank_figure(
+        width=6,
+        height=0.5 + 0.32 * len(top),
+        alt=f"{title}: " + ", ".join(f"{c['label']} {c['p']:.0%}" for c in top) + ".",
+    )
+    ax = axes[0, 0]
+    drawn = ax.barh(range(len(top)), [100 * c["p"] for c in top], color=PALETTE[0])
     ax.bar_label(drawn, [f"{c['p']:.0%}" for c in top], padding=3, fontsize=8)
-    ax.set_yticks(range(len(top)), [c["label"] for c in top]); ax.invert_yaxis()
+    ax.set_yticks(range(len(top)), [c["label"] for c in top])
+    ax.invert_yaxis()
     ax.set(title=title, xlabel="probability (%)", xlim=(0, 112))
     return fig
 
 # %% ../nbs/15_show.ipynb #e2fa6824
 def veil(
-    picture,          # (H, W, 3) uint8
-    shown,            # (h, w) bool
-) -> np.ndarray:      # (H, W, 3) uint8
+    picture,  # (H, W, 3) uint8
+    shown,  # (h, w) bool
+) -> np.ndarray:  # (H, W, 3) uint8
     "The picture where `shown`, a hatched grey elsewhere."
-    y, x = np.indices(picture.shape[:2]); grey = np.where((x + y) // 2 % 2, 150, 185).astype(np.uint8)
-    return np.where(_grow(np.asarray(shown, dtype=bool), picture)[..., None], picture, grey[..., None])
+    y, x = np.indices(picture.shape[:2])
+    grey = np.where((x + y) // 2 % 2, 150, 185).astype(np.uint8)
+    return np.where(
+        _grow(np.asarray(shown, dtype=bool), picture)[..., None], picture, grey[..., None]
+    )
 
 # %% ../nbs/15_show.ipynb #a340582d
 @in_style()
 def masked_clip(
-    frames=None,      # (T, H, W, 3) uint8
-    mel=None,         # (bands, columns)
-    video=None,       # two masks (t, h, w) bool: tokens that are shown, tokens that are asked for
-    audio=None,       # the same for sound, (time, band)
+    frames=None,  # (T, H, W, 3) uint8
+    mel=None,  # (bands, columns)
+    video=None,  # two masks (t, h, w) bool: tokens that are shown, tokens that are asked for
+    audio=None,  # the same for sound, (time, band)
     title: str = "What is shown and what is asked for",
 ) -> Figure:
     "Above what the encoder sees of a clip, below what the decoder must say; all else is hatched."
     columns = []
-    if video is not None: columns += [(f"picture {k + 1}", f, [m[k] for m in video], "equal") for k, f in enumerate(_moments(frames, len(video[0])))]
-    if audio is not None: columns.append(("sound", mel_image(mel), [np.asarray(m).T[::-1] for m in audio], "auto"))
-    if not columns: raise BadInput("There is nothing to hide: give the masks of the picture or of the sound.")
-    said = [", ".join(f"{name} {np.sum(m[row])} of {np.size(m[row])}" for name, _, m, _ in columns) for row in (0, 1)]
-    fig, axes = blank_figure(2, len(columns), width=2.2 * len(columns) + 0.6, height=4.6, alt=f"{title}. Shown: {said[0]}; asked for: {said[1]}.")
+    if video is not None:
+        columns += [
+            (f"picture {k + 1}", f, [m[k] for m in video], "equal")
+            for k, f in enumerate(_moments(frames, len(video[0])))
+        ]
+    if audio is not None:
+        columns.append(("sound", mel_image(mel), [np.asarray(m).T[::-1] for m in audio], "auto"))
+    if not columns:
+        raise BadInput("There is nothing to hide: give the masks of the picture or of the sound.")
+    said = [
+        ", ".join(f"{name} {np.sum(m[row])} of {np.size(m[row])}" for name, _, m, _ in columns)
+        for row in (0, 1)
+    ]
+    fig, axes = blank_figure(
+        2,
+        len(columns),
+        width=2.2 * len(columns) + 0.6,
+        height=4.6,
+        alt=f"{title}. Shown: {said[0]}; asked for: {said[1]}.",
+    )
     for (name, picture, masks, aspect), pair in zip(columns, axes.T):
-        for ax, mask in zip(pair, masks): _picture(ax, veil(picture, mask), f"{name}: {np.sum(mask)} of {np.size(mask)}"); ax.set_aspect(aspect)
-    for ax, name in zip(axes[:, 0], ("the encoder sees", "the decoder must say")): ax.set_ylabel(name)
+        for ax, mask in zip(pair, masks):
+            _picture(ax, veil(picture, mask), f"{name}: {np.sum(mask)} of {np.size(mask)}")
+            ax.set_aspect(aspect)
+    for ax, name in zip(axes[:, 0], ("the encoder sees", "the decoder must say")):
+        ax.set_ylabel(name)
     fig.suptitle(title)
     return fig
 
@@ -571,53 +911,73 @@ def data_uri(data: bytes, kind: str) -> str:
     "Bytes as an address that needs no file: `data:image/png;base64,…`."
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
+
 def frame_png(frame, scale: int = 1) -> bytes:
     "One picture (H, W, 3) uint8 as a PNG file, every pixel drawn as `scale` x `scale`."
-    frame = _frames(np.asarray(frame)[None])[0]; out = io.BytesIO()
+    frame = _frames(np.asarray(frame)[None])[0]
+    out = io.BytesIO()
     Image.fromarray(frame.repeat(scale, 0).repeat(scale, 1)).save(out, "PNG")
     return out.getvalue()
 
 # %% ../nbs/15_show.ipynb #d32fe8d4
 def side_by_side(
-    pictures: dict,      # {name: (H, W, 3) uint8}
-    height: int = 192,   # of each in pixels, about: every pixel becomes a whole number of them
+    pictures: dict,  # {name: (H, W, 3) uint8}
+    height: int = 192,  # of each in pixels, about: every pixel becomes a whole number of them
 ) -> bytes:
     "Pictures in a row with their names above, as a PNG file."
-    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 13); big, x, gap, top = [], 0, 8, 20
+    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 13)
+    big, x, gap, top = [], 0, 8, 20
     for name, f in pictures.items():
-        picture = Image.open(io.BytesIO(frame_png(f, max(1, height // len(f))))); room = max(picture.width, math.ceil(font.getlength(name)) + 2)
-        big.append((name, picture, x)); x += room + gap
-    sheet = Image.new("RGB", (x - gap, top + max(p.height for _, p, _ in big)), "white"); pen = ImageDraw.Draw(sheet)
-    for name, picture, x in big: sheet.paste(picture, (x, top)); pen.text((x + 1, 2), name, fill="black", font=font)
-    out = io.BytesIO(); sheet.save(out, "PNG")
+        picture = Image.open(io.BytesIO(frame_png(f, max(1, height // len(f)))))
+        room = max(picture.width, math.ceil(font.getlength(name)) + 2)
+        big.append((name, picture, x))
+        x += room + gap
+    sheet = Image.new("RGB", (x - gap, top + max(p.height for _, p, _ in big)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for name, picture, x in big:
+        sheet.paste(picture, (x, top))
+        pen.text((x + 1, 2), name, fill="black", font=font)
+    out = io.BytesIO()
+    sheet.save(out, "PNG")
     return out.getvalue()
 
 # %% ../nbs/15_show.ipynb #fc350efb
 def _pcm(wave) -> np.ndarray:
     "A sound (N,) as 16-bit integers; what lies outside [-1, 1] is cut, what is not finite is silent."
     wave = np.asarray(wave, dtype=np.float32)
-    if wave.ndim != 1: raise BadInput(f"A sound has the shape (N,), not {wave.shape}.")
+    if wave.ndim != 1:
+        raise BadInput(f"A sound has the shape (N,), not {wave.shape}.")
     return (np.clip(np.nan_to_num(wave, posinf=0, neginf=0), -1, 1) * 32767).round().astype("<i2")
+
 
 def wav_bytes(wave, sr: int = 16_000) -> bytes:
     "A sound (N,) in [-1, 1] as a 16-bit WAV file."
     out = io.BytesIO()
     with wave_file.open(out, "wb") as f:
-        f.setnchannels(1); f.setsampwidth(2); f.setframerate(sr); f.writeframes(_pcm(wave).tobytes())
+        f.setnchannels(1)
+        f.setsampwidth(2)
+        f.setframerate(sr)
+        f.writeframes(_pcm(wave).tobytes())
     return out.getvalue()
 
 # %% ../nbs/15_show.ipynb #0e623bc2
 def mp3_bytes(wave, sr: int = 16_000, bit_rate: int = 24_000) -> bytes | None:
     "A sound as an MP3 file, about a tenth of the WAV; None where this machine cannot write one."
     import av
+
     pcm, out = _pcm(wave), io.BytesIO()
     try:
         with av.open(out, "w", format="mp3") as f:
-            stream = f.add_stream("libmp3lame", rate=sr); stream.bit_rate = bit_rate; stream.layout = "mono"
-            frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono"); frame.rate = sr
-            for piece in av.AudioResampler(format="s16p", layout="mono", rate=sr).resample(frame): f.mux(stream.encode(piece))
+            stream = f.add_stream("libmp3lame", rate=sr)
+            stream.bit_rate = bit_rate
+            stream.layout = "mono"
+            frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
+            frame.rate = sr
+            for piece in av.AudioResampler(format="s16p", layout="mono", rate=sr).resample(frame):
+                f.mux(stream.encode(piece))
             f.mux(stream.encode(None))
-    except (av.error.FFmpegError, ValueError): return None
+    except (av.error.FFmpegError, ValueError):
+        return None
     return out.getvalue()
 
 # %% ../nbs/15_show.ipynb #bc593c60
@@ -626,11 +986,14 @@ def sound_uri(wave, sr: int = 16_000, small: bool = True) -> str:
     mp3 = mp3_bytes(wave, sr) if small and len(wave) else None
     return data_uri(mp3, "audio/mpeg") if mp3 else data_uri(wav_bytes(wave, sr), "audio/wav")
 
+
 def audio_html(wave, sr: int = 16_000, label: str = "Sound", small: bool = True) -> str:
     "A labelled player of a sound, self-contained."
     name = html.escape(label)
-    return (f'<figure class="s4-audio" style="margin:.3em 0"><figcaption>{name}</figcaption>'
-            f'<audio controls preload="metadata" aria-label="{name}" src="{sound_uri(wave, sr, small)}"></audio></figure>')
+    return (
+        f'<figure class="s4-audio" style="margin:.3em 0"><figcaption>{name}</figcaption>'
+        f'<audio controls preload="metadata" aria-label="{name}" src="{sound_uri(wave, sr, small)}"></audio></figure>'
+    )
 
 # %% ../nbs/15_show.ipynb #53e97047
 PLAYER_STYLE = """.s4-player{border:1px solid #8886;border-radius:6px;padding:.6em;max-width:40em;margin:.6em 0}
@@ -657,44 +1020,64 @@ a.addEventListener('timeupdate',function(){if(!a.paused)show(Math.min(n-1,Math.f
 # %% ../nbs/15_show.ipynb #afa9485a
 def _strip(frames) -> str:
     "All frames in a row as one picture, as a data address: JPEG where they are large, else without loss."
-    large = frames.shape[2] > 48; out = io.BytesIO(); kind = "jpeg" if large else "webp" if features.check("webp") else "png"
+    large = frames.shape[2] > 48
+    out = io.BytesIO()
+    kind = "jpeg" if large else "webp" if features.check("webp") else "png"
     how = dict(jpeg=dict(quality=88), webp=dict(lossless=True, quality=100, method=4), png={})[kind]
     Image.fromarray(np.concatenate(frames, axis=1)).save(out, kind, **how)
     return data_uri(out.getvalue(), f"image/{kind}")
 
+
 def _screen(name: str, frames, height: int) -> str:
     "One picture of the player: a window on a strip of frames."
-    t, h, w, _ = frames.shape; width = round(height * w / h); name = html.escape(name)
-    return (f'<figure><div class="s4-screen" role="img" data-name="{name}" aria-label="{name}" style="width:{width}px;height:{height}px;'
-            f'background-size:{width * t}px {height}px;background-image:url({_strip(frames)})"></div><figcaption>{name}</figcaption></figure>')
+    t, h, w, _ = frames.shape
+    width = round(height * w / h)
+    name = html.escape(name)
+    return (
+        f'<figure><div class="s4-screen" role="img" data-name="{name}" aria-label="{name}" style="width:{width}px;height:{height}px;'
+        f'background-size:{width * t}px {height}px;background-image:url({_strip(frames)})"></div><figcaption>{name}</figcaption></figure>'
+    )
 
 # %% ../nbs/15_show.ipynb #648657c0
 def _player(seen: str, heard: str, n: int, fps: float, title: str) -> str:
     "The parts of a player put together."
-    key = "s4-" + hashlib.sha256((seen + heard + title).encode()).hexdigest()[:10]; name = html.escape(title)
+    key = "s4-" + hashlib.sha256((seen + heard + title).encode()).hexdigest()[:10]
+    name = html.escape(title)
     body = f'<style>{PLAYER_STYLE}</style><section class="s4-player {key}" aria-label="{name}"><strong>{name}</strong>'
-    if not n: return f"{body}{heard}</section>"
-    body += (f'<div class="s4-screens">{seen}</div><label>Frame <input type="range" min="0" max="{n - 1}" value="0" step="1"></label>'
-             '<button type="button">Play frames</button> <output aria-live="off"></output>')
-    script = PLAYER_SCRIPT.replace("KEY", key).replace("FPS", json.dumps(float(fps))).replace("COUNT", str(n))
+    if not n:
+        return f"{body}{heard}</section>"
+    body += (
+        f'<div class="s4-screens">{seen}</div><label>Frame <input type="range" min="0" max="{n - 1}" value="0" step="1"></label>'
+        '<button type="button">Play frames</button> <output aria-live="off"></output>'
+    )
+    script = (
+        PLAYER_SCRIPT.replace("KEY", key)
+        .replace("FPS", json.dumps(float(fps)))
+        .replace("COUNT", str(n))
+    )
     return f"{body}{heard}</section><script>{script}</script>"
 
 # %% ../nbs/15_show.ipynb #ec76b838
 def clip_player(
-    frames,              # (T, H, W, 3) uint8, or {name: frames}, shown side by side; None for sound only
-    wave=None,           # (N,), or {name: wave}
+    frames,  # (T, H, W, 3) uint8, or {name: frames}, shown side by side; None for sound only
+    wave=None,  # (N,), or {name: wave}
     fps: float = 1.6,
     sr: int = 16_000,
     title: str = "Clip",
-    height: int = 160,   # of each picture, in pixels on the page
+    height: int = 160,  # of each picture, in pixels on the page
     small: bool = True,  # compress the sound
-) -> str:                # HTML that needs nothing else, neither files nor network
+) -> str:  # HTML that needs nothing else, neither files nor network
     "A player with a scrubber over the frames and its sound; all of it can be used with the keyboard and by a screen reader."
     pictures = {} if frames is None else frames if isinstance(frames, dict) else {"picture": frames}
     sounds = {} if wave is None else wave if isinstance(wave, dict) else {"sound": wave}
-    if not pictures and not sounds: raise BadInput("A player needs frames or a sound.")
-    pictures = {name: _frames(f) for name, f in pictures.items()}; lengths = {len(f) for f in pictures.values()}
-    if len(lengths) > 1: raise BadInput(f"The clips side by side have different numbers of frames: {sorted(lengths)}.")
+    if not pictures and not sounds:
+        raise BadInput("A player needs frames or a sound.")
+    pictures = {name: _frames(f) for name, f in pictures.items()}
+    lengths = {len(f) for f in pictures.values()}
+    if len(lengths) > 1:
+        raise BadInput(
+            f"The clips side by side have different numbers of frames: {sorted(lengths)}."
+        )
     heard = "".join(audio_html(w, sr, name, small) for name, w in sounds.items())
     seen = "".join(_screen(name, f, height) for name, f in pictures.items())
     return _player(seen, heard, max(lengths, default=0), fps, title)
@@ -706,65 +1089,95 @@ function show(k){var text=pages[k].getAttribute('aria-label');out.textContent=te
 pages.forEach(function(p,i){p.hidden=i!==k;});}
 bar.parentNode.hidden=false;bar.addEventListener('input',function(){show(+bar.value);});show(0);});})();"""
 
+
 def flip_book(
-    pages: dict,           # {label: HTML}
+    pages: dict,  # {label: HTML}
     title: str,
-    name: str = "page",    # what the slider moves
+    name: str = "page",  # what the slider moves
 ) -> str:
     "Pages of HTML behind one slider, self-contained; it says the label of the page that is open."
-    if not pages: raise BadInput("A book needs at least one page.")
-    body = "".join(f'<div class="s4-page" role="group" aria-label="{html.escape(str(k))}">{page}</div>' for k, page in pages.items())
+    if not pages:
+        raise BadInput("A book needs at least one page.")
+    body = "".join(
+        f'<div class="s4-page" role="group" aria-label="{html.escape(str(k))}">{page}</div>'
+        for k, page in pages.items()
+    )
     key = "s4-" + hashlib.sha256((title + body).encode()).hexdigest()[:10]
-    return (f'<style>{PLAYER_STYLE}</style><section class="s4-player {key}" aria-label="{html.escape(title)}"><strong>{html.escape(title)}</strong>'
-            f'<label hidden>{html.escape(name)} <input type="range" min="0" max="{len(pages) - 1}" value="0" step="1"></label> '
-            f'<output aria-live="polite"></output>{body}</section><script>{BOOK_SCRIPT.replace("KEY", key)}</script>')
+    return (
+        f'<style>{PLAYER_STYLE}</style><section class="s4-player {key}" aria-label="{html.escape(title)}"><strong>{html.escape(title)}</strong>'
+        f'<label hidden>{html.escape(name)} <input type="range" min="0" max="{len(pages) - 1}" value="0" step="1"></label> '
+        f'<output aria-live="polite"></output>{body}</section><script>{BOOK_SCRIPT.replace("KEY", key)}</script>'
+    )
 
 # %% ../nbs/15_show.ipynb #6dd0ff54
 def _cell(value) -> str:
     "A value as text: three figures for fractions, a dash for what is not there."
-    if value is None or (isinstance(value, float) and math.isnan(value)): return "–"
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
     return html.escape(f"{value:.3g}" if isinstance(value, float) else str(value))
 
 # %% ../nbs/15_show.ipynb #c26a59df
 def table_html(
-    rows,               # DataFrame, or list of dicts
-    caption: str,       # what the table shows
-    columns=None,       # keys to show, in order; or {key: heading}
-    safe=(),            # keys whose values are HTML already
+    rows,  # DataFrame, or list of dicts
+    caption: str,  # what the table shows
+    columns=None,  # keys to show, in order; or {key: heading}
+    safe=(),  # keys whose values are HTML already
 ) -> str:
     "A table that a screen reader can walk through: a caption, a scope for each heading, the first column as row headings."
     rows = rows.to_dict("records") if hasattr(rows, "to_dict") else list(rows)
     columns = columns or list(dict.fromkeys(k for r in rows for k in r))
     headings = columns if isinstance(columns, dict) else {k: str(k) for k in columns}
+
     def line(row):
         cells = [str(row.get(k, "")) if k in safe else _cell(row.get(k)) for k in headings]
-        return f'<tr><th scope="row">{cells[0]}</th>' + "".join(f"<td>{c}</td>" for c in cells[1:]) + "</tr>" if cells else ""
-    head = "".join(f'<th scope="col">{html.escape(h)}</th>' for h in headings.values()); name = html.escape(caption)
-    return (f'<div class="s4-table" role="region" aria-label="{name}" tabindex="0"><table><caption>{name}</caption>'
-            f"<thead><tr>{head}</tr></thead><tbody>{''.join(map(line, rows))}</tbody></table></div>")
+        return (
+            f'<tr><th scope="row">{cells[0]}</th>'
+            + "".join(f"<td>{c}</td>" for c in cells[1:])
+            + "</tr>"
+            if cells
+            else ""
+        )
+
+    head = "".join(f'<th scope="col">{html.escape(h)}</th>' for h in headings.values())
+    name = html.escape(caption)
+    return (
+        f'<div class="s4-table" role="region" aria-label="{name}" tabindex="0"><table><caption>{name}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(map(line, rows))}</tbody></table></div>"
+    )
 
 # %% ../nbs/15_show.ipynb #c89ad628
 def attribute_table(
-    accuracy: dict,              # from `metrics.attribute_accuracy`, or {name: result} for several
+    accuracy: dict,  # from `metrics.attribute_accuracy`, or {name: result} for several
     chance: dict | None = None,  # from `metrics.chance_level`
     caption: str = "Right, in per cent of the clips where it can be perceived",
 ) -> str:
     "Accuracy of the category and of each attribute beside chance, as an HTML table."
     several = accuracy if "exact" not in accuracy else {"right (%)": accuracy}
-    first = next(iter(several.values())); names = [k for k, v in first.items() if isinstance(v, dict) and "accuracy" in v]
+    first = next(iter(several.values()))
+    names = [k for k, v in first.items() if isinstance(v, dict) and "accuracy" in v]
+
     def percent(result, name):
         value = result[name]["accuracy"] if name in names else result.get(name)
         return None if value is None else f"{100 * value:.1f}"
+
     def row(name):
-        out = {"attribute": name.replace("_", " ")} | {k: percent(a, name) for k, a in several.items()}
-        return out | ({"chance (%)": percent(chance, name)} if chance else {}) | {"clips": first[name if name in names else "category"]["n"]}
+        out = {"attribute": name.replace("_", " ")} | {
+            k: percent(a, name) for k, a in several.items()
+        }
+        return (
+            out
+            | ({"chance (%)": percent(chance, name)} if chance else {})
+            | {"clips": first[name if name in names else "category"]["n"]}
+        )
+
     return table_html(map(row, [*names, "exact", "invented_rate"]), caption)
 
 # %% ../nbs/15_show.ipynb #4494dfdf
 def figure_html(fig: Figure, caption: str = "", alt: str | None = None, dpi: int = 80) -> str:
     "A figure as HTML with its alternative text. Raises `BadInput` where there is none."
     alt = getattr(fig, "alt", "") if alt is None else alt
-    if not alt: raise BadInput("A figure on a page needs a sentence for those who cannot see it: say alt.")
+    if not alt:
+        raise BadInput("A figure on a page needs a sentence for those who cannot see it: say alt.")
     said = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     return f'<figure><img src="{data_uri(figure_png(fig, dpi), "image/png")}" alt="{html.escape(alt)}">{said}</figure>'
 
@@ -783,13 +1196,16 @@ pre,code{background:var(--soft);border-radius:3px;padding:0 .2em}pre{padding:.8e
 # %% ../nbs/15_show.ipynb #7b396614
 def html_page(
     title: str,
-    body: str,          # HTML of the page; sections with an h2 of their own
-    footer: str = "",   # HTML
+    body: str,  # HTML of the page; sections with an h2 of their own
+    footer: str = "",  # HTML
     lang: str = "en",
 ) -> str:
     "A whole page with landmarks, light and dark, that loads nothing from anywhere."
     name = html.escape(title)
-    return (f'<!DOCTYPE html>\n<html lang="{lang}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<title>{name}</title><style>{PAGE_STYLE}</style></head>\n<body><a class="s4-skip" href="#content">Skip to content</a>'
-            f'<header><h1>{name}</h1></header>\n<main id="content" tabindex="-1">{body}</main>\n'
-            + (f"<footer>{footer}</footer>" if footer else "") + "</body></html>\n")
+    return (
+        f'<!DOCTYPE html>\n<html lang="{lang}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<title>{name}</title><style>{PAGE_STYLE}</style></head>\n<body><a class="s4-skip" href="#content">Skip to content</a>'
+        f'<header><h1>{name}</h1></header>\n<main id="content" tabindex="-1">{body}</main>\n'
+        + (f"<footer>{footer}</footer>" if footer else "")
+        + "</body></html>\n"
+    )

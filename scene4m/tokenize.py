@@ -17,19 +17,29 @@ from urllib.parse import quote
 import numpy as np
 import torch
 
-from .core import BadInput, ConfigMismatch, atomic_write, fingerprint, make_generator, progress, read_json, write_json
+from scene4m.core import (
+    BadInput,
+    ConfigMismatch,
+    atomic_write,
+    fingerprint,
+    make_generator,
+    progress,
+    read_json,
+    write_json,
+)
 from .media import modality_states
 from .world import World, world_of
 
 # %% ../nbs/25_tokenize.ipynb #15812323
-FORMAT = 1         # version of the layout below
-FOLDER_LIMIT = 2_000   # up to this many clips: plain .npy files; beyond: tar shards
-SHARD_SIZE = 1_000     # clips per shard
+FORMAT = 1  # version of the layout below
+FOLDER_LIMIT = 2_000  # up to this many clips: plain .npy files; beyond: tar shards
+SHARD_SIZE = 1_000  # clips per shard
 
 # %% ../nbs/25_tokenize.ipynb #38da01ea
 def token_dtype(vocab_size: int) -> np.dtype:
     "The smallest signed integer type of 16 or 32 bits that holds the ids 0 to `vocab_size` - 1."
     return np.dtype(np.int16 if vocab_size <= 2**15 else np.int32)
+
 
 def file_stem(key: str) -> str:
     "A file name for a clip's key: letters, digits, `_`, `-` stay, the rest is percent-encoded (tar readers cut names at a dot)."
@@ -38,20 +48,35 @@ def file_stem(key: str) -> str:
 # %% ../nbs/25_tokenize.ipynb #7be8a3d8
 def npy_bytes(array: np.ndarray) -> bytes:
     "The bytes of `array` as a .npy file."
-    f = io.BytesIO(); np.save(f, array, allow_pickle=False); return f.getvalue()
+    f = io.BytesIO()
+    np.save(f, array, allow_pickle=False)
+    return f.getvalue()
+
 
 @lru_cache(maxsize=64)
 def _npy_layout(header: bytes):
-    f = io.BytesIO(header); version = np.lib.format.read_magic(f)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    f = io.BytesIO(header)
+    version = np.lib.format.read_magic(f)
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
     shape, fortran, dtype = read(f)
-    if dtype.hasobject or fortran or dtype.kind not in "iu": raise ValueError("not a plain array of whole numbers")
+    if dtype.hasobject or fortran or dtype.kind not in "iu":
+        raise ValueError("not a plain array of whole numbers")
     return shape, dtype
+
 
 def read_npy(data: bytes) -> np.ndarray:
     "The array in the bytes of a .npy file of integers; the header is parsed once per kind. Raises `ValueError` for anything else."
-    if data[:6] != b"\x93NUMPY" or len(data) < 12: raise ValueError("not a .npy file")
-    n = 10 + int.from_bytes(data[8:10], "little") if data[6] == 1 else 12 + int.from_bytes(data[8:12], "little")
+    if data[:6] != b"\x93NUMPY" or len(data) < 12:
+        raise ValueError("not a .npy file")
+    n = (
+        10 + int.from_bytes(data[8:10], "little")
+        if data[6] == 1
+        else 12 + int.from_bytes(data[8:12], "little")
+    )
     shape, dtype = _npy_layout(data[:n])
     return np.frombuffer(data, dtype, offset=n).reshape(shape)
 
@@ -61,135 +86,199 @@ def tar_bytes(files: dict) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for name, data in files.items():
-            info = tarfile.TarInfo(name); info.size = len(data); info.mtime = 0
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            info.mtime = 0
             tar.addfile(info, io.BytesIO(data))
     return out.getvalue()
+
 
 def read_tar(data: bytes) -> dict:
     "The regular files of a tar archive as name → bytes. Nothing is unpacked to disk. Raises `ValueError` if it is damaged."
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            return {m.name: data[m.offset_data:m.offset_data + m.size] for m in tar if m.isreg()}
-    except tarfile.TarError as e: raise ValueError(f"not a readable tar file ({e})") from e
+            return {m.name: data[m.offset_data : m.offset_data + m.size] for m in tar if m.isreg()}
+    except tarfile.TarError as e:
+        raise ValueError(f"not a readable tar file ({e})") from e
 
 # %% ../nbs/25_tokenize.ipynb #59baaed9
 @dataclass(frozen=True)
 class Sense:
     "One modality of a clip and the tokenizer that reads it."
-    name: str          # name of the tokens: `audio` or `video`
-    stored: str        # what the data set stores: `mel`, `frames`, …
+
+    name: str  # name of the tokens: `audio` or `video`
+    stored: str  # what the data set stores: `mel`, `frames`, …
     tokenizer: object  # anything with encode, grid, vocab_size and fingerprint
     prepare: object = None  # callable from the stored array (B, …) to the tokenizer's batch; default: its `to_model`
 
     @property
-    def flag(self) -> str: return f"has_{self.name}"
+    def flag(self) -> str:
+        return f"has_{self.name}"
 
     @torch.inference_mode()
     def encode(self, arrays: np.ndarray) -> np.ndarray:
         "Ids `(B, n)` of a stack of stored arrays."
         x = torch.from_numpy(np.ascontiguousarray(arrays))
         prepare = self.prepare or getattr(self.tokenizer, "to_model", None) or (lambda x: x.float())
-        return self.tokenizer.encode(prepare(x)).cpu().numpy().astype(token_dtype(self.tokenizer.vocab_size))
+        return (
+            self.tokenizer.encode(prepare(x))
+            .cpu()
+            .numpy()
+            .astype(token_dtype(self.tokenizer.vocab_size))
+        )
 
 # %% ../nbs/25_tokenize.ipynb #7643f55c
 def describe_sense(
     sense: Sense,
     batch_shape: tuple,  # shape of one stack of stored arrays, (B, …)
-    n: int,              # tokens per clip that came out
+    n: int,  # tokens per clip that came out
 ) -> dict:
     "What `tokens.json` keeps of a tokenizer: its fingerprint, its vocabulary and its grid."
     t = sense.tokenizer
     for arg in ((), (tuple(batch_shape),)):
         grid = tuple(int(g) for g in t.grid(*arg))
-        if int(np.prod(grid)) == n: break
-    else: raise ConfigMismatch(f"{sense.name}: {n} tokens per clip do not fill the tokenizer's grid {grid}.")
-    return dict(tokenizer=type(t).__name__, fingerprint=t.fingerprint, vocab_size=int(t.vocab_size), grid=list(grid),
-                tokens=n, stored=sense.stored)
+        if int(np.prod(grid)) == n:
+            break
+    else:
+        raise ConfigMismatch(
+            f"{sense.name}: {n} tokens per clip do not fill the tokenizer's grid {grid}."
+        )
+    return dict(
+        tokenizer=type(t).__name__,
+        fingerprint=t.fingerprint,
+        vocab_size=int(t.vocab_size),
+        grid=list(grid),
+        tokens=n,
+        stored=sense.stored,
+    )
 
 # %% ../nbs/25_tokenize.ipynb #d4f9a937
 def token_row(row) -> dict:
     "What training needs to know of a clip, as plain JSON values, from a row of the data set's manifest."
+
     def parsed(v, empty):
-        if v is None or (isinstance(v, float) and np.isnan(v)) or (isinstance(v, str) and not v): return empty
+        if v is None or (isinstance(v, float) and np.isnan(v)) or (isinstance(v, str) and not v):
+            return empty
         return json.loads(v) if isinstance(v, str) else v
+
     attributes = parsed(row.get("attributes"), None)
-    if hasattr(attributes, "to_dict"): attributes = attributes.to_dict()
-    text = {k: None if row.get(k) is None or row.get(k) != row.get(k) else str(row.get(k)) for k in ("key", "label", "split", "group")}
-    states = modality_states(row.get("has_audio", True), row.get("silent", False), row.get("has_video", True))
-    return dict(**text, content=str(row.get("content") or ""), captions=list(parsed(row.get("captions"), [])), attributes=attributes,
-                silent=bool(row.get("silent", False)), has_audio=states["audio"] == "used", has_video=states["video"] == "used")
+    if hasattr(attributes, "to_dict"):
+        attributes = attributes.to_dict()
+    text = {
+        k: None if row.get(k) is None or row.get(k) != row.get(k) else str(row.get(k))
+        for k in ("key", "label", "split", "group")
+    }
+    states = modality_states(
+        row.get("has_audio", True), row.get("silent", False), row.get("has_video", True)
+    )
+    return dict(
+        **text,
+        content=str(row.get("content") or ""),
+        captions=list(parsed(row.get("captions"), [])),
+        attributes=attributes,
+        silent=bool(row.get("silent", False)),
+        has_audio=states["audio"] == "used",
+        has_video=states["video"] == "used",
+    )
 
 # %% ../nbs/25_tokenize.ipynb #4970e711
 def encode_clips(
-    dataset,                 # object with `stack(modality, keys)`
-    rows: list,              # rows of the clips, as `token_row` gives them
+    dataset,  # object with `stack(modality, keys)`
+    rows: list,  # rows of the clips, as `token_row` gives them
     sense: Sense,
     batch_size: int = 64,
-    known: dict | None = None,   # content → ids of clips that were encoded before
-) -> np.ndarray:             # (len(rows), n); a clip without this sense has zeros, and its row says so
+    known: dict | None = None,  # content → ids of clips that were encoded before
+) -> np.ndarray:  # (len(rows), n); a clip without this sense has zeros, and its row says so
     "The ids of one sense for the clips in `rows`."
-    known = known or {}; there = [i for i, r in enumerate(rows) if r[sense.flag] and r["content"] in known]
-    have = [i for i, r in enumerate(rows) if r[sense.flag] and r["content"] not in known]; ids = None
+    known = known or {}
+    there = [i for i, r in enumerate(rows) if r[sense.flag] and r["content"] in known]
+    have = [i for i, r in enumerate(rows) if r[sense.flag] and r["content"] not in known]
+    ids = None
     if there:
-        found = np.stack([known[rows[i]["content"]] for i in there]); ids = np.zeros((len(rows), found.shape[1]), found.dtype)
+        found = np.stack([known[rows[i]["content"]] for i in there])
+        ids = np.zeros((len(rows), found.shape[1]), found.dtype)
         ids[there] = found
     for start in range(0, len(have), batch_size):
-        part = have[start:start + batch_size]
+        part = have[start : start + batch_size]
         out = sense.encode(dataset.stack(sense.stored, [rows[i]["key"] for i in part]))
-        if ids is None: ids = np.zeros((len(rows), out.shape[1]), out.dtype)
+        if ids is None:
+            ids = np.zeros((len(rows), out.shape[1]), out.dtype)
         if out.shape[1] != ids.shape[1]:
-            raise ConfigMismatch(f"{sense.name}: clips of different lengths ({out.shape[1]} and {ids.shape[1]} tokens).")
+            raise ConfigMismatch(
+                f"{sense.name}: clips of different lengths ({out.shape[1]} and {ids.shape[1]} tokens)."
+            )
         ids[part] = out
     return ids
 
 # %% ../nbs/25_tokenize.ipynb #4db7dfad
-def _sha(data: bytes) -> str: return hashlib.sha256(data).hexdigest()
+def _sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
 
 def _write_ids(folder: Path, shard: str, layout: str, files: dict) -> str:
     "Writes the arrays of one modality, as a tar or one by one, and returns the checksum of them all."
-    if layout == "shards": data = tar_bytes(files); atomic_write(folder/f"{shard}.tar", data); return _sha(data)
-    for file, data in files.items(): atomic_write(folder/file, data)
+    if layout == "shards":
+        data = tar_bytes(files)
+        atomic_write(folder / f"{shard}.tar", data)
+        return _sha(data)
+    for file, data in files.items():
+        atomic_write(folder / file, data)
     return _sha(b"".join(files.values()))
 
 # %% ../nbs/25_tokenize.ipynb #4db7dfb0
 def write_shard(
-    out: Path, number: int, layout: str,
-    rows: list,      # rows of its clips
-    ids: dict,       # modality → (n, tokens)
-    settings: str,   # fingerprint of the settings
-) -> dict:           # what was written in the ledger
+    out: Path,
+    number: int,
+    layout: str,
+    rows: list,  # rows of its clips
+    ids: dict,  # modality → (n, tokens)
+    settings: str,  # fingerprint of the settings
+) -> dict:  # what was written in the ledger
     "Writes one shard: ids of every modality, rows, and last of all its entry in the ledger, which says that it is whole."
     name, sums = f"shard-{number:05d}", {}
     for modality, array in ids.items():
         files = {file_stem(r["key"]) + ".npy": npy_bytes(a) for r, a in zip(rows, array)}
-        sums[modality] = _write_ids(out/modality, name, layout, files)
+        sums[modality] = _write_ids(out / modality, name, layout, files)
     text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode()
-    atomic_write(out/"rows"/f"{name}.jsonl", text)
+    atomic_write(out / "rows" / f"{name}.jsonl", text)
     entry = dict(shard=name, count=len(rows), settings=settings, sha256=dict(sums, rows=_sha(text)))
-    write_json(out/"ledger"/f"{name}.json", entry)
+    write_json(out / "ledger" / f"{name}.json", entry)
     return entry
 
 # %% ../nbs/25_tokenize.ipynb #767be2c2
 def shard_is_done(out: Path, number: int, settings: str) -> bool:
     "Whether the ledger says that this shard is whole and was made with these settings."
-    path = out/"ledger"/f"shard-{number:05d}.json"
-    try: return path.exists() and read_json(path)["settings"] == settings
-    except (BadInput, KeyError, TypeError): return False
+    path = out / "ledger" / f"shard-{number:05d}.json"
+    try:
+        return path.exists() and read_json(path)["settings"] == settings
+    except (BadInput, KeyError, TypeError):
+        return False
 
 # %% ../nbs/25_tokenize.ipynb #ac094f8b
 def read_shard(
-    root: Path, number: int, layout: str,
-    modalities: dict,   # name → description from tokens.json
-) -> tuple:             # (rows, {modality: (n, tokens)})
+    root: Path,
+    number: int,
+    layout: str,
+    modalities: dict,  # name → description from tokens.json
+) -> tuple:  # (rows, {modality: (n, tokens)})
     "One shard, checked against the ledger's checksums. Raises `ValueError` or `OSError` if anything is not as written."
-    name = f"shard-{number:05d}"; entry = json.loads((root/"ledger"/f"{name}.json").read_text("utf-8"))
-    text = (root/"rows"/f"{name}.jsonl").read_bytes()
-    if _sha(text) != entry["sha256"]["rows"]: raise ValueError("its rows differ from the checksum")
-    rows, ids = json.loads(b"[" + b",".join(text.splitlines()) + b"]"), {}      # one list: its rows share their names
+    name = f"shard-{number:05d}"
+    entry = json.loads((root / "ledger" / f"{name}.json").read_text("utf-8"))
+    text = (root / "rows" / f"{name}.jsonl").read_bytes()
+    if _sha(text) != entry["sha256"]["rows"]:
+        raise ValueError("its rows differ from the checksum")
+    rows, ids = (
+        json.loads(b"[" + b",".join(text.splitlines()) + b"]"),
+        {},
+    )  # one list: its rows share their names
     for modality, about in modalities.items():
         names = [file_stem(r["key"]) + ".npy" for r in rows]
-        data = (root/modality/f"{name}.tar").read_bytes() if layout == "shards" else None
-        files = read_tar(data) if layout == "shards" else {f: (root/modality/f).read_bytes() for f in names}
+        data = (root / modality / f"{name}.tar").read_bytes() if layout == "shards" else None
+        files = (
+            read_tar(data)
+            if layout == "shards"
+            else {f: (root / modality / f).read_bytes() for f in names}
+        )
         if _sha(b"".join(files.values()) if data is None else data) != entry["sha256"][modality]:
             raise ValueError(f"its {modality} tokens differ from the checksum")
         ids[modality] = _checked(np.stack([read_npy(files[f]) for f in names]), about)
@@ -197,160 +286,241 @@ def read_shard(
 
 # %% ../nbs/25_tokenize.ipynb #ac094fb0
 def _checked(ids: np.ndarray, about: dict) -> np.ndarray:
-    if ids.shape[1:] != (about["tokens"],): raise ValueError(f"{ids.shape[1:]} tokens per clip instead of {about['tokens']}")
-    if ids.min() < 0 or ids.max() >= about["vocab_size"]: raise ValueError(f"an id lies outside 0 to {about['vocab_size'] - 1}")
+    if ids.shape[1:] != (about["tokens"],):
+        raise ValueError(f"{ids.shape[1:]} tokens per clip instead of {about['tokens']}")
+    if ids.min() < 0 or ids.max() >= about["vocab_size"]:
+        raise ValueError(f"an id lies outside 0 to {about['vocab_size'] - 1}")
     return ids
 
 # %% ../nbs/25_tokenize.ipynb #d472fb20
 def tokenize_dataset(
-    dataset_dir,              # folder of a data set, or an object with `keys()`, `row(key)` and `stack(modality, keys)`
-    out_dir,                  # folder for the tokens; a second run goes on where the first stopped
-    audio_tokenizer=None,     # None leaves the sound out
-    video_tokenizer=None,     # None leaves the picture out
+    dataset_dir,  # folder of a data set, or an object with `keys()`, `row(key)` and `stack(modality, keys)`
+    out_dir,  # folder for the tokens; a second run goes on where the first stopped
+    audio_tokenizer=None,  # None leaves the sound out
+    video_tokenizer=None,  # None leaves the picture out
     *,
-    batch_size: int = 64,     # clips per call of a tokenizer
-    audio_stored: str = "mel",      # what the data set stores for the sound
-    video_stored: str = "frames",   # and for the picture
-    prepare: dict | None = None,    # modality → callable from the stored stack to the tokenizer's batch
-    layout: str = "auto",     # `folder`, `shards`, or by the number of clips
-    save_tokenizers: bool = True,   # keep a copy of the tokenizers beside the tokens
-) -> Path:                    # `out_dir`
+    batch_size: int = 64,  # clips per call of a tokenizer
+    audio_stored: str = "mel",  # what the data set stores for the sound
+    video_stored: str = "frames",  # and for the picture
+    prepare: dict
+    | None = None,  # modality → callable from the stored stack to the tokenizer's batch
+    layout: str = "auto",  # `folder`, `shards`, or by the number of clips
+    save_tokenizers: bool = True,  # keep a copy of the tokenizers beside the tokens
+) -> Path:  # `out_dir`
     """Turns every clip into tokens.
 
     What `out_dir` holds of the same clips by the same tokenizers stays; tokens of other tokenizers are removed before a new one is written."""
     dataset, out, prepare = _as_dataset(dataset_dir), Path(out_dir), prepare or {}
     both = dict(audio=(audio_stored, audio_tokenizer), video=(video_stored, video_tokenizer))
-    senses = [Sense(name, stored, t, prepare.get(name)) for name, (stored, t) in both.items() if t is not None]
-    if not senses: raise BadInput("There is no tokenizer to use; give an audio tokenizer, a video tokenizer or both.")
+    senses = [
+        Sense(name, stored, t, prepare.get(name))
+        for name, (stored, t) in both.items()
+        if t is not None
+    ]
+    if not senses:
+        raise BadInput(
+            "There is no tokenizer to use; give an audio tokenizer, a video tokenizer or both."
+        )
     keys = list(dataset.keys())
-    if not keys: raise BadInput(f"{dataset_dir}: there are no clips to tokenize.")
+    if not keys:
+        raise BadInput(f"{dataset_dir}: there are no clips to tokenize.")
     old, about = _old_head(out), _about(dataset, senses, keys)
-    head = dict(format=FORMAT, layout=_layout(layout, old, len(keys)), clips=len(keys), shard_size=SHARD_SIZE,
-                data=getattr(dataset, "about", {}).get("settings", ""), modalities=about, complete=False)
-    if old and any(old.get(k) != json.loads(json.dumps(head[k])) for k in ("format", "layout", "data", "modalities")):
+    head = dict(
+        format=FORMAT,
+        layout=_layout(layout, old, len(keys)),
+        clips=len(keys),
+        shard_size=SHARD_SIZE,
+        data=getattr(dataset, "about", {}).get("settings", ""),
+        modalities=about,
+        complete=False,
+    )
+    if old and any(
+        old.get(k) != json.loads(json.dumps(head[k]))
+        for k in ("format", "layout", "data", "modalities")
+    ):
         _remove_tokens(out, old)
     shards = _shards(dataset, keys, head)
     _keep_world(dataset, out)
     if _left(out, shards, old) or not old.get("complete"):
-        known = _known_ids(out, old) if (out/"tokens.json").exists() else {}
-        write_json(out/"tokens.json", head)
-        if save_tokenizers: _save_tokenizers(out, senses)
+        known = _known_ids(out, old) if (out / "tokens.json").exists() else {}
+        write_json(out / "tokens.json", head)
+        if save_tokenizers:
+            _save_tokenizers(out, senses)
         _write_shards(dataset, out, head, shards, senses, batch_size, known)
         _sweep(out, head, shards)
-        write_json(out/"tokens.json", dict(head, complete=True))
+        write_json(out / "tokens.json", dict(head, complete=True))
     return out
 
 # %% ../nbs/25_tokenize.ipynb #69d60165
 def _as_dataset(dataset):
-    if hasattr(dataset, "stack"): return dataset
+    if hasattr(dataset, "stack"):
+        return dataset
     from scene4m.curation import ClipDataset
+
     return ClipDataset(dataset)
+
 
 def _keep_world(dataset, out: Path):
     "The world goes where the tokens go: that of a data set in a folder, or an object's own `world`."
     world = getattr(dataset, "world", None)
-    if world is not None: world.save(out)
+    if world is not None:
+        world.save(out)
+
 
 def _about(dataset, senses: list, keys: list) -> dict:
     "The description of every sense, from one clip that has it."
     about = {}
     for s in senses:
         key = next((k for k in keys if token_row(dict(dataset.row(k), key=k))[s.flag]), None)
-        if key is None: raise BadInput(f"{s.name}: no clip of the data set has this sense; leave its tokenizer out.")
-        one = dataset.stack(s.stored, [key]); about[s.name] = describe_sense(s, one.shape, s.encode(one).shape[1])
+        if key is None:
+            raise BadInput(
+                f"{s.name}: no clip of the data set has this sense; leave its tokenizer out."
+            )
+        one = dataset.stack(s.stored, [key])
+        about[s.name] = describe_sense(s, one.shape, s.encode(one).shape[1])
     return about
 
 # %% ../nbs/25_tokenize.ipynb #69d601b0
 def _save_tokenizers(out: Path, senses: list):
     for s in senses:
-        if hasattr(s.tokenizer, "save_pretrained") and not (out/f"{s.name}_tokenizer"/"config.json").exists():
-            s.tokenizer.save_pretrained(out/f"{s.name}_tokenizer")
+        if (
+            hasattr(s.tokenizer, "save_pretrained")
+            and not (out / f"{s.name}_tokenizer" / "config.json").exists()
+        ):
+            s.tokenizer.save_pretrained(out / f"{s.name}_tokenizer")
+
 
 def _shards(dataset, keys: list, head: dict) -> list:
     "Rows of every shard, and a fingerprint of them and of what makes tokens of them."
-    parts = [[token_row(dict(dataset.row(k), key=k)) for k in keys[i:i + SHARD_SIZE]] for i in range(0, len(keys), SHARD_SIZE)]
+    parts = [
+        [token_row(dict(dataset.row(k), key=k)) for k in keys[i : i + SHARD_SIZE]]
+        for i in range(0, len(keys), SHARD_SIZE)
+    ]
     made_by = [head[k] for k in ("format", "layout", "data", "modalities")]
     return [(rows, fingerprint([*made_by, rows], 16)) for rows in parts]
+
 
 def _left(out: Path, shards: list, old: dict) -> bool:
     "Whether any shard is still to be made, or the folder holds more clips than are asked for."
     done = all(shard_is_done(out, number, settings) for number, (_, settings) in enumerate(shards))
     return not done or old.get("clips") != sum(len(rows) for rows, _ in shards)
 
+
 def _write_shards(dataset, out, head, shards, senses, batch_size, known):
     bar = progress(desc="tokenize", total=head["clips"])
     for number, (rows, settings) in enumerate(shards):
         if not shard_is_done(out, number, settings):
-            ids = {s.name: encode_clips(dataset, rows, s, batch_size, known.get(s.name)) for s in senses}
+            ids = {
+                s.name: encode_clips(dataset, rows, s, batch_size, known.get(s.name))
+                for s in senses
+            }
             for s in senses:
                 n = head["modalities"][s.name]["tokens"]
-                if ids[s.name] is None: ids[s.name] = np.zeros((len(rows), n), token_dtype(s.tokenizer.vocab_size))
+                if ids[s.name] is None:
+                    ids[s.name] = np.zeros((len(rows), n), token_dtype(s.tokenizer.vocab_size))
             write_shard(out, number, head["layout"], rows, ids, settings)
         bar.update(len(rows))
     bar.close()
 
 # %% ../nbs/25_tokenize.ipynb #2e895a3b
 def _old_head(out: Path) -> dict:
-    return read_json(out/"tokens.json") if (out/"tokens.json").exists() else {}
+    return read_json(out / "tokens.json") if (out / "tokens.json").exists() else {}
+
 
 def _layout(layout: str, old: dict, n: int) -> str:
     "The layout that there is, or the one asked for; `auto` goes by the number of clips."
-    if layout not in ("auto", "folder", "shards"): raise BadInput(f"There is no layout {layout!r}; choose auto, folder or shards.")
-    return old.get("layout") or (layout if layout != "auto" else "folder" if n <= FOLDER_LIMIT else "shards")
+    if layout not in ("auto", "folder", "shards"):
+        raise BadInput(f"There is no layout {layout!r}; choose auto, folder or shards.")
+    return old.get("layout") or (
+        layout if layout != "auto" else "folder" if n <= FOLDER_LIMIT else "shards"
+    )
+
 
 def _remove_tokens(out: Path, old: dict):
     "Removes the tokens of other tokenizers, and those tokenizers; what says that they are there goes first."
-    (out/"tokens.json").unlink(missing_ok=True)
-    for name in ("ledger", "rows", *old.get("modalities", {}), *(f"{m}_tokenizer" for m in old.get("modalities", {}))):
-        shutil.rmtree(out/name, ignore_errors=True)
+    (out / "tokens.json").unlink(missing_ok=True)
+    for name in (
+        "ledger",
+        "rows",
+        *old.get("modalities", {}),
+        *(f"{m}_tokenizer" for m in old.get("modalities", {})),
+    ):
+        shutil.rmtree(out / name, ignore_errors=True)
+
 
 def _known_ids(out: Path, old: dict) -> dict:
     "{modality: {content: ids}} of the clips in every shard that is whole."
     known = {m: {} for m in old["modalities"]}
-    for path in sorted((out/"ledger").glob("shard-?????.json")):
-        try: rows, ids = read_shard(out, int(path.stem[6:]), old["layout"], old["modalities"])
-        except (ValueError, OSError, KeyError, TypeError): continue
+    for path in sorted((out / "ledger").glob("shard-?????.json")):
+        try:
+            rows, ids = read_shard(out, int(path.stem[6:]), old["layout"], old["modalities"])
+        except (ValueError, OSError, KeyError, TypeError):
+            continue
         for m, there in known.items():
-            there.update((r["content"], i) for r, i in zip(rows, ids[m]) if r.get("content") and r[f"has_{m}"])
+            there.update(
+                (r["content"], i)
+                for r, i in zip(rows, ids[m])
+                if r.get("content") and r[f"has_{m}"]
+            )
     return known
+
 
 def _sweep(out: Path, head: dict, shards: list):
     "Removes what clips that are no longer there have left."
     names = {f"shard-{number:05d}" for number in range(len(shards))}
-    stems = names if head["layout"] == "shards" else {file_stem(r["key"]) for rows, _ in shards for r in rows}
+    stems = (
+        names
+        if head["layout"] == "shards"
+        else {file_stem(r["key"]) for rows, _ in shards for r in rows}
+    )
     listed = dict.fromkeys(head["modalities"], stems) | dict(rows=names, ledger=names)
     for folder, kept in listed.items():
-        for path in (out/folder).glob("[!.]*"):
-            if path.stem not in kept: path.unlink(missing_ok=True)
+        for path in (out / folder).glob("[!.]*"):
+            if path.stem not in kept:
+                path.unlink(missing_ok=True)
 
 # %% ../nbs/25_tokenize.ipynb #6f2c81d7
-def _read_whole(root: Path, about: dict) -> tuple:   # (rows, {modality: (n, tokens)}, what was left out)
+def _read_whole(
+    root: Path, about: dict
+) -> tuple:  # (rows, {modality: (n, tokens)}, what was left out)
     "Every shard that is whole. Raises `BadInput` if there is none."
     parts, skipped = [], []
     for number in range(-(-about["clips"] // about["shard_size"])):
-        try: parts.append(read_shard(root, number, about["layout"], about["modalities"]))
-        except (ValueError, OSError, KeyError, TypeError) as e: skipped.append(dict(shard=f"shard-{number:05d}", reason=str(e)))
+        try:
+            parts.append(read_shard(root, number, about["layout"], about["modalities"]))
+        except (ValueError, OSError, KeyError, TypeError) as e:
+            skipped.append(dict(shard=f"shard-{number:05d}", reason=str(e)))
     if skipped:
         names = "; ".join(f"{s['shard']} ({s['reason']})" for s in skipped)
         warnings.warn(f"{root}: {len(skipped)} damaged shard(s) left out: {names}", stacklevel=3)
-    if not parts: raise BadInput(f"{root}: no shard can be read; tokenize again.")
-    return [r for rows, _ in parts for r in rows], {m: np.concatenate([ids[m] for _, ids in parts]) for m in about["modalities"]}, skipped
+    if not parts:
+        raise BadInput(f"{root}: no shard can be read; tokenize again.")
+    return (
+        [r for rows, _ in parts for r in rows],
+        {m: np.concatenate([ids[m] for _, ids in parts]) for m in about["modalities"]},
+        skipped,
+    )
 
 # %% ../nbs/25_tokenize.ipynb #32a34bf0
 class TokenTable:
     "Clips in memory: a row of what is known about each, and its ids, found by key or by row number."
-    def __init__(self,
-        rows: list,   # rows as `token_row` gives them
-        ids: dict,    # modality → (len(rows), tokens), integers
+
+    def __init__(
+        self,
+        rows: list,  # rows as `token_row` gives them
+        ids: dict,  # modality → (len(rows), tokens), integers
     ):
         self.rows, self._ids = rows, ids
-        self.keys = [r["key"] for r in rows]; self._place = {k: i for i, k in enumerate(self.keys)}
+        self.keys = [r["key"] for r in rows]
+        self._place = {k: i for i, k in enumerate(self.keys)}
 
-    def __len__(self): return len(self.rows)
+    def __len__(self):
+        return len(self.rows)
 
     def places(self, keys) -> np.ndarray:
         "Row numbers of `keys` (row numbers pass through)."
-        if isinstance(keys, np.ndarray) and keys.dtype.kind in "iu": return keys
+        if isinstance(keys, np.ndarray) and keys.dtype.kind in "iu":
+            return keys
         return np.array([self._place[k] if isinstance(k, str) else k for k in keys], np.int64)
 
     def ids(self, modality: str, keys=None) -> np.ndarray:
@@ -365,17 +535,28 @@ class TokenTable:
 
     def split(self, name: str | None) -> np.ndarray:
         "Row numbers of the split `name`; None gives all."
-        return np.array([i for i, r in enumerate(self.rows) if name is None or r["split"] == name], np.int64)
+        return np.array(
+            [i for i, r in enumerate(self.rows) if name is None or r["split"] == name], np.int64
+        )
 
 # %% ../nbs/25_tokenize.ipynb #32a34bf2
 class TokenDataset(TokenTable, torch.utils.data.Dataset):
     "The tokens of a folder, in memory: 0.4 kB of ids per clip and about 1 kB of what is known about it, so 200,000 clips take 300 MB."
+
     def __init__(self, root, **tokenizers):
-        self.root = Path(root); path = self.root/"tokens.json"
-        if not path.is_file(): raise BadInput(f"{root}: there are no tokens here; name the folder that `scene4m tokenize` wrote.")
+        self.root = Path(root)
+        path = self.root / "tokens.json"
+        if not path.is_file():
+            raise BadInput(
+                f"{root}: there are no tokens here; name the folder that `scene4m tokenize` wrote."
+            )
         about = read_json(path)
-        if about.get("format") != FORMAT: raise ConfigMismatch(f"{root}: its format is {about.get('format')}; this version reads {FORMAT}.")
-        if not about["complete"]: raise BadInput(f"{root}: tokenizing did not finish; run the same command again.")
+        if about.get("format") != FORMAT:
+            raise ConfigMismatch(
+                f"{root}: its format is {about.get('format')}; this version reads {FORMAT}."
+            )
+        if not about["complete"]:
+            raise BadInput(f"{root}: tokenizing did not finish; run the same command again.")
         self.about, self.modalities = about, about["modalities"]
         self.check(**tokenizers)
         rows, ids, self.skipped = _read_whole(self.root, about)
@@ -384,40 +565,77 @@ class TokenDataset(TokenTable, torch.utils.data.Dataset):
     @property
     def world(self) -> World:
         "What there is to describe: as the data set says, or else as its rows do."
-        return World.load(self.root) if (self.root/"world.json").exists() else world_of(self.rows)
+        return World.load(self.root) if (self.root / "world.json").exists() else world_of(self.rows)
 
     def check(self, **tokenizers):
         "Raises `ConfigMismatch` unless these tokenizers (or fingerprints) made the tokens: `check(audio=tokenizer)`."
         for name, t in tokenizers.items():
-            want = t if isinstance(t, str) else t.fingerprint; have = self.modalities.get(name, {}).get("fingerprint")
-            if have != want: raise ConfigMismatch(f"{self.root}: its {name} tokens are of tokenizer {have}, not {want}; tokenize again.")
+            want = t if isinstance(t, str) else t.fingerprint
+            have = self.modalities.get(name, {}).get("fingerprint")
+            if have != want:
+                raise ConfigMismatch(
+                    f"{self.root}: its {name} tokens are of tokenizer {have}, not {want}; tokenize again."
+                )
 
     def __getitem__(self, i):
         "One clip, which `DataLoader` can stack; for several row numbers `batch(i)`."
-        if np.ndim(i): return self.batch(i)
-        if not -len(self) <= i < len(self): raise IndexError(f"{self.root}: there is no clip {i}; it holds {len(self)}.")
+        if np.ndim(i):
+            return self.batch(i)
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"{self.root}: there is no clip {i}; it holds {len(self)}.")
         one = self.batch([i % len(self)])
-        return dict(index=int(one["index"][0]), keys=one["keys"][0], tokens={m: t[0] for m, t in one["tokens"].items()},
-                    present={m: p[0] for m, p in one["present"].items()})
+        return dict(
+            index=int(one["index"][0]),
+            keys=one["keys"][0],
+            tokens={m: t[0] for m, t in one["tokens"].items()},
+            present={m: p[0] for m, p in one["present"].items()},
+        )
 
     def batch(self, places) -> dict:
         "Several clips at once, with their rows."
         places = np.asarray(places, np.int64)
-        return dict(index=places, keys=[self.keys[i] for i in places], rows=[self.rows[i] for i in places],
-                    tokens={m: torch.from_numpy(self.ids(m, places)) for m in self.modalities},
-                    present={m: torch.from_numpy(self.present(m, places)) for m in self.modalities})
+        return dict(
+            index=places,
+            keys=[self.keys[i] for i in places],
+            rows=[self.rows[i] for i in places],
+            tokens={m: torch.from_numpy(self.ids(m, places)) for m in self.modalities},
+            present={m: torch.from_numpy(self.present(m, places)) for m in self.modalities},
+        )
 
 # %% ../nbs/25_tokenize.ipynb #3f0e0d42
 class BatchOrder(torch.utils.data.Sampler):
     "Row numbers of one batch after another: shuffled anew every epoch, shared out over processes, able to go on from any point."
-    def __init__(self, places, batch_size: int, seed: int = 0, *, shuffle: bool = True, drop_last: bool | None = None,
-                 epochs: int | None = None, rank: int = 0, world: int = 1):
-        self.places, self.batch_size, self.seed, self.shuffle = np.asarray(places, np.int64), batch_size, seed, shuffle
+
+    def __init__(
+        self,
+        places,
+        batch_size: int,
+        seed: int = 0,
+        *,
+        shuffle: bool = True,
+        drop_last: bool | None = None,
+        epochs: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.places, self.batch_size, self.seed, self.shuffle = (
+            np.asarray(places, np.int64),
+            batch_size,
+            seed,
+            shuffle,
+        )
         self.drop_last = shuffle if drop_last is None else drop_last
         self.epochs, self.rank, self.world, self.step, self._epoch = epochs, rank, world, 0, None
-        if not len(self.places): raise BadInput("There are no clips to make batches of; is the split's name right?")
-        if not 0 <= rank < world: raise BadInput(f"Process {rank} of {world}: the number must lie between 0 and {world - 1}.")
-        if not len(self): raise BadInput(f"{len(self.places)} clips are too few for batches of {batch_size} in {world} process(es).")
+        if not len(self.places):
+            raise BadInput("There are no clips to make batches of; is the split's name right?")
+        if not 0 <= rank < world:
+            raise BadInput(
+                f"Process {rank} of {world}: the number must lie between 0 and {world - 1}."
+            )
+        if not len(self):
+            raise BadInput(
+                f"{len(self.places)} clips are too few for batches of {batch_size} in {world} process(es)."
+            )
 
     def __len__(self) -> int:
         "Batches per epoch."
@@ -426,47 +644,68 @@ class BatchOrder(torch.utils.data.Sampler):
 
     def order(self, epoch: int) -> np.ndarray:
         "All row numbers in the order of one epoch."
-        if not self.shuffle: return self.places
+        if not self.shuffle:
+            return self.places
         if self._epoch != epoch:
-            shuffled = torch.randperm(len(self.places), generator=make_generator(self.seed, "batches", epoch)).numpy()
+            shuffled = torch.randperm(
+                len(self.places), generator=make_generator(self.seed, "batches", epoch)
+            ).numpy()
             self._epoch, self._order = epoch, self.places[shuffled]
         return self._order
 
     def batch(self, step: int) -> np.ndarray:
         "The row numbers of batch number `step`, counted from the start of the first epoch."
-        epoch, at = divmod(step, len(self)); whole = self.order(epoch)[at * self.batch_size * self.world:]
-        return whole[:self.batch_size * self.world][self.rank::self.world]
+        epoch, at = divmod(step, len(self))
+        whole = self.order(epoch)[at * self.batch_size * self.world :]
+        return whole[: self.batch_size * self.world][self.rank :: self.world]
 
     def __iter__(self):
         while self.epochs is None or self.step < self.epochs * len(self):
-            self.step += 1; yield self.batch(self.step - 1)
+            self.step += 1
+            yield self.batch(self.step - 1)
 
 # %% ../nbs/25_tokenize.ipynb #d874feaa
 class TokenBatches:
     "Batches of tokens, one after another, as dictionaries; `state_dict()` says where it stands and `load_state_dict` goes on from there."
-    def __init__(self, dataset: TokenDataset, order: BatchOrder): self.dataset, self.order = dataset, order
-    def __len__(self) -> int: return len(self.order)
-    def __iter__(self): return (self.dataset.batch(places) for places in self.order)
+
+    def __init__(self, dataset: TokenDataset, order: BatchOrder):
+        self.dataset, self.order = dataset, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self):
+        return (self.dataset.batch(places) for places in self.order)
 
     def _settings(self):
         o = self.order
-        return dict(seed=o.seed, batch_size=o.batch_size, world=o.world, shuffle=o.shuffle, clips=fingerprint(o.places))
+        return dict(
+            seed=o.seed,
+            batch_size=o.batch_size,
+            world=o.world,
+            shuffle=o.shuffle,
+            clips=fingerprint(o.places),
+        )
 
-    def state_dict(self) -> dict: return dict(step=self.order.step, **self._settings())
+    def state_dict(self) -> dict:
+        return dict(step=self.order.step, **self._settings())
 
     def load_state_dict(self, state: dict):
         "Goes on at the stored step. Raises `ConfigMismatch` if the batches would be others than before."
         for k, v in self._settings().items():
-            if state.get(k) != v: raise ConfigMismatch(f"Batches cannot be continued: {k} was {state.get(k)} and is now {v}.")
+            if state.get(k) != v:
+                raise ConfigMismatch(
+                    f"Batches cannot be continued: {k} was {state.get(k)} and is now {v}."
+                )
         self.order.step = state["step"]
 
 # %% ../nbs/25_tokenize.ipynb #fea1b47a
 def token_batches(
     ds: TokenDataset,
     split: str | None = "train",  # None: all clips
-    batch_size: int = 32,         # clips per batch and process
-    seed: int = 0,                # with the epoch's number it decides the order
-    **kw,                         # of `BatchOrder`: shuffle, drop_last, epochs (None: without end), rank, world
-) -> TokenBatches:                # iterates over dict(index, keys, rows, tokens {modality: (B, n) int64}, present {modality: (B,) bool})
+    batch_size: int = 32,  # clips per batch and process
+    seed: int = 0,  # with the epoch's number it decides the order
+    **kw,  # of `BatchOrder`: shuffle, drop_last, epochs (None: without end), rank, world
+) -> TokenBatches:  # iterates over dict(index, keys, rows, tokens {modality: (B, n) int64}, present {modality: (B,) bool})
     "Shuffled batches of the tokens in `split`, the same for the same seed, resumable."
     return TokenBatches(ds, BatchOrder(ds.split(split), batch_size, seed, **kw))

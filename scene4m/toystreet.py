@@ -28,49 +28,105 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .worlds.street import (ATTRIBUTE_VALUES, BUS, CAR, CHIME, COLOURED, COLOURS, COUNTABLE, CROWD, DOG, EATING, ENGINE, HAMMER,
-                                   HORN, LABELS, MAN, MOTORCYCLE, POLICE, SKATEBOARD, WOMAN, WORLD, Attributes, write_captions)
-from .core import BadInput, ClipSpec, ConfigMismatch, atomic_write, progress, read_json, write_json
+from scene4m.worlds.street import (
+    ATTRIBUTE_VALUES,
+    BUS,
+    CAR,
+    CHIME,
+    COLOURED,
+    COLOURS,
+    COUNTABLE,
+    CROWD,
+    DOG,
+    EATING,
+    ENGINE,
+    HAMMER,
+    HORN,
+    LABELS,
+    MAN,
+    MOTORCYCLE,
+    POLICE,
+    SKATEBOARD,
+    WOMAN,
+    WORLD,
+    Attributes,
+    write_captions,
+)
+from scene4m.core import (
+    BadInput,
+    ClipSpec,
+    ConfigMismatch,
+    atomic_write,
+    progress,
+    read_json,
+    write_json,
+)
 from .media import write_clip
 
 # %% ../nbs/12_toystreet.ipynb #320be083
-WORLD_VERSION = WORLD.version   # a score is comparable only within one version of the world
+WORLD_VERSION = WORLD.version  # a score is comparable only within one version of the world
 SECONDS, FPS, SIZE, SR = 10.0, 8, 96, 16_000
 FOUR_WAYS, TWO_WAYS = ("left", "right", "towards", "away"), ("left", "right")
-MOTIONS_OF = {BUS: FOUR_WAYS, ENGINE: ("still", "away"), MOTORCYCLE: FOUR_WAYS, CROWD: (*TWO_WAYS, "still"),
-              POLICE: (*FOUR_WAYS, "still"), SKATEBOARD: FOUR_WAYS, DOG: (*TWO_WAYS, "still"), CAR: TWO_WAYS, HORN: ("still", "towards")}
+MOTIONS_OF = {
+    BUS: FOUR_WAYS,
+    ENGINE: ("still", "away"),
+    MOTORCYCLE: FOUR_WAYS,
+    CROWD: (*TWO_WAYS, "still"),
+    POLICE: (*FOUR_WAYS, "still"),
+    SKATEBOARD: FOUR_WAYS,
+    DOG: (*TWO_WAYS, "still"),
+    CAR: TWO_WAYS,
+    HORN: ("still", "towards"),
+}
 
 # %% ../nbs/12_toystreet.ipynb #cd741fcd
 @dataclass(frozen=True)
 class Scene:
     "Every random choice of one clip; the same scene always gives the same frames and the same sound."
+
     seed: int
     label: str
-    colour: str | None       # None where the category has no colour of its own
-    count: int               # 1 where the category is not counted
-    motion: str | None       # None where the category does not move
+    colour: str | None  # None where the category has no colour of its own
+    count: int  # 1 where the category is not counted
+    motion: str | None  # None where the category does not move
     night: bool
     rain: bool
     near: bool
-    seen: bool               # False: the source is off screen, the picture shows the empty street
-    heard: bool              # False: the source makes no sound, background noise goes on
-    place: float             # horizontal place in [-1, 1]
-    size: float              # relative size in [-1, 1]
-    speed: float             # relative speed in [0, 1]
-    pitch: float             # relative pitch in [-1, 1]
-    rhythm: float            # relative tempo in [-1, 1]
-    loudness: float          # relative loudness in [-1, 1]
-    noise: float             # relative level of the background noise in [-1, 1]
-    noise_kind: int          # 0 wind, 1 distant traffic, 2 hum
+    seen: bool  # False: the source is off screen, the picture shows the empty street
+    heard: bool  # False: the source makes no sound, background noise goes on
+    place: float  # horizontal place in [-1, 1]
+    size: float  # relative size in [-1, 1]
+    speed: float  # relative speed in [0, 1]
+    pitch: float  # relative pitch in [-1, 1]
+    rhythm: float  # relative tempo in [-1, 1]
+    loudness: float  # relative loudness in [-1, 1]
+    noise: float  # relative level of the background noise in [-1, 1]
+    noise_kind: int  # 0 wind, 1 distant traffic, 2 hum
 
     @property
     def attributes(self) -> Attributes:
         "What can be perceived: nothing about the look of a source that is off screen."
-        look = dict(colour=self.colour, count=self.count if self.label in COUNTABLE else None, motion=self.motion) if self.seen else {}
-        return Attributes(label=self.label, night=self.night, rain=self.rain, near=self.near, on_screen=self.seen, **look)
+        look = (
+            dict(
+                colour=self.colour,
+                count=self.count if self.label in COUNTABLE else None,
+                motion=self.motion,
+            )
+            if self.seen
+            else {}
+        )
+        return Attributes(
+            label=self.label,
+            night=self.night,
+            rain=self.rain,
+            near=self.near,
+            on_screen=self.seen,
+            **look,
+        )
 
     @property
-    def key(self) -> str: return f"street-{self.seed:012d}"
+    def key(self) -> str:
+        return f"street-{self.seed:012d}"
 
     def rng(self, *parts: int) -> np.random.Generator:
         "A random generator that belongs to this scene and to `parts`."
@@ -82,31 +138,77 @@ def sample_scene(seed: int) -> Scene:
     rng = np.random.default_rng((2, int(seed)))
     label = LABELS[rng.integers(len(LABELS))]
     colour, count = COLOURS[rng.integers(len(COLOURS))], int(rng.integers(1, 4))
-    motions = MOTIONS_OF.get(label, (None,)); motion = motions[rng.integers(len(motions))]
-    night, rain, near, sense = rng.random() < 0.5, rng.random() < 0.35, rng.random() < 0.5, rng.random()
+    motions = MOTIONS_OF.get(label, (None,))
+    motion = motions[rng.integers(len(motions))]
+    night, rain, near, sense = (
+        rng.random() < 0.5,
+        rng.random() < 0.35,
+        rng.random() < 0.5,
+        rng.random(),
+    )
     place, size, pitch, rhythm, loudness, noise = (float(v) for v in rng.uniform(-1, 1, 6))
-    return Scene(int(seed), label, colour if label in COLOURED else None, count if label in COUNTABLE else 1, motion,
-                 bool(night), bool(rain), bool(near), not 0.7 <= sense < 0.9, sense < 0.9, place, size, float(rng.random()),
-                 pitch, rhythm, loudness, noise, int(rng.integers(3)))
+    return Scene(
+        int(seed),
+        label,
+        colour if label in COLOURED else None,
+        count if label in COUNTABLE else 1,
+        motion,
+        bool(night),
+        bool(rain),
+        bool(near),
+        not 0.7 <= sense < 0.9,
+        sense < 0.9,
+        place,
+        size,
+        float(rng.random()),
+        pitch,
+        rhythm,
+        loudness,
+        noise,
+        int(rng.integers(3)),
+    )
 
 # %% ../nbs/12_toystreet.ipynb #a2bcb1eb
-SPLITS = {"train": (0, 50_000_000), "val": (50_000_000, 60_000_000), "test": (60_000_000, 100_000_000)}
+SPLITS = {
+    "train": (0, 50_000_000),
+    "val": (50_000_000, 60_000_000),
+    "test": (60_000_000, 100_000_000),
+}
+
 
 def street_seed(split: str, i: int, seed: int = 0) -> int:
     "The seed of clip `i` of a split. Ranges never overlap, neither between splits nor between base seeds."
-    if split not in SPLITS: raise BadInput(f"There is no split {split!r}; choose one of {', '.join(SPLITS)}.")
+    if split not in SPLITS:
+        raise BadInput(f"There is no split {split!r}; choose one of {', '.join(SPLITS)}.")
     first, end = SPLITS[split]
-    if not 0 <= i < end - first: raise BadInput(f"The split {split} has clips 0 to {end - first - 1}, not {i}.")
-    if seed < 0: raise BadInput(f"The seed {seed} is negative; use 0 or more.")
+    if not 0 <= i < end - first:
+        raise BadInput(f"The split {split} has clips 0 to {end - first - 1}, not {i}.")
+    if seed < 0:
+        raise BadInput(f"The seed {seed} is negative; use 0 or more.")
     return int(seed) * 100_000_000 + first + i
 
 # %% ../nbs/12_toystreet.ipynb #ts000089
 # seconds from one event to the next, and length of one
-RHYTHMS = {DOG: (0.62, 0.2), HAMMER: (0.72, 0.12), HORN: (1.5, 0.8), WOMAN: (0.26, 0.2), MAN: (0.28, 0.22), EATING: (0.55, 0.3),
-           ENGINE: (2.4, 1.8), SKATEBOARD: (0.45, 0.05), CHIME: (0.45, 1.0), CROWD: (0.3, 0.25)}
-PAUSES = {DOG: 0.25, WOMAN: 0.09, MAN: 0.09, HORN: 0.2}      # how often a pause follows, in which another dog or speaker takes over
-IN_TURN = {HAMMER, SKATEBOARD, CHIME, EATING}                # these take turns at every event
-REGULAR = {HAMMER, SKATEBOARD}                               # these keep time
+RHYTHMS = {
+    DOG: (0.62, 0.2),
+    HAMMER: (0.72, 0.12),
+    HORN: (1.5, 0.8),
+    WOMAN: (0.26, 0.2),
+    MAN: (0.28, 0.22),
+    EATING: (0.55, 0.3),
+    ENGINE: (2.4, 1.8),
+    SKATEBOARD: (0.45, 0.05),
+    CHIME: (0.45, 1.0),
+    CROWD: (0.3, 0.25),
+}
+PAUSES = {
+    DOG: 0.25,
+    WOMAN: 0.09,
+    MAN: 0.09,
+    HORN: 0.2,
+}  # how often a pause follows, in which another dog or speaker takes over
+IN_TURN = {HAMMER, SKATEBOARD, CHIME, EATING}  # these take turns at every event
+REGULAR = {HAMMER, SKATEBOARD}  # these keep time
 
 # %% ../nbs/12_toystreet.ipynb #6589c411
 @functools.lru_cache(64)
@@ -114,13 +216,22 @@ def events(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Start (s), length (s) and which of the things makes it, for every bark, hit, honk, syllable, bite, rev or clack of a scene."
     rng, tempo = scene.rng(1), 2.0 ** (0.35 * scene.rhythm)
     period, length = RHYTHMS.get(scene.label, (1.0, 0.5))
-    period, start, who, out = period / tempo, 0.1 + 0.4 * rng.random(), int(rng.integers(scene.count)), []
-    regular = scene.label in REGULAR; faster = 1 + 0.5 * (scene.count - 1) * regular
+    period, start, who, out = (
+        period / tempo,
+        0.1 + 0.4 * rng.random(),
+        int(rng.integers(scene.count)),
+        [],
+    )
+    regular = scene.label in REGULAR
+    faster = 1 + 0.5 * (scene.count - 1) * regular
     while start < SECONDS:
         out.append((start, length * (1 if regular else rng.uniform(0.7, 1.3)), who))
         start += period * (1 if regular else rng.uniform(0.75, 1.35)) / faster
-        if rng.random() < PAUSES.get(scene.label, 0): start += rng.uniform(0.4, 0.9); who = (who + 1) % scene.count
-        if scene.label in IN_TURN: who = (who + 1) % scene.count
+        if rng.random() < PAUSES.get(scene.label, 0):
+            start += rng.uniform(0.4, 0.9)
+            who = (who + 1) % scene.count
+        if scene.label in IN_TURN:
+            who = (who + 1) % scene.count
     a = np.array(out)
     return a[:, 0], a[:, 1], a[:, 2].astype(int)
 
@@ -134,91 +245,159 @@ def activity(scene: Scene, t: float, who: int = 0) -> float:
 
 # %% ../nbs/12_toystreet.ipynb #adc7b286
 CANVAS = 192
-RGB = {"red": (228, 26, 28), "yellow": (250, 208, 20), "green": (22, 158, 46), "turquoise": (20, 206, 206), "blue": (30, 64, 226),
-       "pink": (246, 70, 190), None: (150, 150, 150)}
-SKIN, HAIR, DARK, GLASS, WHITE, WOOD = (226, 178, 140), (70, 44, 26), (28, 28, 34), (176, 206, 226), (240, 240, 240), (146, 98, 54)
+RGB = {
+    "red": (228, 26, 28),
+    "yellow": (250, 208, 20),
+    "green": (22, 158, 46),
+    "turquoise": (20, 206, 206),
+    "blue": (30, 64, 226),
+    "pink": (246, 70, 190),
+    None: (150, 150, 150),
+}
+SKIN, HAIR, DARK, GLASS, WHITE, WOOD = (
+    (226, 178, 140),
+    (70, 44, 26),
+    (28, 28, 34),
+    (176, 206, 226),
+    (240, 240, 240),
+    (146, 98, 54),
+)
 LAMP, TAIL = (255, 250, 215), (255, 30, 24)
 
 # %% ../nbs/12_toystreet.ipynb #61a686a0
 class Pen:
     "Draws in a thing's own coordinates: x to its front, y upwards, the ground at 0, lengths in its own unit."
+
     def __init__(self, draw, x, y, unit, flip=1, light=1.0):
-        self.draw, self.x, self.y, self.unit, self.flip, self.light = draw, x * CANVAS, y * CANVAS, unit * CANVAS, flip, light
+        self.draw, self.x, self.y, self.unit, self.flip, self.light = (
+            draw,
+            x * CANVAS,
+            y * CANVAS,
+            unit * CANVAS,
+            flip,
+            light,
+        )
 
     def ink(self, colour, lit=False):
         r, g, b = colour
         return colour if lit else (int(r * self.light), int(g * self.light), int(b * self.light))
-    def at(self, x, y): return (self.x + self.flip * x * self.unit, self.y - y * self.unit)
+
+    def at(self, x, y):
+        return (self.x + self.flip * x * self.unit, self.y - y * self.unit)
 
     def box(self, x0, y0, x1, y1, colour, lit=False):
         (a, b), (c, d) = self.at(x0, y0), self.at(x1, y1)
-        self.draw.rectangle((min(a, c), min(b, d), max(a, c), max(b, d)), fill=self.ink(colour, lit))
+        self.draw.rectangle(
+            (min(a, c), min(b, d), max(a, c), max(b, d)), fill=self.ink(colour, lit)
+        )
 
     def oval(self, x, y, rx, ry, colour, lit=False):
         (a, b), rx, ry = self.at(x, y), rx * self.unit, ry * self.unit
         self.draw.ellipse((a - rx, b - ry, a + rx, b + ry), fill=self.ink(colour, lit))
 
-    def poly(self, points, colour, lit=False): self.draw.polygon([self.at(*p) for p in points], fill=self.ink(colour, lit))
+    def poly(self, points, colour, lit=False):
+        self.draw.polygon([self.at(*p) for p in points], fill=self.ink(colour, lit))
 
     def line(self, points, width, colour, lit=False):
-        self.draw.line([self.at(*p) for p in points], fill=self.ink(colour, lit), width=max(1, round(width * self.unit)))
+        self.draw.line(
+            [self.at(*p) for p in points],
+            fill=self.ink(colour, lit),
+            width=max(1, round(width * self.unit)),
+        )
 
 # %% ../nbs/12_toystreet.ipynb #99926f11
 def draw_wheels(p, xs, r):
-    for x in xs: p.oval(x, r, r, r, DARK); p.oval(x, r, r * 0.45, r * 0.45, (150, 150, 155))
+    for x in xs:
+        p.oval(x, r, r, r, DARK)
+        p.oval(x, r, r * 0.45, r * 0.45, (150, 150, 155))
 
 # %% ../nbs/12_toystreet.ipynb #aba548cc
 def draw_bus(p, scene, t, i, view):
     c = RGB[scene.colour]
     if view == "side":
-        p.box(-0.5, 0.07, 0.5, 0.5, c); p.box(-0.5, 0.12, 0.5, 0.16, WHITE)
-        for k in range(6): p.box(-0.46 + 0.15 * k, 0.26, -0.35 + 0.15 * k, 0.43, GLASS)
-        p.box(0.44, 0.22, 0.5, 0.45, GLASS); draw_wheels(p, (-0.3, 0.3), 0.08)
+        p.box(-0.5, 0.07, 0.5, 0.5, c)
+        p.box(-0.5, 0.12, 0.5, 0.16, WHITE)
+        for k in range(6):
+            p.box(-0.46 + 0.15 * k, 0.26, -0.35 + 0.15 * k, 0.43, GLASS)
+        p.box(0.44, 0.22, 0.5, 0.45, GLASS)
+        draw_wheels(p, (-0.3, 0.3), 0.08)
     else:
-        p.box(-0.26, 0.04, -0.16, 0.1, DARK); p.box(0.16, 0.04, 0.26, 0.1, DARK); p.box(-0.28, 0.07, 0.28, 0.72, c)
+        p.box(-0.26, 0.04, -0.16, 0.1, DARK)
+        p.box(0.16, 0.04, 0.26, 0.1, DARK)
+        p.box(-0.28, 0.07, 0.28, 0.72, c)
         if view == "front":
-            p.box(-0.24, 0.34, 0.24, 0.6, GLASS); p.box(-0.2, 0.63, 0.2, 0.69, (255, 190, 60), True)
-            for x in (-0.2, 0.2): p.oval(x, 0.17, 0.05, 0.05, LAMP, True)
+            p.box(-0.24, 0.34, 0.24, 0.6, GLASS)
+            p.box(-0.2, 0.63, 0.2, 0.69, (255, 190, 60), True)
+            for x in (-0.2, 0.2):
+                p.oval(x, 0.17, 0.05, 0.05, LAMP, True)
         else:
-            p.box(-0.2, 0.46, 0.2, 0.6, GLASS); p.box(-0.2, 0.14, 0.2, 0.3, DARK)
-            for x in (-0.24, 0.24): p.box(x - 0.03, 0.32, x + 0.03, 0.44, TAIL, True)
+            p.box(-0.2, 0.46, 0.2, 0.6, GLASS)
+            p.box(-0.2, 0.14, 0.2, 0.3, DARK)
+            for x in (-0.24, 0.24):
+                p.box(x - 0.03, 0.32, x + 0.03, 0.44, TAIL, True)
 
 # %% ../nbs/12_toystreet.ipynb #52d0dadf
 def draw_sedan(p, c, glass=GLASS):
-    p.poly(((-0.5, 0.09), (-0.5, 0.24), (-0.34, 0.27), (-0.2, 0.42), (0.14, 0.42), (0.28, 0.27), (0.5, 0.22), (0.5, 0.09)), c)
+    p.poly(
+        (
+            (-0.5, 0.09),
+            (-0.5, 0.24),
+            (-0.34, 0.27),
+            (-0.2, 0.42),
+            (0.14, 0.42),
+            (0.28, 0.27),
+            (0.5, 0.22),
+            (0.5, 0.09),
+        ),
+        c,
+    )
     p.poly(((-0.29, 0.28), (-0.18, 0.39), (-0.04, 0.39), (-0.04, 0.28)), glass)
     p.poly(((0.0, 0.28), (0.0, 0.39), (0.12, 0.39), (0.22, 0.28)), glass)
     draw_wheels(p, (-0.3, 0.3), 0.1)
 
-def draw_car(p, scene, t, i, view): draw_sedan(p, RGB[scene.colour])
+
+def draw_car(p, scene, t, i, view):
+    draw_sedan(p, RGB[scene.colour])
 
 # %% ../nbs/12_toystreet.ipynb #4bdd8ad6
 def draw_face(p, c, front):
     "A car from the front or from behind."
-    for x in (-0.36, 0.24): p.box(x, 0.0, x + 0.12, 0.14, DARK)
-    p.box(-0.42, 0.1, 0.42, 0.42, c); p.poly(((-0.36, 0.42), (-0.28, 0.68), (0.28, 0.68), (0.36, 0.42)), c)
-    p.poly(((-0.3, 0.44), (-0.24, 0.63), (0.24, 0.63), (0.3, 0.44)), GLASS if front else (60, 70, 84))
-    if front: p.box(-0.18, 0.16, 0.18, 0.3, DARK)
+    for x in (-0.36, 0.24):
+        p.box(x, 0.0, x + 0.12, 0.14, DARK)
+    p.box(-0.42, 0.1, 0.42, 0.42, c)
+    p.poly(((-0.36, 0.42), (-0.28, 0.68), (0.28, 0.68), (0.36, 0.42)), c)
+    p.poly(
+        ((-0.3, 0.44), (-0.24, 0.63), (0.24, 0.63), (0.3, 0.44)), GLASS if front else (60, 70, 84)
+    )
+    if front:
+        p.box(-0.18, 0.16, 0.18, 0.3, DARK)
     else:
         p.box(-0.12, 0.18, 0.12, 0.27, WHITE)
-        for x in (-0.34, 0.34): p.box(x - 0.07, 0.26, x + 0.07, 0.37, TAIL, True)
+        for x in (-0.34, 0.34):
+            p.box(x - 0.07, 0.26, x + 0.07, 0.37, TAIL, True)
 
 # %% ../nbs/12_toystreet.ipynb #fe5b1fed
 def draw_siren(p, y, t, rate):
     a = int(t * rate) % 2
     left, right = ((255, 30, 40), (30, 50, 120)) if a else ((120, 20, 30), (60, 110, 255))
-    p.box(-0.14, y, 0.0, y + 0.1, left, True); p.box(0.0, y, 0.14, y + 0.1, right, True)
+    p.box(-0.14, y, 0.0, y + 0.1, left, True)
+    p.box(0.0, y, 0.14, y + 0.1, right, True)
     p.oval(-0.16 if a else 0.16, y + 0.08, 0.1, 0.1, (255, 90, 90) if a else (110, 150, 255), True)
 
 # %% ../nbs/12_toystreet.ipynb #66b734fa
 def draw_police(p, scene, t, i, view):
     navy, rate = (24, 40, 96), 4.3 + 2 * scene.speed
     if view == "side":
-        draw_sedan(p, WHITE, (50, 60, 80)); p.box(-0.2, 0.1, 0.24, 0.27, navy); draw_wheels(p, (-0.3, 0.3), 0.1)
+        draw_sedan(p, WHITE, (50, 60, 80))
+        p.box(-0.2, 0.1, 0.24, 0.27, navy)
+        draw_wheels(p, (-0.3, 0.3), 0.1)
         return draw_siren(p, 0.42, t, rate)
-    draw_face(p, WHITE, view == "front"); p.box(-0.42, 0.3, 0.42, 0.4, navy); draw_siren(p, 0.68, t, rate)
+    draw_face(p, WHITE, view == "front")
+    p.box(-0.42, 0.3, 0.42, 0.4, navy)
+    draw_siren(p, 0.68, t, rate)
     if view == "front":
-        for x in (-0.32, 0.32): p.oval(x, 0.24, 0.06, 0.06, LAMP, True)
+        for x in (-0.32, 0.32):
+            p.oval(x, 0.24, 0.06, 0.06, LAMP, True)
 
 # %% ../nbs/12_toystreet.ipynb #5600bfc8
 @functools.lru_cache(32)
@@ -226,12 +405,16 @@ def puffs(scene: Scene) -> list:
     "How fast each of the seven clouds of an exhaust drifts, in [0, 1)."
     return scene.rng(5).random(7).tolist()
 
+
 def draw_engine(p, scene, t, i, view):
     rev = activity(scene, t)
-    p.x += 0.004 * CANVAS * math.sin(40 * t) * (0.3 + rev); draw_face(p, RGB[scene.colour], False)
+    p.x += 0.004 * CANVAS * math.sin(40 * t) * (0.3 + rev)
+    draw_face(p, RGB[scene.colour], False)
     for k, rate in enumerate(puffs(scene)):
-        age = (t * (0.35 + 0.1 * rate) + k / 7) % 1; side = -1 if k % 2 else 1
-        r = (0.06 + 0.2 * age) * (0.75 + 0.5 * rev); g = int(225 - 70 * age)
+        age = (t * (0.35 + 0.1 * rate) + k / 7) % 1
+        side = -1 if k % 2 else 1
+        r = (0.06 + 0.2 * age) * (0.75 + 0.5 * rev)
+        g = int(225 - 70 * age)
         p.oval(side * (0.3 + 0.26 * age), 0.08 + 0.3 * age, r, r, (g, g, g))
 
 # %% ../nbs/12_toystreet.ipynb #25905e7c
@@ -239,68 +422,120 @@ def draw_horn(p, scene, t, i, view):
     on = activity(scene, t) > 0.05
     draw_face(p, RGB[scene.colour], True)
     for x in (-0.32, 0.32):
-        if on: p.oval(x, 0.26, 0.2, 0.2, (255, 226, 120), True)
+        if on:
+            p.oval(x, 0.26, 0.2, 0.2, (255, 226, 120), True)
         p.oval(x, 0.26, 0.1, 0.1, (255, 255, 235) if on else (170, 170, 150), on)
 
 # %% ../nbs/12_toystreet.ipynb #44c5f942
 def draw_motorcycle_endwise(p, c, front):
     "A motorcycle and its rider from the front or from behind."
-    p.oval(0, 0.2, 0.07, 0.2, DARK); p.box(-0.12, 0.24, 0.12, 0.46, c); p.line(((-0.3, 0.52), (0.3, 0.52)), 0.06, (120, 120, 125))
-    p.poly(((-0.2, 0.4), (0.2, 0.4), (0.26, 0.74), (-0.26, 0.74)), c); p.oval(0, 0.88, 0.14, 0.14, DARK)
-    if front: p.oval(0, 0.42, 0.08, 0.08, LAMP, True); p.box(-0.1, 0.84, 0.1, 0.9, GLASS)
-    else: p.box(-0.07, 0.34, 0.07, 0.42, TAIL, True)
+    p.oval(0, 0.2, 0.07, 0.2, DARK)
+    p.box(-0.12, 0.24, 0.12, 0.46, c)
+    p.line(((-0.3, 0.52), (0.3, 0.52)), 0.06, (120, 120, 125))
+    p.poly(((-0.2, 0.4), (0.2, 0.4), (0.26, 0.74), (-0.26, 0.74)), c)
+    p.oval(0, 0.88, 0.14, 0.14, DARK)
+    if front:
+        p.oval(0, 0.42, 0.08, 0.08, LAMP, True)
+        p.box(-0.1, 0.84, 0.1, 0.9, GLASS)
+    else:
+        p.box(-0.07, 0.34, 0.07, 0.42, TAIL, True)
+
 
 def draw_motorcycle(p, scene, t, i, view):
     c = RGB[scene.colour]
-    if view != "side": return draw_motorcycle_endwise(p, c, view == "front")
-    for x in (-0.36, 0.36): p.oval(x, 0.16, 0.16, 0.16, DARK); p.oval(x, 0.16, 0.08, 0.08, (170, 170, 175))
+    if view != "side":
+        return draw_motorcycle_endwise(p, c, view == "front")
+    for x in (-0.36, 0.36):
+        p.oval(x, 0.16, 0.16, 0.16, DARK)
+        p.oval(x, 0.16, 0.08, 0.08, (170, 170, 175))
     p.line(((0.36, 0.16), (0.22, 0.5)), 0.05, (120, 120, 125))
     p.poly(((-0.4, 0.36), (-0.1, 0.2), (0.16, 0.22), (0.3, 0.44), (0.0, 0.46)), c)
     p.line(((-0.12, 0.44), (0.1, 0.36), (0.02, 0.14)), 0.11, DARK)
-    p.poly(((-0.24, 0.42), (-0.02, 0.42), (0.14, 0.72), (-0.06, 0.78)), c); p.line(((0.06, 0.7), (0.24, 0.5)), 0.08, c)
-    p.oval(0.08, 0.86, 0.12, 0.12, DARK); p.box(0.1, 0.83, 0.2, 0.9, GLASS)
+    p.poly(((-0.24, 0.42), (-0.02, 0.42), (0.14, 0.72), (-0.06, 0.78)), c)
+    p.line(((0.06, 0.7), (0.24, 0.5)), 0.08, c)
+    p.oval(0.08, 0.86, 0.12, 0.12, DARK)
+    p.box(0.1, 0.83, 0.2, 0.9, GLASS)
 
 # %% ../nbs/12_toystreet.ipynb #5167f0b0
 def draw_skateboarder(p, scene, t, i, view):
-    c, push = RGB[scene.colour], math.sin(2 * math.pi * (0.7 * t + 0.3 * i)); trousers = (60, 66, 104)
+    c, push = RGB[scene.colour], math.sin(2 * math.pi * (0.7 * t + 0.3 * i))
+    trousers = (60, 66, 104)
     half = 0.36 if view == "side" else 0.16
-    p.poly(((-half, 0.16), (-half + 0.06, 0.09), (half - 0.06, 0.09), (half, 0.16), (half, 0.2), (-half, 0.2)), (214, 140, 60))
-    for x in (-half * 0.66, half * 0.66): p.oval(x, 0.06, 0.065, 0.065, WHITE)
+    p.poly(
+        (
+            (-half, 0.16),
+            (-half + 0.06, 0.09),
+            (half - 0.06, 0.09),
+            (half, 0.16),
+            (half, 0.2),
+            (-half, 0.2),
+        ),
+        (214, 140, 60),
+    )
+    for x in (-half * 0.66, half * 0.66):
+        p.oval(x, 0.06, 0.065, 0.065, WHITE)
     p.line(((-0.16, 0.18), (-0.22, 0.34), (-0.02, 0.46)), 0.1, trousers)
     p.line(((0.14, 0.18), (0.2, 0.36), (0, 0.46)), 0.1, trousers)
     p.poly(((-0.12, 0.42), (0.1, 0.42), (0.2, 0.74), (-0.04, 0.78)), c)
     p.line(((0.0, 0.72), (-0.24, 0.62 + 0.14 * push)), 0.09, c)
     p.line(((0.14, 0.72), (0.34, 0.6 - 0.14 * push)), 0.09, c)
-    p.oval(0.12, 0.88, 0.11, 0.11, SKIN); p.poly(((0.0, 0.9), (0.3, 0.9), (0.22, 0.95), (0.2, 1.0), (0.04, 1.0)), DARK)
+    p.oval(0.12, 0.88, 0.11, 0.11, SKIN)
+    p.poly(((0.0, 0.9), (0.3, 0.9), (0.22, 0.95), (0.2, 1.0), (0.04, 1.0)), DARK)
 
 # %% ../nbs/12_toystreet.ipynb #6f383199
 def draw_dog(p, scene, t, i, view):
     c, bark = RGB[scene.colour], activity(scene, t, i)
     fur = ((120, 78, 44), (96, 92, 90), (60, 50, 46))[scene.seed % 3]
     step = 0.06 * math.sin(9 * t + i) if scene.motion in TWO_WAYS else 0.0
-    for k, x in enumerate((-0.34, -0.24, 0.16, 0.26)): p.line(((x, 0.34), (x + step * (-1) ** k, 0.0)), 0.08, fur)
+    for k, x in enumerate((-0.34, -0.24, 0.16, 0.26)):
+        p.line(((x, 0.34), (x + step * (-1) ** k, 0.0)), 0.08, fur)
     p.line(((-0.38, 0.46), (-0.52, 0.68 + 0.05 * math.sin(14 * t))), 0.07, fur)
-    p.oval(-0.05, 0.42, 0.4, 0.17, fur); p.poly(((-0.32, 0.3), (0.2, 0.27), (0.22, 0.58), (-0.32, 0.57)), c)
+    p.oval(-0.05, 0.42, 0.4, 0.17, fur)
+    p.poly(((-0.32, 0.3), (0.2, 0.27), (0.22, 0.58), (-0.32, 0.57)), c)
     y = 0.68 + 0.06 * bark
-    p.poly(((0.16, 0.4), (0.34, 0.42), (0.42, y), (0.24, y + 0.06)), fur); p.oval(0.34, y + 0.02, 0.15, 0.13, fur)
-    p.poly(((0.4, y + 0.06), (0.62, y + 0.03 + 0.06 * bark), (0.6, y - 0.02 + 0.06 * bark), (0.4, y - 0.02)), fur)
+    p.poly(((0.16, 0.4), (0.34, 0.42), (0.42, y), (0.24, y + 0.06)), fur)
+    p.oval(0.34, y + 0.02, 0.15, 0.13, fur)
+    p.poly(
+        (
+            (0.4, y + 0.06),
+            (0.62, y + 0.03 + 0.06 * bark),
+            (0.6, y - 0.02 + 0.06 * bark),
+            (0.4, y - 0.02),
+        ),
+        fur,
+    )
     p.poly(((0.4, y - 0.03), (0.58, y - 0.06 - 0.1 * bark), (0.4, y - 0.1)), fur)
     p.oval(0.61, y + 0.04 + 0.05 * bark, 0.03, 0.03, DARK)
-    p.poly(((0.22, y + 0.12), (0.32, y + 0.1), (0.24, y - 0.1), (0.16, y - 0.04)), tuple(v // 2 for v in fur))
+    p.poly(
+        ((0.22, y + 0.12), (0.32, y + 0.1), (0.24, y - 0.1), (0.16, y - 0.04)),
+        tuple(v // 2 for v in fur),
+    )
 
 # %% ../nbs/12_toystreet.ipynb #2edd52a2
 def draw_woman(p, c, hair, sway):
     "Long hair, a dress that widens downwards."
-    p.oval(sway, 0.98, 0.27, 0.32, hair); p.box(-0.27 + sway, 0.6, 0.27 + sway, 0.98, hair)
+    p.oval(sway, 0.98, 0.27, 0.32, hair)
+    p.box(-0.27 + sway, 0.6, 0.27 + sway, 0.98, hair)
     p.poly(((-0.2, 0.66), (0.2, 0.66), (0.32, 0.52), (0.42, 0.0), (-0.42, 0.0), (-0.32, 0.52)), c)
-    p.box(-0.08 + sway, 0.6, 0.08 + sway, 0.8, SKIN); p.oval(sway, 0.98, 0.19, 0.24, SKIN)
+    p.box(-0.08 + sway, 0.6, 0.08 + sway, 0.8, SKIN)
+    p.oval(sway, 0.98, 0.19, 0.24, SKIN)
+
 
 def draw_man(p, c, hair, sway):
     "Broad shoulders, a beard, a hat."
-    p.poly(((-0.26, 0.68), (0.26, 0.68), (0.46, 0.56), (0.46, 0.0), (-0.46, 0.0), (-0.46, 0.56)), c); p.box(-0.05, 0.2, 0.05, 0.66, WHITE)
-    p.box(-0.08 + sway, 0.6, 0.08 + sway, 0.8, SKIN); p.oval(sway, 0.98, 0.19, 0.24, SKIN)
-    p.poly([(sway + 0.2 * math.cos(a), 0.93 + 0.23 * math.sin(a)) for a in np.linspace(math.pi, 2 * math.pi, 9)], hair)
-    p.box(-0.2 + sway, 1.1, 0.2 + sway, 1.28, DARK); p.box(-0.32 + sway, 1.07, 0.32 + sway, 1.13, DARK)
+    p.poly(((-0.26, 0.68), (0.26, 0.68), (0.46, 0.56), (0.46, 0.0), (-0.46, 0.0), (-0.46, 0.56)), c)
+    p.box(-0.05, 0.2, 0.05, 0.66, WHITE)
+    p.box(-0.08 + sway, 0.6, 0.08 + sway, 0.8, SKIN)
+    p.oval(sway, 0.98, 0.19, 0.24, SKIN)
+    p.poly(
+        [
+            (sway + 0.2 * math.cos(a), 0.93 + 0.23 * math.sin(a))
+            for a in np.linspace(math.pi, 2 * math.pi, 9)
+        ],
+        hair,
+    )
+    p.box(-0.2 + sway, 1.1, 0.2 + sway, 1.28, DARK)
+    p.box(-0.32 + sway, 1.07, 0.32 + sway, 1.13, DARK)
 
 # %% ../nbs/12_toystreet.ipynb #47b7a68c
 def draw_speaker(p, scene, t, i, view):
@@ -308,10 +543,12 @@ def draw_speaker(p, scene, t, i, view):
     c, open_, sway = RGB[scene.colour], activity(scene, t, i), 0.02 * math.sin(1.7 * t + 2 * i)
     hair = ((70, 44, 26), (30, 26, 24), (190, 140, 60))[(scene.seed // 3 + i) % 3]
     (draw_woman if scene.label == WOMAN else draw_man)(p, c, hair, sway)
-    for x in (-0.08, 0.08): p.oval(x + sway, 1.02, 0.028, 0.035, DARK)
+    for x in (-0.08, 0.08):
+        p.oval(x + sway, 1.02, 0.028, 0.035, DARK)
     p.oval(sway, 0.85, 0.07, 0.015 + 0.07 * open_, (150, 20, 30))
     hand = 0.3 + 0.18 * open_
-    p.line(((0.4, 0.12), (0.5, hand)), 0.12, c); p.oval(0.5, hand + 0.05, 0.07, 0.07, SKIN)
+    p.line(((0.4, 0.12), (0.5, hand)), 0.12, c)
+    p.oval(0.5, hand + 0.05, 0.07, 0.07, SKIN)
 
 # %% ../nbs/12_toystreet.ipynb #64785743
 @functools.lru_cache(32)
@@ -320,9 +557,11 @@ def people(scene: Scene) -> list:
     rng, out = scene.rng(6), []
     for row, k in [(a, b) for a in range(3) for b in range(6 - a % 2)]:
         x = -0.46 + 0.184 * k + 0.09 * (row % 2) + 0.04 * rng.random()
-        coat = rng.integers(50, 190, 3); coat = (0.6 * coat + 0.4 * coat.mean()).astype(int)      # never as bright as paint
+        coat = rng.integers(50, 190, 3)
+        coat = (0.6 * coat + 0.4 * coat.mean()).astype(int)  # never as bright as paint
         out.append((x, 0.26 - 0.13 * row, tuple(coat.tolist()), 6 * rng.random()))
     return out
+
 
 def draw_crowd(p, scene, t, i, view):
     "Seventeen people in three rows, walking or standing."
@@ -330,12 +569,14 @@ def draw_crowd(p, scene, t, i, view):
     for x, feet, coat, step in people(scene):
         y = feet + 0.02 * math.sin(pace * t + step)
         p.poly(((x - 0.07, y), (x + 0.07, y), (x + 0.06, y + 0.22), (x - 0.06, y + 0.22)), coat)
-        p.oval(x, y + 0.28, 0.052, 0.065, SKIN); p.box(x - 0.05, y + 0.31, x + 0.05, y + 0.36, HAIR)
+        p.oval(x, y + 0.28, 0.052, 0.065, SKIN)
+        p.box(x - 0.05, y + 0.31, x + 0.05, y + 0.36, HAIR)
 
 # %% ../nbs/12_toystreet.ipynb #de5d8432
 def hammer_angle(scene: Scene, t: float, who: int) -> float:
     "Angle of the arm in radians: 95 degrees when raised, -20 when the hammer hits."
-    start, _, whose = events(scene); coming = start[(whose == who) & (start >= t - 0.06)]
+    start, _, whose = events(scene)
+    coming = start[(whose == who) & (start >= t - 0.06)]
     wait = min(1.0, (coming[0] - t) / 0.3) if len(coming) else 1.0
     return math.radians(-20 + 115 * max(0.0, wait) ** 0.7)
 
@@ -343,17 +584,29 @@ def hammer_angle(scene: Scene, t: float, who: int) -> float:
 def draw_hammer(p, c, a):
     "Arm and hammer at angle `a`."
     along, elbow = (math.cos(a), math.sin(a)), (0.04, 0.58)
-    hand, head = ((elbow[0] + r * along[0], elbow[1] + r * along[1]) for r in (0.2, 0.4)); side = (-0.1 * along[1], 0.1 * along[0])
-    p.line(((-0.08, 0.66), elbow, hand), 0.09, c); p.line((hand, head), 0.05, WOOD)
-    p.line(((head[0] - side[0], head[1] - side[1]), (head[0] + side[0], head[1] + side[1])), 0.1, (70, 72, 80))
+    hand, head = ((elbow[0] + r * along[0], elbow[1] + r * along[1]) for r in (0.2, 0.4))
+    side = (-0.1 * along[1], 0.1 * along[0])
+    p.line(((-0.08, 0.66), elbow, hand), 0.09, c)
+    p.line((hand, head), 0.05, WOOD)
+    p.line(
+        ((head[0] - side[0], head[1] - side[1]), (head[0] + side[0], head[1] + side[1])),
+        0.1,
+        (70, 72, 80),
+    )
+
 
 def draw_worker(p, scene, t, i, view):
     "A worker at a bench; the hammer is down when a hit is heard."
     c = RGB[scene.colour]
-    for x in (-0.28, -0.12): p.box(x, 0.0, x + 0.1, 0.34, (52, 56, 84))
-    p.box(-0.32, 0.3, 0.02, 0.72, c); p.oval(-0.12, 0.86, 0.12, 0.13, SKIN); p.poly(((-0.26, 0.9), (0.06, 0.9), (0.0, 1.02), (-0.22, 1.02)), WHITE)
-    p.box(0.1, 0.26, 0.6, 0.36, WOOD); p.box(0.37, 0.36, 0.4, 0.44, (190, 190, 195))
-    for x in (0.16, 0.5): p.box(x, 0.0, x + 0.06, 0.28, WOOD)
+    for x in (-0.28, -0.12):
+        p.box(x, 0.0, x + 0.1, 0.34, (52, 56, 84))
+    p.box(-0.32, 0.3, 0.02, 0.72, c)
+    p.oval(-0.12, 0.86, 0.12, 0.13, SKIN)
+    p.poly(((-0.26, 0.9), (0.06, 0.9), (0.0, 1.02), (-0.22, 1.02)), WHITE)
+    p.box(0.1, 0.26, 0.6, 0.36, WOOD)
+    p.box(0.37, 0.36, 0.4, 0.44, (190, 190, 195))
+    for x in (0.16, 0.5):
+        p.box(x, 0.0, x + 0.06, 0.28, WOOD)
     draw_hammer(p, c, hammer_angle(scene, t, i))
 
 # %% ../nbs/12_toystreet.ipynb #e3fcc789
@@ -365,70 +618,112 @@ def draw_chime(p, scene, t, i, view):
     for k in range(5):
         x, swing = -0.28 + 0.14 * k, 0.05 * (0.4 + wind) * math.sin(3.1 * t + 1.3 * k + i)
         n = 0.62 - 0.07 * abs(k - 2) * (1 if i % 2 else -1)
-        p.line(((x, -0.18), (x + 0.4 * swing, -0.26)), 0.02, (90, 90, 90)); p.line(((x + 0.4 * swing, -0.25), (x + swing, -0.25 - n)), 0.085, c)
+        p.line(((x, -0.18), (x + 0.4 * swing, -0.26)), 0.02, (90, 90, 90))
+        p.line(((x + 0.4 * swing, -0.25), (x + swing, -0.25 - n)), 0.085, c)
     p.oval(0.06 * math.sin(2.3 * t), -0.55, 0.06, 0.06, WOOD)
 
 # %% ../nbs/12_toystreet.ipynb #ee0d53ea
 def draw_eater(p, scene, t, i, view):
     "A person behind a table, a hand going from the plate to the mouth."
     c, bite = RGB[scene.colour], activity(scene, t, i)
-    p.box(-0.26, 0.2, 0.26, 0.66, c); p.oval(0, 0.82, 0.15, 0.17, SKIN)
+    p.box(-0.26, 0.2, 0.26, 0.66, c)
+    p.oval(0, 0.82, 0.15, 0.17, SKIN)
     p.poly(((-0.15, 0.86), (0.15, 0.86), (0.1, 1.0), (-0.1, 1.0)), HAIR)
     p.oval(0, 0.75, 0.05, 0.02 + 0.03 * bite, (150, 20, 30))
-    p.box(-0.5, 0.3, 0.5, 0.38, WOOD); p.box(-0.44, 0.0, -0.36, 0.3, WOOD); p.box(0.36, 0.0, 0.44, 0.3, WOOD)
+    p.box(-0.5, 0.3, 0.5, 0.38, WOOD)
+    p.box(-0.44, 0.0, -0.36, 0.3, WOOD)
+    p.box(0.36, 0.0, 0.44, 0.3, WOOD)
     p.oval(0.02, 0.4, 0.2, 0.05, WHITE)
     hand = (0.3 - 0.2 * bite, 0.46 + 0.26 * bite)
-    p.line(((0.24, 0.6), (0.36, 0.46), hand), 0.09, c); p.oval(*hand, 0.05, 0.05, SKIN)
+    p.line(((0.24, 0.6), (0.36, 0.46), hand), 0.09, c)
+    p.oval(*hand, 0.05, 0.05, SKIN)
     p.line((hand, (hand[0] - 0.1, hand[1] + 0.02)), 0.03, (200, 200, 205))
 
 # %% ../nbs/12_toystreet.ipynb #0e625d46
 # how it is drawn, its unit near by as a part of the frame, how it shrinks where there are two or three, how far apart they stand (in units)
 ALONE = (1, 1, 1)
 SHAPES = {
-    BUS: (draw_bus, 0.66, ALONE, 1), ENGINE: (draw_engine, 0.62, ALONE, 1), MOTORCYCLE: (draw_motorcycle, 0.54, ALONE, 1),
-    CROWD: (draw_crowd, 0.8, ALONE, 1), POLICE: (draw_police, 0.6, ALONE, 1), WOMAN: (draw_speaker, 0.62, (1, 0.76, 0.56), 0.95),
-    MAN: (draw_speaker, 0.62, (1, 0.76, 0.56), 1.05), SKATEBOARD: (draw_skateboarder, 0.66, (1, 0.8, 0.64), 0.78),
-    DOG: (draw_dog, 0.52, (1, 0.74, 0.51), 1.24), CAR: (draw_car, 0.6, ALONE, 1), HAMMER: (draw_worker, 0.62, (1, 0.76, 0.6), 0.96),
-    CHIME: (draw_chime, 0.66, (1, 0.76, 0.6), 0.8), EATING: (draw_eater, 0.62, (1, 0.76, 0.6), 1.0), HORN: (draw_horn, 0.6, ALONE, 1),
+    BUS: (draw_bus, 0.66, ALONE, 1),
+    ENGINE: (draw_engine, 0.62, ALONE, 1),
+    MOTORCYCLE: (draw_motorcycle, 0.54, ALONE, 1),
+    CROWD: (draw_crowd, 0.8, ALONE, 1),
+    POLICE: (draw_police, 0.6, ALONE, 1),
+    WOMAN: (draw_speaker, 0.62, (1, 0.76, 0.56), 0.95),
+    MAN: (draw_speaker, 0.62, (1, 0.76, 0.56), 1.05),
+    SKATEBOARD: (draw_skateboarder, 0.66, (1, 0.8, 0.64), 0.78),
+    DOG: (draw_dog, 0.52, (1, 0.74, 0.51), 1.24),
+    CAR: (draw_car, 0.6, ALONE, 1),
+    HAMMER: (draw_worker, 0.62, (1, 0.76, 0.6), 0.96),
+    CHIME: (draw_chime, 0.66, (1, 0.76, 0.6), 0.8),
+    EATING: (draw_eater, 0.62, (1, 0.76, 0.6), 1.0),
+    HORN: (draw_horn, 0.6, ALONE, 1),
 }
-ENDWISE = {BUS: 1.15, MOTORCYCLE: 1.2, POLICE: 0.95}     # how much larger it is drawn from the front or behind
-FAR, GROWTH = 0.66, 1.85             # size of what is far against what is near; growth in ten seconds of what comes closer
+ENDWISE = {
+    BUS: 1.15,
+    MOTORCYCLE: 1.2,
+    POLICE: 0.95,
+}  # how much larger it is drawn from the front or behind
+FAR, GROWTH = (
+    0.66,
+    1.85,
+)  # size of what is far against what is near; growth in ten seconds of what comes closer
 
 # %% ../nbs/12_toystreet.ipynb #259006ae
 def foot(label: str, scale: float) -> float:
     "How far down the frame a thing of this scale stands; a wind chime hangs, a speaker near by is cut off below."
-    if label == CHIME: return 0.22 - 0.14 * scale
+    if label == CHIME:
+        return 0.22 - 0.14 * scale
     return 0.66 + 0.42 * min(scale, 1.0) if label in (WOMAN, MAN) else 0.6 + 0.33 * min(scale, 1.15)
 
 # %% ../nbs/12_toystreet.ipynb #9e0ecac4
 def placement(scene: Scene, t: float, i: int) -> tuple[float, float, float, int, str]:
     "Where thing `i` is at time `t`: x, y of its foot and unit as parts of the frame, +1 or -1 for facing right or left, and the view."
     _, unit, shrink, apart = SHAPES[scene.label]
-    scale = (1.0 if scene.near else FAR) * (1 + 0.06 * scene.size); u = t / SECONDS - 0.5
-    if scene.motion in ("towards", "away"): scale *= (GROWTH + 0.3 * scene.speed) ** (u if scene.motion == "towards" else -u)
+    scale = (1.0 if scene.near else FAR) * (1 + 0.06 * scene.size)
+    u = t / SECONDS - 0.5
+    if scene.motion in ("towards", "away"):
+        scale *= (GROWTH + 0.3 * scene.speed) ** (u if scene.motion == "towards" else -u)
     view = {"towards": "front", "away": "back"}.get(scene.motion, "side")
-    unit = unit * shrink[scene.count - 1] * scale * (1.0 if view == "side" else ENDWISE.get(scene.label, 1.0))
+    unit = (
+        unit
+        * shrink[scene.count - 1]
+        * scale
+        * (1.0 if view == "side" else ENDWISE.get(scene.label, 1.0))
+    )
     x = 0.5 + 0.08 * scene.place + (i - (scene.count - 1) / 2) * apart * unit
-    if scene.motion in TWO_WAYS: x += (0.62 + 0.25 * scene.speed) * u * (1 if scene.motion == "right" else -1)
-    facing = -1 if scene.motion == "left" or (scene.motion not in TWO_WAYS and scene.seed % 2) else 1
+    if scene.motion in TWO_WAYS:
+        x += (0.62 + 0.25 * scene.speed) * u * (1 if scene.motion == "right" else -1)
+    facing = (
+        -1 if scene.motion == "left" or (scene.motion not in TWO_WAYS and scene.seed % 2) else 1
+    )
     return x, foot(scene.label, scale), unit, facing, view
 
 # %% ../nbs/12_toystreet.ipynb #d55325ce
 def street_colours(night: bool, rain: bool) -> tuple:
     "The colours of sky and road."
-    if rain: return ((22, 26, 38), (50, 62, 96)) if night else ((116, 128, 144), (104, 122, 150))
+    if rain:
+        return ((22, 26, 38), (50, 62, 96)) if night else ((116, 128, 144), (104, 122, 150))
     return ((12, 14, 44), (78, 80, 92)) if night else ((150, 198, 240), (162, 160, 156))
 
 # %% ../nbs/12_toystreet.ipynb #bdbbcecd
 def draw_house(d, rng, x: int, scene: Scene) -> int:
     "Draws one house at `x` and returns its width."
     w, h, ground = int(rng.integers(40, 80)), int(rng.integers(30, 74)), int(0.6 * CANVAS)
-    g = int(rng.integers(30, 44)) if scene.night else int(rng.integers(178, 208) * (0.78 if scene.rain else 1))
-    d.rectangle((x, ground - h, x + w, ground + 4), fill=(g, g, int(g * (1.25 if scene.night else 0.96))))
+    g = (
+        int(rng.integers(30, 44))
+        if scene.night
+        else int(rng.integers(178, 208) * (0.78 if scene.rain else 1))
+    )
+    d.rectangle(
+        (x, ground - h, x + w, ground + 4), fill=(g, g, int(g * (1.25 if scene.night else 0.96)))
+    )
     for wx in range(x + 8, x + w - 14, 22):
         for wy in range(ground - h + 8, ground - 12, 24):
             lit = scene.night and rng.random() < 0.3
-            d.rectangle((wx, wy, wx + 8, wy + 12), fill=(118, 104, 70) if lit else (int(0.8 * g), int(0.82 * g), int(0.86 * g)))
+            d.rectangle(
+                (wx, wy, wx + 8, wy + 12),
+                fill=(118, 104, 70) if lit else (int(0.8 * g), int(0.82 * g), int(0.86 * g)),
+            )
     return w
 
 # %% ../nbs/12_toystreet.ipynb #11bce966
@@ -436,87 +731,138 @@ def draw_house(d, rng, x: int, scene: Scene) -> int:
 def backdrop(scene: Scene) -> Image.Image:
     "The empty street: sky, houses, pavement and road, by day or night, wet or dry."
     rng, n = scene.rng(3), CANVAS
-    sky, road = street_colours(scene.night, scene.rain); shift = rng.uniform(0.92, 1.08)
-    img = Image.new("RGB", (n, n), tuple(int(c * shift) for c in sky)); d = ImageDraw.Draw(img); x = -int(rng.integers(30))
-    while x < n: x += draw_house(d, rng, x, scene) + int(rng.integers(0, 8))
-    d.rectangle((0, int(0.62 * n), n, int(0.66 * n)), fill=tuple(int(c * 1.18) for c in road)); d.rectangle((0, int(0.66 * n), n, n), fill=road)
+    sky, road = street_colours(scene.night, scene.rain)
+    shift = rng.uniform(0.92, 1.08)
+    img = Image.new("RGB", (n, n), tuple(int(c * shift) for c in sky))
+    d = ImageDraw.Draw(img)
+    x = -int(rng.integers(30))
+    while x < n:
+        x += draw_house(d, rng, x, scene) + int(rng.integers(0, 8))
+    d.rectangle((0, int(0.62 * n), n, int(0.66 * n)), fill=tuple(int(c * 1.18) for c in road))
+    d.rectangle((0, int(0.66 * n), n, n), fill=road)
     for _ in range(5 * scene.rain):
         cx, cy, r = rng.uniform(0, n), rng.uniform(0.7 * n, n), rng.uniform(10, 26)
-        d.ellipse((cx - r, cy - r / 4, cx + r, cy + r / 4), fill=(84, 98, 140) if scene.night else (166, 184, 208))
+        d.ellipse(
+            (cx - r, cy - r / 4, cx + r, cy + r / 4),
+            fill=(84, 98, 140) if scene.night else (166, 184, 208),
+        )
     return img
 
 # %% ../nbs/12_toystreet.ipynb #fa90d188
 def draw_rain(draw, scene: Scene, t: float) -> None:
     "Streaks that depend on the scene and the time of the frame only."
-    rng, n, tone = scene.rng(4, round(t * 1000)), 16, (150, 168, 205) if scene.night else (236, 243, 252)
+    rng, n, tone = (
+        scene.rng(4, round(t * 1000)),
+        16,
+        (150, 168, 205) if scene.night else (236, 243, 252),
+    )
     x, y, length = rng.uniform(-10, CANVAS, n), rng.uniform(-20, CANVAS, n), rng.uniform(20, 34, n)
-    for a, b, m in zip(x, y, length): draw.line((a, b, a + 0.22 * m, b + m), fill=tone, width=3)
+    for a, b, m in zip(x, y, length):
+        draw.line((a, b, a + 0.22 * m, b + m), fill=tone, width=3)
 
 # %% ../nbs/12_toystreet.ipynb #b113d056
 def draw_frame(scene: Scene, t: float) -> Image.Image:
     "One picture of the street at time `t`, on the large canvas."
-    img = backdrop(scene).copy(); d = ImageDraw.Draw(img)
-    if scene.seen and scene.label == CHIME:                                     # a beam to hang it from
-        y = placement(scene, t, 0)[1] * CANVAS; d.rectangle((0, y - 7, CANVAS, y), fill=(52, 40, 30))
+    img = backdrop(scene).copy()
+    d = ImageDraw.Draw(img)
+    if scene.seen and scene.label == CHIME:  # a beam to hang it from
+        y = placement(scene, t, 0)[1] * CANVAS
+        d.rectangle((0, y - 7, CANVAS, y), fill=(52, 40, 30))
     for i in range(scene.count * scene.seen):
         x, y, unit, facing, view = placement(scene, t, i)
-        SHAPES[scene.label][0](Pen(d, x, y, unit, facing, 0.82 if scene.night else 1.0), scene, t, i, view)
-    if scene.rain: draw_rain(d, scene, t)
+        SHAPES[scene.label][0](
+            Pen(d, x, y, unit, facing, 0.82 if scene.night else 1.0), scene, t, i, view
+        )
+    if scene.rain:
+        draw_rain(d, scene, t)
     return img
 
 # %% ../nbs/12_toystreet.ipynb #51eff5db
 def render_frames(
     scene: Scene,
-    times,            # seconds
-    size: int = SIZE, # side in pixels; it must divide 192
-) -> np.ndarray:      # uint8 (T, size, size, 3)
+    times,  # seconds
+    size: int = SIZE,  # side in pixels; it must divide 192
+) -> np.ndarray:  # uint8 (T, size, size, 3)
     "The frames of a scene at the given times."
-    if CANVAS % size: raise BadInput(f"The street can be drawn at sizes that divide {CANVAS}, not at {size}.")
+    if CANVAS % size:
+        raise BadInput(f"The street can be drawn at sizes that divide {CANVAS}, not at {size}.")
     return np.stack([np.asarray(draw_frame(scene, float(t)).reduce(CANVAS // size)) for t in times])
 
 # %% ../nbs/12_toystreet.ipynb #5c7ff656
 N = int(SECONDS * SR)
-CONTROL = 16     # samples per step of a slow curve
+CONTROL = 16  # samples per step of a slow curve
+
 
 @functools.lru_cache(1)
 def noises() -> dict[str, np.ndarray]:
     "Half a minute of noise in each of ten colours, of unit power, made once."
-    rng, n = np.random.default_rng(11), 1 << 19; spectrum = np.fft.rfft(rng.standard_normal(n)); f = np.fft.rfftfreq(n, 1 / SR)
-    def band(lo, hi, slope=0.0): return (1 / (1 + (lo / np.maximum(f, 1)) ** 4)) / (1 + (f / hi) ** 4) * np.maximum(f, 20) ** slope
-    shapes = dict(low=band(30, 300, -0.5), mid=band(300, 1800), tyre=band(250, 1600, -0.3), roll=band(500, 3200), high=band(2500, 7800),
-                  hiss=band(800, 7600), white=np.ones_like(f), wind=band(40, 500, -1.0), traffic=band(50, 900, -0.7), rain=band(1500, 7000, -0.2))
+    rng, n = np.random.default_rng(11), 1 << 19
+    spectrum = np.fft.rfft(rng.standard_normal(n))
+    f = np.fft.rfftfreq(n, 1 / SR)
+
+    def band(lo, hi, slope=0.0):
+        return (
+            (1 / (1 + (lo / np.maximum(f, 1)) ** 4))
+            / (1 + (f / hi) ** 4)
+            * np.maximum(f, 20) ** slope
+        )
+
+    shapes = dict(
+        low=band(30, 300, -0.5),
+        mid=band(300, 1800),
+        tyre=band(250, 1600, -0.3),
+        roll=band(500, 3200),
+        high=band(2500, 7800),
+        hiss=band(800, 7600),
+        white=np.ones_like(f),
+        wind=band(40, 500, -1.0),
+        traffic=band(50, 900, -0.7),
+        rain=band(1500, 7000, -0.2),
+    )
     out = {}
     for name, shape in shapes.items():
-        w = np.fft.irfft(spectrum * shape, n); out[name] = (w / w.std()).astype(np.float32)
+        w = np.fft.irfft(spectrum * shape, n)
+        out[name] = (w / w.std()).astype(np.float32)
     return out
+
 
 def noise(name: str, rng, n: int = N) -> np.ndarray:
     "A piece of the noise `name` from a random place."
-    loop = noises()[name]; start = int(rng.integers(len(loop) - n))
-    return loop[start:start + n]
+    loop = noises()[name]
+    start = int(rng.integers(len(loop) - n))
+    return loop[start : start + n]
 
 # %% ../nbs/12_toystreet.ipynb #7a4fa5fd
 def slow(curve) -> np.ndarray:
     "A curve given every `CONTROL` samples, as samples."
     return np.repeat(np.asarray(curve, np.float32), CONTROL)
 
+
 def slow_time() -> np.ndarray:
     "The seconds at which a slow curve is given."
     return np.arange(N // CONTROL) * (CONTROL / SR)
+
 
 WAVE = 2048
 
 # %% ../nbs/12_toystreet.ipynb #c74d36d2
 def harmonics(amplitudes, phases=None) -> np.ndarray:
     "One period of a sound with these harmonics, of unit power."
-    spec = np.zeros(WAVE // 2 + 1, complex); k = len(amplitudes)
-    spec[1:k + 1] = np.asarray(amplitudes) * np.exp(1j * (np.arange(k) ** 2 * 0.7 if phases is None else phases))
-    w = np.fft.irfft(spec, WAVE); return (w / w.std()).astype(np.float32)
+    spec = np.zeros(WAVE // 2 + 1, complex)
+    k = len(amplitudes)
+    spec[1 : k + 1] = np.asarray(amplitudes) * np.exp(
+        1j * (np.arange(k) ** 2 * 0.7 if phases is None else phases)
+    )
+    w = np.fft.irfft(spec, WAVE)
+    return (w / w.std()).astype(np.float32)
+
 
 def phase_of(frequency) -> np.ndarray:
     "Running phase in periods for a frequency curve given every `CONTROL` samples."
-    step = np.asarray(frequency, np.float64) * (CONTROL / SR); start = np.concatenate(([0.0], np.cumsum(step)[:-1]))
+    step = np.asarray(frequency, np.float64) * (CONTROL / SR)
+    start = np.concatenate(([0.0], np.cumsum(step)[:-1]))
     return (start[:, None] + step[:, None] * (np.arange(CONTROL) / CONTROL)).ravel()
+
 
 def play(table: np.ndarray, phase: np.ndarray) -> np.ndarray:
     "The sound whose one period is `table`, at a running phase."
@@ -526,116 +872,206 @@ def play(table: np.ndarray, phase: np.ndarray) -> np.ndarray:
 def place_into(out: np.ndarray, start: float, piece: np.ndarray) -> None:
     "Adds a piece of sound that begins at `start` seconds."
     a = int(start * SR)
-    if a < len(out): out[a:a + len(piece)] += piece[:len(out) - a]
+    if a < len(out):
+        out[a : a + len(piece)] += piece[: len(out) - a]
+
 
 def decay(seconds: float, length: float) -> np.ndarray:
     "An exponential decay with time constant `seconds`, `length` seconds long."
     return np.exp(-np.arange(int(length * SR)) / (SR * seconds)).astype(np.float32)
 
+
 def resonances(f0: float, peaks, top: float = 5000.0, tilt: float = 1.0) -> np.ndarray:
     "One period of a voice of pitch `f0` with formants at (frequency, width, gain)."
-    k = np.arange(1, max(2, int(min(top, 7500) / f0)) + 1); f = k * f0
-    return harmonics(sum(g / (1 + ((f - c) / w) ** 2) for c, w, g in peaks) / k ** tilt)
+    k = np.arange(1, max(2, int(min(top, 7500) / f0)) + 1)
+    f = k * f0
+    return harmonics(sum(g / (1 + ((f - c) / w) ** 2) for c, w, g in peaks) / k**tilt)
 
 # %% ../nbs/12_toystreet.ipynb #9c05f938
 # a, i, u, e, o: three formants each as (frequency in Hz, width in Hz, gain)
-VOWELS = (((730, 90, 1), (1090, 110, .5), (2440, 160, .25)), ((270, 60, 1), (2290, 140, .3), (3010, 180, .2)),
-          ((300, 60, 1), (870, 100, .4), (2240, 160, .1)),
-          ((530, 80, 1), (1840, 130, .4), (2480, 170, .25)), ((570, 80, 1), (840, 100, .5), (2410, 160, .1)))
+VOWELS = (
+    ((730, 90, 1), (1090, 110, 0.5), (2440, 160, 0.25)),
+    ((270, 60, 1), (2290, 140, 0.3), (3010, 180, 0.2)),
+    ((300, 60, 1), (870, 100, 0.4), (2240, 160, 0.1)),
+    ((530, 80, 1), (1840, 130, 0.4), (2480, 170, 0.25)),
+    ((570, 80, 1), (840, 100, 0.5), (2410, 160, 0.1)),
+)
+
 
 def voice(scene, rng, f0: float, stretch: float) -> np.ndarray:
     "Syllables: every one has a vowel and a falling pitch; some begin with a hiss."
-    out, tables = np.zeros(N, np.float32), {}; start, length, who = events(scene)
+    out, tables = np.zeros(N, np.float32), {}
+    start, length, who = events(scene)
     for s, n, i in zip(start, length, who):
-        own = f0 * (1, 1.22, 0.84)[i]; pitch = own * rng.uniform(0.92, 1.1); v = int(rng.integers(len(VOWELS))); m = int(n * SR)
-        if (v, i) not in tables: tables[v, i] = resonances(own, [(c * stretch, w, g) for c, w, g in VOWELS[v]], 4500, 0.6)
-        x = np.arange(m) / m; phase = np.cumsum(pitch * (1.08 - 0.2 * x)) / SR
-        place_into(out, s, play(tables[v, i], phase) * np.sin(np.pi * x ** 0.7).astype(np.float32))
-        if rng.random() < 0.4: place_into(out, s - 0.05 if s > 0.05 else s, 0.5 * noise("high", rng, 900) * np.hanning(900).astype(np.float32))
+        own = f0 * (1, 1.22, 0.84)[i]
+        pitch = own * rng.uniform(0.92, 1.1)
+        v = int(rng.integers(len(VOWELS)))
+        m = int(n * SR)
+        if (v, i) not in tables:
+            tables[v, i] = resonances(
+                own, [(c * stretch, w, g) for c, w, g in VOWELS[v]], 4500, 0.6
+            )
+        x = np.arange(m) / m
+        phase = np.cumsum(pitch * (1.08 - 0.2 * x)) / SR
+        place_into(out, s, play(tables[v, i], phase) * np.sin(np.pi * x**0.7).astype(np.float32))
+        if rng.random() < 0.4:
+            place_into(
+                out,
+                s - 0.05 if s > 0.05 else s,
+                0.5 * noise("high", rng, 900) * np.hanning(900).astype(np.float32),
+            )
     return out
 
-def sound_woman(scene, rng): return voice(scene, rng, 205 * 2 ** (0.25 * scene.pitch), 1.15)
 
-def sound_man(scene, rng): return voice(scene, rng, 108 * 2 ** (0.25 * scene.pitch), 0.95)
+def sound_woman(scene, rng):
+    return voice(scene, rng, 205 * 2 ** (0.25 * scene.pitch), 1.15)
+
+
+def sound_man(scene, rng):
+    return voice(scene, rng, 108 * 2 ** (0.25 * scene.pitch), 0.95)
 
 # %% ../nbs/12_toystreet.ipynb #c0cf893c
 @functools.lru_cache(1)
 def babble() -> np.ndarray:
     "Sixteen seconds of many voices at once, made once."
-    rng = np.random.default_rng(5); n = 16 * SR; out = np.zeros(n + SR, np.float32)
+    rng = np.random.default_rng(5)
+    n = 16 * SR
+    out = np.zeros(n + SR, np.float32)
     for _ in range(700):
-        f0 = rng.choice((110, 210)) * 2 ** rng.uniform(-0.4, 0.4); m = int(rng.uniform(0.12, 0.35) * SR)
-        x = np.arange(m) / m; table = resonances(f0, VOWELS[rng.integers(5)], 4500, 0.6)
-        place_into(out, rng.uniform(0, 16), play(table, np.cumsum(f0 * (1.05 - 0.15 * x)) / SR) * np.sin(np.pi * x).astype(np.float32))
-    out = out[:n]; return out / out.std()
+        f0 = rng.choice((110, 210)) * 2 ** rng.uniform(-0.4, 0.4)
+        m = int(rng.uniform(0.12, 0.35) * SR)
+        x = np.arange(m) / m
+        table = resonances(f0, VOWELS[rng.integers(5)], 4500, 0.6)
+        place_into(
+            out,
+            rng.uniform(0, 16),
+            play(table, np.cumsum(f0 * (1.05 - 0.15 * x)) / SR)
+            * np.sin(np.pi * x).astype(np.float32),
+        )
+    out = out[:n]
+    return out / out.std()
+
 
 def sound_crowd(scene, rng):
-    at = (rng.uniform(0, 5 * SR) + np.arange(N) * 2 ** (0.12 * scene.pitch)).astype(np.int64) % (16 * SR)
+    at = (rng.uniform(0, 5 * SR) + np.arange(N) * 2 ** (0.12 * scene.pitch)).astype(np.int64) % (
+        16 * SR
+    )
     swell = slow(1 + 0.25 * np.sin(2 * np.pi * 0.2 * slow_time() + 6 * rng.random()))
     return babble()[at] * swell + 0.25 * noise("mid", rng)
 
 # %% ../nbs/12_toystreet.ipynb #c5dbef92
 def sound_bus(scene, rng):
-    f = 38 * 2 ** (0.3 * scene.pitch) * (1 + 0.12 * np.sin(2 * np.pi * 0.13 * slow_time() + 6 * rng.random()))
-    engine = play(harmonics(1 / np.arange(1, 40) ** 0.7), phase_of(f)); rough = 1 + 0.5 * play(harmonics([1]), phase_of(f / 2))
+    f = (
+        38
+        * 2 ** (0.3 * scene.pitch)
+        * (1 + 0.12 * np.sin(2 * np.pi * 0.13 * slow_time() + 6 * rng.random()))
+    )
+    engine = play(harmonics(1 / np.arange(1, 40) ** 0.7), phase_of(f))
+    rough = 1 + 0.5 * play(harmonics([1]), phase_of(f / 2))
     out = engine * rough + 1.2 * noise("low", rng)
-    for _ in range(2): place_into(out, rng.uniform(1, 8), 1.6 * noise("high", rng, SR) * np.hanning(SR).astype(np.float32))
+    for _ in range(2):
+        place_into(
+            out, rng.uniform(1, 8), 1.6 * noise("high", rng, SR) * np.hanning(SR).astype(np.float32)
+        )
     return out
 
 # %% ../nbs/12_toystreet.ipynb #2a84f208
 def sound_engine(scene, rng):
-    start, length, _ = events(scene); t = slow_time(); f = np.full(len(t), 1.0)
-    for s, n in zip(start, length): f += 2.0 * np.clip((t - s) / (0.6 * n), 0, 1) * np.clip((s + 1.25 * n - t) / (0.65 * n), 0, 1)
-    phase = phase_of(62 * 2 ** (0.3 * scene.pitch) * f); loud = slow(0.35 + 0.4 * (f - 1))
-    motor = play(harmonics(1 / np.arange(1, 36) ** 0.55), phase) + 0.5 * play(harmonics([0, 1, 0, 1, 0, 1]), phase / 2)
+    start, length, _ = events(scene)
+    t = slow_time()
+    f = np.full(len(t), 1.0)
+    for s, n in zip(start, length):
+        f += (
+            2.0
+            * np.clip((t - s) / (0.6 * n), 0, 1)
+            * np.clip((s + 1.25 * n - t) / (0.65 * n), 0, 1)
+        )
+    phase = phase_of(62 * 2 ** (0.3 * scene.pitch) * f)
+    loud = slow(0.35 + 0.4 * (f - 1))
+    motor = play(harmonics(1 / np.arange(1, 36) ** 0.55), phase) + 0.5 * play(
+        harmonics([0, 1, 0, 1, 0, 1]), phase / 2
+    )
     return loud * (motor + 0.5 * noise("tyre", rng))
 
 # %% ../nbs/12_toystreet.ipynb #af899c4b
 def sound_motorcycle(scene, rng):
-    t = slow_time(); gear = 1 + 0.35 * ((t * (0.18 + 0.1 * scene.speed) + rng.random()) % 1)
+    t = slow_time()
+    gear = 1 + 0.35 * ((t * (0.18 + 0.1 * scene.speed) + rng.random()) % 1)
     phase = phase_of(96 * 2 ** (0.3 * scene.pitch) * gear)
-    put = play(harmonics(np.exp(-np.arange(1, 60) / 30), np.zeros(59)), phase); beat = 0.6 + 0.4 * play(harmonics([1]), phase / 2)
+    put = play(harmonics(np.exp(-np.arange(1, 60) / 30), np.zeros(59)), phase)
+    beat = 0.6 + 0.4 * play(harmonics([1]), phase / 2)
     return put * beat + 0.3 * noise("roll", rng)
 
 # %% ../nbs/12_toystreet.ipynb #208b4cf1
 def sound_police(scene, rng):
-    t, kind = slow_time(), int(rng.integers(3)); base = 2 ** (0.2 * scene.pitch); tempo = 2 ** (0.3 * scene.rhythm)
-    if kind == 0: f = 950 - 400 * np.cos(2 * np.pi * 0.25 * tempo * t)
-    elif kind == 1: f = 700 + 800 * ((2.8 * tempo * t) % 1)
-    else: f = np.where((1.1 * tempo * t) % 1 < 0.5, 660.0, 880.0)
+    t, kind = slow_time(), int(rng.integers(3))
+    base = 2 ** (0.2 * scene.pitch)
+    tempo = 2 ** (0.3 * scene.rhythm)
+    if kind == 0:
+        f = 950 - 400 * np.cos(2 * np.pi * 0.25 * tempo * t)
+    elif kind == 1:
+        f = 700 + 800 * ((2.8 * tempo * t) % 1)
+    else:
+        f = np.where((1.1 * tempo * t) % 1 < 0.5, 660.0, 880.0)
     return play(harmonics([1, 0.5, 0.35, 0.15]), phase_of(base * f)) + 0.12 * noise("tyre", rng)
 
 # %% ../nbs/12_toystreet.ipynb #4e974697
 def sound_car(scene, rng):
-    x = 1.6 * (slow_time() - 5 - 0.8 * scene.place) / 3; near = 1 / (1 + x ** 2 * 3)
-    hum = play(harmonics(1 / np.arange(1, 12)), phase_of(85 * 2 ** (0.3 * scene.pitch) * (1 - 0.06 * np.tanh(2 * x))))
-    return (noise("tyre", rng) + 0.5 * hum) * slow(0.12 + near) + 0.5 * noise("high", rng) * slow(near ** 2)
+    x = 1.6 * (slow_time() - 5 - 0.8 * scene.place) / 3
+    near = 1 / (1 + x**2 * 3)
+    hum = play(
+        harmonics(1 / np.arange(1, 12)),
+        phase_of(85 * 2 ** (0.3 * scene.pitch) * (1 - 0.06 * np.tanh(2 * x))),
+    )
+    return (noise("tyre", rng) + 0.5 * hum) * slow(0.12 + near) + 0.5 * noise("high", rng) * slow(
+        near**2
+    )
 
 # %% ../nbs/12_toystreet.ipynb #63c77a9c
 def sound_dog(scene, rng):
-    out = np.zeros(N, np.float32); start, length, who = events(scene)
+    out = np.zeros(N, np.float32)
+    start, length, who = events(scene)
     for s, n, i in zip(start, length, who):
-        m = int(n * SR); x = np.arange(m) / m; f0 = 330 * 2 ** (0.5 * scene.pitch) * (1, 0.72, 1.4)[i]
-        phase = np.cumsum(f0 * (0.85 + 0.6 * np.sin(np.pi * x ** 0.6))) / SR
-        piece = play(resonances(f0, ((700, 250, 1), (1500, 300, .6), (2700, 500, .3)), 6000, 0.5), phase) + 0.4 * noise("hiss", rng, m)
+        m = int(n * SR)
+        x = np.arange(m) / m
+        f0 = 330 * 2 ** (0.5 * scene.pitch) * (1, 0.72, 1.4)[i]
+        phase = np.cumsum(f0 * (0.85 + 0.6 * np.sin(np.pi * x**0.6))) / SR
+        piece = play(
+            resonances(f0, ((700, 250, 1), (1500, 300, 0.6), (2700, 500, 0.3)), 6000, 0.5), phase
+        ) + 0.4 * noise("hiss", rng, m)
         place_into(out, s, piece * (np.minimum(1, x / 0.08) * (1 - x) ** 0.8).astype(np.float32))
     return out
 
 # %% ../nbs/12_toystreet.ipynb #20d771c5
 def sound_horn(scene, rng):
-    start, length, _ = events(scene); t = slow_time(); on = np.zeros(len(t), np.float32)
-    for s, n in zip(start, length): on = np.maximum(on, np.clip((t - s) / 0.02, 0, 1) * np.clip((s + n - t) / 0.04, 0, 1))
-    f = 370 * 2 ** (0.3 * scene.pitch); table = harmonics(1 / np.arange(1, 16) ** 0.6)
-    one = play(table, phase_of(np.full(len(t), f))) + play(table, phase_of(np.full(len(t), 1.26 * f)))
+    start, length, _ = events(scene)
+    t = slow_time()
+    on = np.zeros(len(t), np.float32)
+    for s, n in zip(start, length):
+        on = np.maximum(on, np.clip((t - s) / 0.02, 0, 1) * np.clip((s + n - t) / 0.04, 0, 1))
+    f = 370 * 2 ** (0.3 * scene.pitch)
+    table = harmonics(1 / np.arange(1, 16) ** 0.6)
+    one = play(table, phase_of(np.full(len(t), f))) + play(
+        table, phase_of(np.full(len(t), 1.26 * f))
+    )
     return one * slow(on)
 
 # %% ../nbs/12_toystreet.ipynb #7a338ac8
 def sound_hammer(scene, rng):
-    out = np.zeros(N, np.float32); start, _, who = events(scene)
+    out = np.zeros(N, np.float32)
+    start, _, who = events(scene)
     for s, i in zip(start, who):
-        f = 900 * 2 ** (0.4 * scene.pitch) * (1, 1.3, 0.77)[i]; env = decay(0.03, 0.16); x = np.arange(len(env)) / SR
+        f = 900 * 2 ** (0.4 * scene.pitch) * (1, 1.3, 0.77)[i]
+        env = decay(0.03, 0.16)
+        x = np.arange(len(env)) / SR
         ring = sum(np.sin(2 * np.pi * f * r * x) * g for r, g in ((1, 1), (2.76, 0.6), (5.4, 0.3)))
-        place_into(out, s, ((ring * env) + 2.5 * noise("white", rng, len(env)) * decay(0.004, 0.16)).astype(np.float32))
+        place_into(
+            out,
+            s,
+            ((ring * env) + 2.5 * noise("white", rng, len(env)) * decay(0.004, 0.16)).astype(
+                np.float32
+            ),
+        )
     return 2 * out
 
 # %% ../nbs/12_toystreet.ipynb #35a2a595
@@ -643,36 +1079,67 @@ def sound_skateboard(scene, rng):
     out = 0.5 * noise("roll", rng) * slow(1 + 0.3 * np.sin(2 * np.pi * 0.7 * slow_time()))
     start, _, who = events(scene)
     for s, i in zip(start, who):
-        for lag in (0.0, 0.09): place_into(out, s + lag, 3.5 * noise("mid", rng, 1200) * decay(0.012, 0.075) * (1, 0.8, 1.2)[i])
+        for lag in (0.0, 0.09):
+            place_into(
+                out, s + lag, 3.5 * noise("mid", rng, 1200) * decay(0.012, 0.075) * (1, 0.8, 1.2)[i]
+            )
     return out
 
 # %% ../nbs/12_toystreet.ipynb #f424695a
 def sound_chime(scene, rng):
-    out, tubes = np.zeros(N, np.float32), {}; start, length, who = events(scene); scale = np.array((1, 1.125, 1.25, 1.5, 1.6875))
+    out, tubes = np.zeros(N, np.float32), {}
+    start, length, who = events(scene)
+    scale = np.array((1, 1.125, 1.25, 1.5, 1.6875))
     for s, n, i in zip(start, length, who):
         f = 1150 * 2 ** (0.35 * scene.pitch) * (1, 1.35, 0.8)[i] * scale[rng.integers(5)]
-        env = decay(0.35 * n, 1.4); x = np.arange(len(env)) / SR
-        if f not in tubes: tubes[f] = np.sin(2 * np.pi * f * x), 0.5 * np.sin(2 * np.pi * 2.756 * f * x)
+        env = decay(0.35 * n, 1.4)
+        x = np.arange(len(env)) / SR
+        if f not in tubes:
+            tubes[f] = np.sin(2 * np.pi * f * x), 0.5 * np.sin(2 * np.pi * 2.756 * f * x)
         ring = env * (tubes[f][0] + tubes[f][1] * env)
         place_into(out, s, ring.astype(np.float32) * rng.uniform(0.5, 1))
     return out
 
 # %% ../nbs/12_toystreet.ipynb #76f459a9
 def sound_eating(scene, rng):
-    out = np.zeros(N, np.float32); start, length, _ = events(scene)
+    out = np.zeros(N, np.float32)
+    start, length, _ = events(scene)
     for s, n in zip(start, length):
         for at in np.sort(rng.uniform(0, n, 7)):
             m = int(rng.uniform(0.008, 0.03) * SR)
-            place_into(out, s + at, rng.uniform(0.4, 1) * noise("hiss", rng, m) * np.hanning(m).astype(np.float32))
+            place_into(
+                out,
+                s + at,
+                rng.uniform(0.4, 1) * noise("hiss", rng, m) * np.hanning(m).astype(np.float32),
+            )
         if rng.random() < 0.3:
-            f = 3600 * 2 ** (0.2 * scene.pitch) * rng.uniform(0.9, 1.1); env = decay(0.05, 0.25)
-            place_into(out, s + n, (0.6 * env * np.sin(2 * np.pi * f * np.arange(len(env)) / SR)).astype(np.float32))
+            f = 3600 * 2 ** (0.2 * scene.pitch) * rng.uniform(0.9, 1.1)
+            env = decay(0.05, 0.25)
+            place_into(
+                out,
+                s + n,
+                (0.6 * env * np.sin(2 * np.pi * f * np.arange(len(env)) / SR)).astype(np.float32),
+            )
     return out
 
 # %% ../nbs/12_toystreet.ipynb #11542c11
-SOUNDS = {BUS: sound_bus, ENGINE: sound_engine, MOTORCYCLE: sound_motorcycle, CROWD: sound_crowd, POLICE: sound_police, WOMAN: sound_woman,
-          MAN: sound_man, SKATEBOARD: sound_skateboard, DOG: sound_dog, CAR: sound_car, HAMMER: sound_hammer, CHIME: sound_chime,
-          EATING: sound_eating, HORN: sound_horn}
+SOUNDS = {
+    BUS: sound_bus,
+    ENGINE: sound_engine,
+    MOTORCYCLE: sound_motorcycle,
+    CROWD: sound_crowd,
+    POLICE: sound_police,
+    WOMAN: sound_woman,
+    MAN: sound_man,
+    SKATEBOARD: sound_skateboard,
+    DOG: sound_dog,
+    CAR: sound_car,
+    HAMMER: sound_hammer,
+    CHIME: sound_chime,
+    EATING: sound_eating,
+    HORN: sound_horn,
+}
+
 
 def db(x) -> float:
     "The factor of so many decibels."
@@ -683,18 +1150,27 @@ def background(scene: Scene, rng) -> np.ndarray:
     "What is heard whatever happens: wind, traffic or hum, rain, crickets."
     name = ("wind", "traffic", "low")[scene.noise_kind]
     out = noise(name, rng) * np.float32(db(-47 + 5 * scene.noise))
-    if scene.rain: out = out + noise("rain", rng) * np.float32(db(-38 + 2 * scene.noise))
+    if scene.rain:
+        out = out + noise("rain", rng) * np.float32(db(-38 + 2 * scene.noise))
     if scene.night:
-        t = slow_time(); chirp = slow(((t * (2.1 + 0.5 * rng.random())) % 1 < 0.3) * (0.5 + 0.5 * np.sin(2 * np.pi * 28 * t)))
-        out = out + db(-44) * chirp * play(harmonics([1]), phase_of(np.full(len(t), 4300 + 500 * rng.random())))
+        t = slow_time()
+        chirp = slow(
+            ((t * (2.1 + 0.5 * rng.random())) % 1 < 0.3) * (0.5 + 0.5 * np.sin(2 * np.pi * 28 * t))
+        )
+        out = out + db(-44) * chirp * play(
+            harmonics([1]), phase_of(np.full(len(t), 4300 + 500 * rng.random()))
+        )
     return out
 
 # %% ../nbs/12_toystreet.ipynb #611f490b
 def source_sound(scene: Scene, rng) -> np.ndarray:
     "The sound of the source alone, as loud as it arrives."
     out = SOUNDS[scene.label](scene, rng)
-    out = out / np.sqrt(np.quantile(np.square(out).reshape(-1, SR // 10).mean(1), 0.9) + 1e-9)       # its loud moments have power 1
-    if not scene.near: out = np.convolve(out, np.float32((0.25, 0.5, 0.25)), "same")
+    out = out / np.sqrt(
+        np.quantile(np.square(out).reshape(-1, SR // 10).mean(1), 0.9) + 1e-9
+    )  # its loud moments have power 1
+    if not scene.near:
+        out = np.convolve(out, np.float32((0.25, 0.5, 0.25)), "same")
     if scene.motion in ("towards", "away"):
         rise = 12 if scene.motion == "towards" else -12
         out = out * slow(10 ** (rise * (slow_time() / SECONDS - 0.5) / 20))
@@ -704,13 +1180,16 @@ def source_sound(scene: Scene, rng) -> np.ndarray:
 def render_sound(
     scene: Scene,
     seconds: float = SECONDS,  # at most ten
-    sr: int = SR,              # 16,000
-) -> np.ndarray:               # float32 (N,) in [-1, 1]
+    sr: int = SR,  # 16,000
+) -> np.ndarray:  # float32 (N,) in [-1, 1]
     "The sound of a scene: the source, if it is heard, over the background, which never stops."
-    if sr != SR or not 0 < seconds <= SECONDS: raise BadInput(f"The street sounds at {SR} Hz for at most {SECONDS:g} s.")
-    rng = scene.rng(2); out = background(scene, rng)
-    if scene.heard: out = out + source_sound(scene, rng)
-    return np.clip(out, -0.99, 0.99)[:int(seconds * SR)].astype(np.float32)
+    if sr != SR or not 0 < seconds <= SECONDS:
+        raise BadInput(f"The street sounds at {SR} Hz for at most {SECONDS:g} s.")
+    rng = scene.rng(2)
+    out = background(scene, rng)
+    if scene.heard:
+        out = out + source_sound(scene, rng)
+    return np.clip(out, -0.99, 0.99)[: int(seconds * SR)].astype(np.float32)
 
 # %% ../nbs/12_toystreet.ipynb #2a16fcfc
 def street_clip(
@@ -718,30 +1197,61 @@ def street_clip(
     clip: ClipSpec = ClipSpec(),
 ) -> tuple[np.ndarray, np.ndarray]:  # uint8 (frames, size, size, 3), float32 (samples,)
     "What decoding the scene's mp4 file would give, within a few grey levels, without making the file."
-    return render_frames(scene, np.arange(clip.frames) / clip.fps, clip.size), render_sound(scene, clip.seconds, clip.sr)
+    return render_frames(scene, np.arange(clip.frames) / clip.fps, clip.size), render_sound(
+        scene, clip.seconds, clip.sr
+    )
 
 # %% ../nbs/12_toystreet.ipynb #de5e37ad
 def write_scene(scene: Scene, path) -> Path:
     "Writes the scene as a real mp4 file, 96 x 96 pixels, 8 frames per second, ten seconds, with sound."
-    write_clip(path, render_frames(scene, np.arange(int(SECONDS * FPS)) / FPS), render_sound(scene), FPS, SR)
+    write_clip(
+        path,
+        render_frames(scene, np.arange(int(SECONDS * FPS)) / FPS),
+        render_sound(scene),
+        FPS,
+        SR,
+    )
     return Path(path)
 
 # %% ../nbs/12_toystreet.ipynb #589edafd
 class StreetClips:
     "A sequence of street clips for the curation: clip `i` is made when it is asked for."
-    def __init__(self, split: str = "train", n: int = 1000, seed: int = 0, clip: ClipSpec = ClipSpec(), captions: int = 4):
-        if n < 1: raise BadInput(f"A street of {n} clips is empty; ask for at least one.")
-        street_seed(split, n - 1, seed); self.split, self.n, self.seed, self.clip, self.captions = split, n, seed, clip, captions
 
-    def __len__(self) -> int: return self.n
-    def scene(self, i: int) -> Scene: return sample_scene(street_seed(self.split, i, self.seed))
+    def __init__(
+        self,
+        split: str = "train",
+        n: int = 1000,
+        seed: int = 0,
+        clip: ClipSpec = ClipSpec(),
+        captions: int = 4,
+    ):
+        if n < 1:
+            raise BadInput(f"A street of {n} clips is empty; ask for at least one.")
+        street_seed(split, n - 1, seed)
+        self.split, self.n, self.seed, self.clip, self.captions = split, n, seed, clip, captions
+
+    def __len__(self) -> int:
+        return self.n
+
+    def scene(self, i: int) -> Scene:
+        return sample_scene(street_seed(self.split, i, self.seed))
 
     def __getitem__(self, i: int) -> dict:
-        if not 0 <= i < self.n: raise IndexError(i)
-        scene = self.scene(i); frames, wave = street_clip(scene, self.clip)
-        return dict(key=scene.key, frames=frames, wave=wave, label=scene.label, attributes=scene.attributes,
-                    captions=tuple(write_captions(scene.attributes, self.captions, scene.seed)), group=scene.key, split=self.split,
-                    source=f"toy street {WORLD_VERSION}")
+        if not 0 <= i < self.n:
+            raise IndexError(i)
+        scene = self.scene(i)
+        frames, wave = street_clip(scene, self.clip)
+        return dict(
+            key=scene.key,
+            frames=frames,
+            wave=wave,
+            label=scene.label,
+            attributes=scene.attributes,
+            captions=tuple(write_captions(scene.attributes, self.captions, scene.seed)),
+            group=scene.key,
+            split=self.split,
+            source=f"toy street {WORLD_VERSION}",
+        )
 
 # %% ../nbs/12_toystreet.ipynb #4ee373a7
 def street_clips(split: str, n: int, seed: int = 0):
@@ -752,44 +1262,65 @@ def street_clips(split: str, n: int, seed: int = 0):
 # %% ../nbs/12_toystreet.ipynb #e437d8b4
 def write_street_file(job: tuple) -> dict:
     "Writes one clip, unless it is there, and returns its row of `truth.csv`."
-    folder, seed, split, captions = job; scene = sample_scene(seed); name = f"{scene.key}.mp4"
-    if not (Path(folder) / name).exists(): write_scene(scene, Path(folder) / name)
+    folder, seed, split, captions = job
+    scene = sample_scene(seed)
+    name = f"{scene.key}.mp4"
+    if not (Path(folder) / name).exists():
+        write_scene(scene, Path(folder) / name)
     a = scene.attributes
-    return dict(file=name, label=scene.label, group=scene.key, split=split, captions=json.dumps(write_captions(a, captions, seed)),
-                attributes=json.dumps(a.to_dict()), seen=scene.seen, heard=scene.heard)
+    return dict(
+        file=name,
+        label=scene.label,
+        group=scene.key,
+        split=split,
+        captions=json.dumps(write_captions(a, captions, seed)),
+        attributes=json.dumps(a.to_dict()),
+        seen=scene.seen,
+        heard=scene.heard,
+    )
 
 # %% ../nbs/12_toystreet.ipynb #beb75f02
 def _processes():
     "How worker processes begin: as copies where that is safe, which spares them the seconds of importing torch."
     return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
+
 def _claim(folder: Path, split: str, seed: int) -> None:
     "Marks a folder as one of this world; another world's files must not be mixed in."
     mark, ours = folder / "street.json", dict(world_version=WORLD_VERSION, split=split, seed=seed)
     if mark.exists() and read_json(mark) != ours:
-        raise ConfigMismatch(f"{folder}: it holds another street ({read_json(mark)}); choose an empty folder.")
+        raise ConfigMismatch(
+            f"{folder}: it holds another street ({read_json(mark)}); choose an empty folder."
+        )
     write_json(mark, ours)
 
 # %% ../nbs/12_toystreet.ipynb #802d57d7
 def write_street(
-    folder,               # where the files and `truth.csv` go
+    folder,  # where the files and `truth.csv` go
     n: int,
-    seed: int = 0,        # base seed
+    seed: int = 0,  # base seed
     workers: int = 2,
-    start: int = 0,       # number of the first clip
+    start: int = 0,  # number of the first clip
     split: str = "test",  # whose seeds are used
-    captions: int = 4,    # reference sentences per clip
+    captions: int = 4,  # reference sentences per clip
 ) -> Path:
     "Writes `n` clips as mp4 files with a `truth.csv`; files that are there already are kept, so that it can be stopped and started."
     import csv, io
-    if n < 1: raise BadInput(f"A street of {n} clips is empty; ask for at least one.")
+
+    if n < 1:
+        raise BadInput(f"A street of {n} clips is empty; ask for at least one.")
     jobs = [(str(folder), street_seed(split, start + i, seed), split, captions) for i in range(n)]
-    folder = Path(folder); _claim(folder, split, seed)
-    if workers < 2: rows = [write_street_file(j) for j in progress(jobs, "street")]
+    folder = Path(folder)
+    _claim(folder, split, seed)
+    if workers < 2:
+        rows = [write_street_file(j) for j in progress(jobs, "street")]
     else:
         with ProcessPoolExecutor(workers, mp_context=_processes()) as pool:
             rows = list(progress(pool.map(write_street_file, jobs, chunksize=4), "street", total=n))
-    text = io.StringIO(newline=""); w = csv.DictWriter(text, rows[0], lineterminator="\n"); w.writeheader(); w.writerows(rows)
+    text = io.StringIO(newline="")
+    w = csv.DictWriter(text, rows[0], lineterminator="\n")
+    w.writeheader()
+    w.writerows(rows)
     atomic_write(folder / "truth.csv", text.getvalue())
     WORLD.save(folder)
     return folder
@@ -797,8 +1328,15 @@ def write_street(
 # %% ../nbs/12_toystreet.ipynb #244ff05b
 def attribute_targets(scenes) -> dict[str, np.ndarray]:
     "For each attribute the index of its value in `ATTRIBUTE_VALUES`, -1 where it cannot be perceived."
-    def index(values, v): return -1 if v is None else values.index(v)
-    return {name: np.array([index(values, getattr(s.attributes, name)) for s in scenes]) for name, values in ATTRIBUTE_VALUES.items()}
+
+    def index(values, v):
+        return -1 if v is None else values.index(v)
+
+    return {
+        name: np.array([index(values, getattr(s.attributes, name)) for s in scenes])
+        for name, values in ATTRIBUTE_VALUES.items()
+    }
+
 
 def split_answers(logits) -> dict:
     "The logits of each attribute."
@@ -808,102 +1346,208 @@ def split_answers(logits) -> dict:
 def picture_reader(width: int = 12):
     "A 3D-convolutional network from pixels with their place and time (B, 6, 16, 32, 32) to the logits of all attributes."
     from torch import nn
+
     w = width
-    def block(a, b, kernel, stride): return [nn.Conv3d(a, b, kernel, stride, [k // 2 for k in kernel], bias=False), nn.BatchNorm3d(b), nn.ReLU()]
+
+    def block(a, b, kernel, stride):
+        return [
+            nn.Conv3d(a, b, kernel, stride, [k // 2 for k in kernel], bias=False),
+            nn.BatchNorm3d(b),
+            nn.ReLU(),
+        ]
+
     return nn.Sequential(
-        *block(6, w, (1, 3, 3), (1, 2, 2)), *block(w, 2 * w, (3, 3, 3), (2, 2, 2)), *block(2 * w, 3 * w, (3, 3, 3), (1, 1, 1)),
-        *block(3 * w, 4 * w, (3, 3, 3), (2, 2, 2)), nn.AdaptiveAvgPool3d((4, 2, 2)), nn.Flatten(), nn.Dropout(0.1),
-        nn.Linear(64 * w, 128), nn.ReLU(), nn.Linear(128, sum(map(len, ATTRIBUTE_VALUES.values()))))
+        *block(6, w, (1, 3, 3), (1, 2, 2)),
+        *block(w, 2 * w, (3, 3, 3), (2, 2, 2)),
+        *block(2 * w, 3 * w, (3, 3, 3), (1, 1, 1)),
+        *block(3 * w, 4 * w, (3, 3, 3), (2, 2, 2)),
+        nn.AdaptiveAvgPool3d((4, 2, 2)),
+        nn.Flatten(),
+        nn.Dropout(0.1),
+        nn.Linear(64 * w, 128),
+        nn.ReLU(),
+        nn.Linear(128, sum(map(len, ATTRIBUTE_VALUES.values()))),
+    )
 
 # %% ../nbs/12_toystreet.ipynb #06e37912
 def sound_reader(width: int = 12):
     "A convolutional network from a spectrogram (B, 1, 64, 155) to the logits of all attributes."
     from torch import nn
+
     w = width
-    def block(a, b, stride): return [nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
+
+    def block(a, b, stride):
+        return [nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
+
     return nn.Sequential(
-        *block(1, w, 2), *block(w, 2 * w, 2), *block(2 * w, 4 * w, 2), *block(4 * w, 4 * w, (2, 1)), nn.AdaptiveAvgPool2d((4, 5)), nn.Flatten(),
-        nn.Dropout(0.1), nn.Linear(80 * w, 128), nn.ReLU(), nn.Linear(128, sum(map(len, ATTRIBUTE_VALUES.values()))))
+        *block(1, w, 2),
+        *block(w, 2 * w, 2),
+        *block(2 * w, 4 * w, 2),
+        *block(4 * w, 4 * w, (2, 1)),
+        nn.AdaptiveAvgPool2d((4, 5)),
+        nn.Flatten(),
+        nn.Dropout(0.1),
+        nn.Linear(80 * w, 128),
+        nn.ReLU(),
+        nn.Linear(128, sum(map(len, ATTRIBUTE_VALUES.values()))),
+    )
 
 # %% ../nbs/12_toystreet.ipynb #428f3abf
 def picture_input(frames: np.ndarray):
     "Float32 (B, 6, T, H, W): the colours in [-1, 1], and time, row and column."
     import torch
+
     x = torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-    b, _, *shape = x.shape; axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in shape), indexing="ij")
+    b, _, *shape = x.shape
+    axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in shape), indexing="ij")
     return torch.cat([x, torch.stack(axes).expand(b, 3, *shape)], 1)
+
 
 def plain_spectrogram(wave: np.ndarray) -> np.ndarray:
     "Float16 (1, 64, 155): mean power in 64 bands of 125 Hz and steps of 64 ms, in units of 20 dB around -20 dB."
-    cut = wave[:len(wave) // 512 * 512].reshape(-1, 512); cut = np.concatenate([cut[:-1], cut[1:]], 1) * np.hanning(1024).astype(np.float32)
-    power = np.square(np.abs(np.fft.rfft(cut)))[:, :512].reshape(len(cut), 64, 8).mean(2)[:len(cut) // 2 * 2].reshape(-1, 2, 64).mean(1)
+    cut = wave[: len(wave) // 512 * 512].reshape(-1, 512)
+    cut = np.concatenate([cut[:-1], cut[1:]], 1) * np.hanning(1024).astype(np.float32)
+    power = (
+        np.square(np.abs(np.fft.rfft(cut)))[:, :512]
+        .reshape(len(cut), 64, 8)
+        .mean(2)[: len(cut) // 2 * 2]
+        .reshape(-1, 2, 64)
+        .mean(1)
+    )
     return (np.log10(power + 1e-6) / 2 + 1).T[None].astype(np.float16)
 
 # %% ../nbs/12_toystreet.ipynb #1fe5b336
 def sense_of(job: tuple) -> np.ndarray:
     "What the reader of a sense gets of a scene; `job` is (scene, sense)."
     scene, sense = job
-    return render_frames(scene, np.arange(16) / 1.6, 32) if sense == "picture" else plain_spectrogram(render_sound(scene))
+    return (
+        render_frames(scene, np.arange(16) / 1.6, 32)
+        if sense == "picture"
+        else plain_spectrogram(render_sound(scene))
+    )
+
 
 def examples(split: str, n: int, seed: int, sense: str, workers: int = 2) -> tuple:
     "(arrays, scenes) of `n` clips of a split, for the sense `picture` or `sound`."
-    scenes = [sample_scene(street_seed(split, i, seed)) for i in range(n)]; jobs = [(s, sense) for s in scenes]
-    if workers < 2: return np.stack([sense_of(j) for j in progress(jobs, sense)]), scenes
+    scenes = [sample_scene(street_seed(split, i, seed)) for i in range(n)]
+    jobs = [(s, sense) for s in scenes]
+    if workers < 2:
+        return np.stack([sense_of(j) for j in progress(jobs, sense)]), scenes
     with ProcessPoolExecutor(workers, mp_context=_processes()) as pool:
-        return np.stack(list(progress(pool.map(sense_of, jobs, chunksize=16), sense, total=n))), scenes
+        return np.stack(
+            list(progress(pool.map(sense_of, jobs, chunksize=16), sense, total=n))
+        ), scenes
 
 # %% ../nbs/12_toystreet.ipynb #6e74c412
-def fit_reader(net, prepare, x: np.ndarray, scenes, epochs: int = 10, batch_size: int = 32, lr: float = 3e-3):
+def fit_reader(
+    net, prepare, x: np.ndarray, scenes, epochs: int = 10, batch_size: int = 32, lr: float = 3e-3
+):
     "Trains a reader on arrays `x`; attributes that cannot be perceived do not count."
     import torch
     from torch.nn.functional import cross_entropy
     from scene4m.core import autocast
-    y = {k: torch.from_numpy(v) for k, v in attribute_targets(scenes).items()}; steps = epochs * -(-len(x) // batch_size)
-    opt = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.02); schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, steps)
+
+    y = {k: torch.from_numpy(v) for k, v in attribute_targets(scenes).items()}
+    steps = epochs * -(-len(x) // batch_size)
+    opt = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, steps)
     for _ in progress(range(epochs), "reader"):
         for rows in torch.randperm(len(x)).split(batch_size):
-            with autocast(): logits = net(prepare(x[rows.numpy()]))
-            loss = sum(cross_entropy(z, y[k][rows], ignore_index=-1, reduction="sum") for k, z in split_answers(logits.float()).items())
-            opt.zero_grad(); (loss / len(rows)).backward(); opt.step(); schedule.step()
+            with autocast():
+                logits = net(prepare(x[rows.numpy()]))
+            loss = sum(
+                cross_entropy(z, y[k][rows], ignore_index=-1, reduction="sum")
+                for k, z in split_answers(logits.float()).items()
+            )
+            opt.zero_grad()
+            (loss / len(rows)).backward()
+            opt.step()
+            schedule.step()
     return net.eval()
 
 # %% ../nbs/12_toystreet.ipynb #faf6cb0e
 def score_reader(net, prepare, x: np.ndarray, scenes, used: np.ndarray) -> dict:
     "Accuracy of every attribute where it can be perceived, on the clips of `used`, with n and the best constant answer. `on_screen`: on all clips."
     import torch
+
     out, truth = {}, attribute_targets(scenes)
-    with torch.no_grad(): logits = torch.cat([net(prepare(x[i:i + 64])) for i in range(0, len(x), 64)])
+    with torch.no_grad():
+        logits = torch.cat([net(prepare(x[i : i + 64])) for i in range(0, len(x), 64)])
     for name, z in split_answers(logits).items():
         here = truth[name] >= 0
-        if name != "on_screen": here &= used
+        if name != "on_screen":
+            here &= used
         y = truth[name][here]
-        if len(y): out[name] = dict(n=len(y), accuracy=float((z.argmax(1).numpy()[here] == y).mean()), chance=float(np.bincount(y).max() / len(y)))
+        if len(y):
+            out[name] = dict(
+                n=len(y),
+                accuracy=float((z.argmax(1).numpy()[here] == y).mean()),
+                chance=float(np.bincount(y).max() / len(y)),
+            )
     return out
 
 # %% ../nbs/12_toystreet.ipynb #59242016
 def pixel_ceiling(
-    n_train: int = 3000, n_test: int = 600, epochs: int = 10, seed: int = 0, workers: int = 2, test_split: str = "val", width: int = 12,
+    n_train: int = 3000,
+    n_test: int = 600,
+    epochs: int = 10,
+    seed: int = 0,
+    workers: int = 2,
+    test_split: str = "val",
+    width: int = 12,
 ) -> dict:
     "What a small network can tell from the pixels of clips with something to see: attribute → {n, accuracy, chance}."
     import torch
-    torch.manual_seed(seed); x, scenes = examples("train", n_train, seed, "picture", workers)
-    net = fit_reader(picture_reader(width), picture_input, x, scenes, epochs); x, scenes = examples(test_split, n_test, seed, "picture", workers)
+
+    torch.manual_seed(seed)
+    x, scenes = examples("train", n_train, seed, "picture", workers)
+    net = fit_reader(picture_reader(width), picture_input, x, scenes, epochs)
+    x, scenes = examples(test_split, n_test, seed, "picture", workers)
     return score_reader(net, picture_input, x, scenes, np.array([s.seen for s in scenes]))
 
 # %% ../nbs/12_toystreet.ipynb #873835f3
 def sound_ceiling(
-    n_train: int = 3000, n_test: int = 600, epochs: int = 10, seed: int = 0, workers: int = 2, test_split: str = "val", width: int = 12,
+    n_train: int = 3000,
+    n_test: int = 600,
+    epochs: int = 10,
+    seed: int = 0,
+    workers: int = 2,
+    test_split: str = "val",
+    width: int = 12,
 ) -> dict:
     "What a small network can tell from the spectrograms of clips with something to hear: attribute → {n, accuracy, chance}."
     import torch
-    def prepare(a): return torch.from_numpy(a).float()
-    torch.manual_seed(seed); x, scenes = examples("train", n_train, seed, "sound", workers)
-    net = fit_reader(sound_reader(width), prepare, x, scenes, epochs); x, scenes = examples(test_split, n_test, seed, "sound", workers)
+
+    def prepare(a):
+        return torch.from_numpy(a).float()
+
+    torch.manual_seed(seed)
+    x, scenes = examples("train", n_train, seed, "sound", workers)
+    net = fit_reader(sound_reader(width), prepare, x, scenes, epochs)
+    x, scenes = examples(test_split, n_test, seed, "sound", workers)
     return score_reader(net, prepare, x, scenes, np.array([s.heard for s in scenes]))
 
 # %% ../nbs/12_toystreet.ipynb #ce111960
 # share of right answers of `pixel_ceiling()` and of `sound_ceiling()`, where an attribute can be perceived
 CEILING = {
-    "picture": dict(label=0.98, colour=1.0, count=0.98, motion=1.0, night=1.0, rain=1.0, near=0.99, on_screen=1.0),
-    "sound": dict(label=0.996, colour=0.16, count=0.47, motion=0.68, night=0.95, rain=0.99, near=1.0, on_screen=0.79),
+    "picture": dict(
+        label=0.98,
+        colour=1.0,
+        count=0.98,
+        motion=1.0,
+        night=1.0,
+        rain=1.0,
+        near=0.99,
+        on_screen=1.0,
+    ),
+    "sound": dict(
+        label=0.996,
+        colour=0.16,
+        count=0.47,
+        motion=0.68,
+        night=0.95,
+        rain=0.99,
+        near=1.0,
+        on_screen=0.79,
+    ),
 }

@@ -29,101 +29,171 @@ from .metrics import attribute_accuracy
 
 # %% ../nbs/40_transfer.ipynb #c960cbc0
 def read_frames(
-    path,                # a video
-    n: int = 16,         # frames, evenly spread
-    size: int = 224,     # side in pixels
-    seconds: float = 10.0,   # of the beginning; a shorter clip is used whole
-) -> np.ndarray:         # uint8 (n, size, size, 3)
+    path,  # a video
+    n: int = 16,  # frames, evenly spread
+    size: int = 224,  # side in pixels
+    seconds: float = 10.0,  # of the beginning; a shorter clip is used whole
+) -> np.ndarray:  # uint8 (n, size, size, 3)
     "The frames that the study looks at. Raises `BadInput` where there is no picture."
-    length = min(probe(path).duration or read_clip(path, seconds=seconds).duration or seconds, seconds)
+    length = min(
+        probe(path).duration or read_clip(path, seconds=seconds).duration or seconds, seconds
+    )
     got = read_clip(path, specs=(FrameSpec(n, n / length, size),), seconds=length)
-    if not got.has_video: raise BadInput(f"{path}: there is no picture in it, and this study looks at frames only.")
+    if not got.has_video:
+        raise BadInput(f"{path}: there is no picture in it, and this study looks at frames only.")
     return got.frames
 
 # %% ../nbs/40_transfer.ipynb #cc29db3e
 BASE, SUMMARISER = "EPFL-VILAB/4M-7_B_CC12M", "google-t5/t5-small"
-MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])     # of ImageNet, which 4M's pixels are normalised with
+MEAN, DEVIATION = (
+    torch.tensor([0.485, 0.456, 0.406]),
+    torch.tensor([0.229, 0.224, 0.225]),
+)  # of ImageNet, which 4M's pixels are normalised with
 
-def see_pixels(frames: np.ndarray) -> dict:   # uint8 (B, H, W, 3)
+
+def see_pixels(frames: np.ndarray) -> dict:  # uint8 (B, H, W, 3)
     "Frames as something seen: a batch entry for a modality of raw pixels, all of its patches visible."
-    x = ((torch.from_numpy(np.asarray(frames)).float() / 255 - MEAN) / DEVIATION).permute(0, 3, 1, 2).contiguous()
+    x = (
+        ((torch.from_numpy(np.asarray(frames)).float() / 255 - MEAN) / DEVIATION)
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
     return dict(tensor=x)
+
 
 def with_masks(entry: dict, patches: int) -> dict:
     "The entry with masks that show every patch."
-    seen = torch.zeros(len(entry["tensor"]), patches, dtype=torch.bool, device=entry["tensor"].device)
+    seen = torch.zeros(
+        len(entry["tensor"]), patches, dtype=torch.bool, device=entry["tensor"].device
+    )
     return dict(entry, input_mask=seen, target_mask=~seen, decoder_attention_mask=seen.int())
 
 # %% ../nbs/40_transfer.ipynb #55feadc3
 @dataclass
 class Captioner:
     "A 4M model that writes captions of single pictures, with its words."
+
     model: FourM
     text: TextTokenizer
 
     def __post_init__(self):
-        pixels = [x for n, x in self.model.modalities.items() if isinstance(x, Pixels) and n in self.model.encoder_embeddings]
-        if not pixels: raise BadInput("This model reads no raw pictures (no modality such as rgb@224), so it cannot caption frames.")
-        if "caption" not in self.model.decoder_embeddings: raise BadInput("This model writes no captions.")
+        pixels = [
+            x
+            for n, x in self.model.modalities.items()
+            if isinstance(x, Pixels) and n in self.model.encoder_embeddings
+        ]
+        if not pixels:
+            raise BadInput(
+                "This model reads no raw pictures (no modality such as rgb@224), so it cannot caption frames."
+            )
+        if "caption" not in self.model.decoder_embeddings:
+            raise BadInput("This model writes no captions.")
         have, want = self.text.vocab_size, self.model.modalities["caption"].vocab_size
-        if have > want: raise BadInput(f"The text tokenizer has {have} words and the model {want}; they do not belong together.")
+        if have > want:
+            raise BadInput(
+                f"The text tokenizer has {have} words and the model {want}; they do not belong together."
+            )
         self.pixels = pixels[0]
 
-    size = property(lambda self: self.pixels.grid[0] * self.pixels.patch_size, doc="Side of the pictures it reads, in pixels.")
+    size = property(
+        lambda self: self.pixels.grid[0] * self.pixels.patch_size,
+        doc="Side of the pictures it reads, in pixels.",
+    )
 
-    def __call__(self, frames: np.ndarray, seed: int = 0, temperature: float = 0.3, top_p: float = 0.8, max_tokens: int = 48) -> list:
+    def __call__(
+        self,
+        frames: np.ndarray,
+        seed: int = 0,
+        temperature: float = 0.3,
+        top_p: float = 0.8,
+        max_tokens: int = 48,
+    ) -> list:
         "One caption for every frame `(B, size, size, 3)` uint8."
-        entry = with_masks(see_pixels(frames), self.pixels.num_tokens); device = self.model.mask_token.device
-        how = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens, generator=make_generator(seed, "captions"))
-        ids = generate_text(self.model, {self.pixels.name: {k: v.to(device) for k, v in entry.items()}}, **how)
+        entry = with_masks(see_pixels(frames), self.pixels.num_tokens)
+        device = self.model.mask_token.device
+        how = dict(
+            temperature=temperature,
+            top_p=top_p,
+            max_tokens=max_tokens,
+            generator=make_generator(seed, "captions"),
+        )
+        ids = generate_text(
+            self.model, {self.pixels.name: {k: v.to(device) for k, v in entry.items()}}, **how
+        )
         return [self.text.decode(t) for t in ids]
 
 # %% ../nbs/40_transfer.ipynb #34ea7ac9
 TEXT_FILES = ("text_tokenizer.json", "text_tokenizer_4m_wordpiece_30k.json")
 
+
 def find_text(where, tokenizer=None, download: bool = False) -> TextTokenizer:
     "The words of a base model: the file that is named, one in its folder, or 4M's own. Raises `BadInput` where there is none."
-    found = [tokenizer] if tokenizer else [Path(where) / n for n in TEXT_FILES if (Path(where) / n).is_file()]
-    if found: return TextTokenizer.from_file(found[0])
-    if download: return fetch_fourm_tokenizer(Path.home() / ".cache" / "scene4m")
-    raise BadInput(f"{where}: there is no text tokenizer ({TEXT_FILES[1]}) beside the weights; put it there, name it, or allow the download.")
+    found = (
+        [tokenizer]
+        if tokenizer
+        else [Path(where) / n for n in TEXT_FILES if (Path(where) / n).is_file()]
+    )
+    if found:
+        return TextTokenizer.from_file(found[0])
+    if download:
+        return fetch_fourm_tokenizer(Path.home() / ".cache" / "scene4m")
+    raise BadInput(
+        f"{where}: there is no text tokenizer ({TEXT_FILES[1]}) beside the weights; put it there, name it, or allow the download."
+    )
 
 # %% ../nbs/40_transfer.ipynb #34ea7as2
 def in_cache(name) -> bool:
     "Whether the Hub's cache on this machine holds the weights `name`."
     import huggingface_hub as hf
-    if str(name).count("/") != 1 or str(name).startswith((".", "/")): return False
+
+    if str(name).count("/") != 1 or str(name).startswith((".", "/")):
+        return False
     return isinstance(hf.try_to_load_from_cache(str(name), "model.safetensors"), str)
+
 
 def missing(where, about: str) -> BadInput:
     "The sentence for weights that are not here."
-    return BadInput(f"{where}: there is no such folder, and the Hub's cache does not hold it; name a folder, or allow the download ({about}).")
+    return BadInput(
+        f"{where}: there is no such folder, and the Hub's cache does not hold it; name a folder, or allow the download ({about})."
+    )
 
 # %% ../nbs/40_transfer.ipynb #34ea7as1
 def load_captioner(
-    where=BASE,              # a folder, or a name on the Hub
-    tokenizer=None,          # file of the text tokenizer, if it does not lie in the folder
+    where=BASE,  # a folder, or a name on the Hub
+    tokenizer=None,  # file of the text tokenizer, if it does not lie in the folder
     download: bool = False,  # whether what is missing may be fetched
 ) -> Captioner:
     "A base 4M with its words. Raises `BadInput` for a folder that is something else, and where weights are missing that may not be fetched."
-    if not Path(where).is_dir() and not download and not in_cache(where): raise missing(where, "1.8 GB for 4M-7 B, non-commercial use only")
-    model = FourM.from_pretrained(where, **({} if Path(where).is_dir() else dict(local_files_only=not download)))
+    if not Path(where).is_dir() and not download and not in_cache(where):
+        raise missing(where, "1.8 GB for 4M-7 B, non-commercial use only")
+    model = FourM.from_pretrained(
+        where, **({} if Path(where).is_dir() else dict(local_files_only=not download))
+    )
     return Captioner(model, find_text(where, tokenizer, download))
 
 # %% ../nbs/40_transfer.ipynb #e1ee854c
 def small_captioner(
     text: TextTokenizer,
-    size: int = 32, patch: int = 4,     # pixels
+    size: int = 32,
+    patch: int = 4,  # pixels
     seed: int = 0,
-    **sizes,                            # of `FourM.toy`
+    **sizes,  # of `FourM.toy`
 ) -> Captioner:
     "An untrained 4M over raw pixels and captions, small enough for a CPU."
-    torch.manual_seed(seed); kinds = [Pixels(f"rgb@{size}", size, patch), Text("caption", text.vocab_size, 48)]
-    return Captioner(FourM.toy(kinds, **{**dict(dim=128, encoder_depth=2, decoder_depth=2, num_heads=4), **sizes}).eval(), text)
+    torch.manual_seed(seed)
+    kinds = [Pixels(f"rgb@{size}", size, patch), Text("caption", text.vocab_size, 48)]
+    return Captioner(
+        FourM.toy(
+            kinds, **{**dict(dim=128, encoder_depth=2, decoder_depth=2, num_heads=4), **sizes}
+        ).eval(),
+        text,
+    )
+
 
 def save_captioner(captioner: Captioner, folder) -> Path:
     "Writes the folder that `load_captioner` reads."
-    captioner.model.save_pretrained(folder); captioner.text.save(Path(folder) / TEXT_FILES[0])
+    captioner.model.save_pretrained(folder)
+    captioner.text.save(Path(folder) / TEXT_FILES[0])
     return Path(folder)
 
 # %% ../nbs/40_transfer.ipynb #5db6529b
@@ -131,17 +201,23 @@ def runs(captions: list) -> list:
     "Pairs (caption, how many frames in a row)."
     return [(c, len(list(same))) for c, same in groupby(captions)]
 
+
 def plain_summary(
-    captions: list,         # of the frames, in order
-    changes: int = 2,       # at most so many are told
+    captions: list,  # of the frames, in order
+    changes: int = 2,  # at most so many are told
 ) -> str:
     "The most frequent caption and its changes, without a model. Raises `BadInput` where there is no caption."
-    if not captions: raise BadInput("There are no captions to sum up.")
-    usual = Counter(captions).most_common(1)[0][0]; place = captions.index(usual); out, at = [usual], 0
+    if not captions:
+        raise BadInput("There are no captions to sum up.")
+    usual = Counter(captions).most_common(1)[0][0]
+    place = captions.index(usual)
+    out, at = [usual], 0
     for caption, n in runs(captions):
-        if n > 1 and caption != usual and len(out) <= changes: out.append(f"{'Before' if at < place else 'Then'}: {caption}")
+        if n > 1 and caption != usual and len(out) <= changes:
+            out.append(f"{'Before' if at < place else 'Then'}: {caption}")
         at += n
     return " ".join(s[:1].upper() + s[1:] + ("" if s.endswith(".") else ".") for s in out)
+
 
 def condense(captions: list) -> str:
     "The captions as one text for a summariser: repetitions in a row are dropped."
@@ -150,23 +226,43 @@ def condense(captions: list) -> str:
 # %% ../nbs/40_transfer.ipynb #9291146d
 T5_WORDS = ("tokenizer.json", "spiece.model")
 
+
 def load_t5(where, download: bool):
     "Model and tokenizer of a T5; see `Summariser.from_pretrained`."
     import_torchaudio()
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer, T5ForConditionalGeneration, logging
-    logging.set_verbosity_error(); logging.disable_progress_bar(); here = dict(local_files_only=not download)
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    here = dict(local_files_only=not download)
     try:
         kind = AutoConfig.from_pretrained(where, **here).model_type
-        if kind != "t5": raise BadInput(f"{where}: this is a model of the kind {kind!r} and not a T5; name another with --t5.")
-        if Path(where).is_dir() and not any((Path(where) / n).is_file() for n in T5_WORDS): raise OSError(f"there is no {' or '.join(T5_WORDS)}")
-        model, report = T5ForConditionalGeneration.from_pretrained(where, use_safetensors=True, output_loading_info=True, **here)
+        if kind != "t5":
+            raise BadInput(
+                f"{where}: this is a model of the kind {kind!r} and not a T5; name another with --t5."
+            )
+        if Path(where).is_dir() and not any((Path(where) / n).is_file() for n in T5_WORDS):
+            raise OSError(f"there is no {' or '.join(T5_WORDS)}")
+        model, report = T5ForConditionalGeneration.from_pretrained(
+            where, use_safetensors=True, output_loading_info=True, **here
+        )
         words = AutoTokenizer.from_pretrained(where, **here)
     except (OSError, ValueError, KeyError, SafetensorError) as e:
-        raise BadInput(f"{where}: this is not a T5 with its tokenizer ({first_line(e).rstrip('.')}); name another with --t5.") from e
-    lacking = [k for k in report["missing_keys"] if not k.endswith(("embed_tokens.weight", "lm_head.weight"))]
-    if lacking: raise BadInput(f"{where}: the weights are not those of this T5 ({lacking[0]} is missing); name another with --t5.")
+        raise BadInput(
+            f"{where}: this is not a T5 with its tokenizer ({first_line(e).rstrip('.')}); name another with --t5."
+        ) from e
+    lacking = [
+        k
+        for k in report["missing_keys"]
+        if not k.endswith(("embed_tokens.weight", "lm_head.weight"))
+    ]
+    if lacking:
+        raise BadInput(
+            f"{where}: the weights are not those of this T5 ({lacking[0]} is missing); name another with --t5."
+        )
     return model.eval(), words
+
 
 def first_line(error) -> str:
     "The first sentence of an error."
@@ -175,36 +271,61 @@ def first_line(error) -> str:
 # %% ../nbs/40_transfer.ipynb #a69d1fb3
 class Summariser:
     "Sums up the captions of a film in one sentence, with a T5."
+
     prefix = "summarize: "
 
-    def __init__(self, model, words): self.model, self.words = model, words
+    def __init__(self, model, words):
+        self.model, self.words = model, words
 
     @classmethod
-    def from_pretrained(cls,
-        where=SUMMARISER,        # a folder, or a name on the Hub
+    def from_pretrained(
+        cls,
+        where=SUMMARISER,  # a folder, or a name on the Hub
         download: bool = False,  # whether it may be fetched
     ):
         "The T5 in a folder or on the Hub. Raises `BadInput` for a folder that is something else, and for weights that may not be fetched."
-        if not Path(where).is_dir() and not download and not in_cache(where): raise missing(where, "0.24 GB for t5-small")
-        if download and not Path(where).is_dir() and not in_cache(where): print(f"Downloading {where} (0.24 GB if it is t5-small).")
+        if not Path(where).is_dir() and not download and not in_cache(where):
+            raise missing(where, "0.24 GB for t5-small")
+        if download and not Path(where).is_dir() and not in_cache(where):
+            print(f"Downloading {where} (0.24 GB if it is t5-small).")
         return cls(*load_t5(str(where), download))
 
     def save_pretrained(self, folder):
         "Writes the folder that `from_pretrained` reads."
-        self.model.save_pretrained(folder); self.words.save_pretrained(folder)
+        self.model.save_pretrained(folder)
+        self.words.save_pretrained(folder)
 
     def read(self, texts: list):
         "Token ids and masks of texts."
-        batch = self.words([self.prefix + t for t in texts], return_tensors="pt", padding=True, truncation=True, max_length=512)
+        batch = self.words(
+            [self.prefix + t for t in texts],
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+            max_length=512,
+        )
         return {k: batch[k] for k in ("input_ids", "attention_mask")}
 
     @torch.inference_mode()
-    def __call__(self, clips: list, beams: int = 4, max_tokens: int = 48) -> list:   # clips: lists of captions
+    def __call__(
+        self, clips: list, beams: int = 4, max_tokens: int = 48
+    ) -> list:  # clips: lists of captions
         "One sentence for every clip."
-        given = {k: t.to(self.model.device) for k, t in self.read([condense(c) for c in clips]).items()}
-        ids = self.model.generate(**given, max_new_tokens=max_tokens, num_beams=beams,
-                                  no_repeat_ngram_size=3, length_penalty=2.0, do_sample=False)
-        return [re.sub(r" +([.,])", r"\1", " ".join(t.split())) for t in self.words.batch_decode(ids, skip_special_tokens=True)]
+        given = {
+            k: t.to(self.model.device) for k, t in self.read([condense(c) for c in clips]).items()
+        }
+        ids = self.model.generate(
+            **given,
+            max_new_tokens=max_tokens,
+            num_beams=beams,
+            no_repeat_ngram_size=3,
+            length_penalty=2.0,
+            do_sample=False,
+        )
+        return [
+            re.sub(r" +([.,])", r"\1", " ".join(t.split()))
+            for t in self.words.batch_decode(ids, skip_special_tokens=True)
+        ]
 
 # %% ../nbs/40_transfer.ipynb #687d01c7
 def small_summariser(texts: list, dim: int = 96, layers: int = 2, seed: int = 0) -> Summariser:
@@ -212,25 +333,48 @@ def small_summariser(texts: list, dim: int = 96, layers: int = 2, seed: int = 0)
     import_torchaudio()
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration, logging
-    logging.set_verbosity_error(); logging.disable_progress_bar()
-    names = sorted({w for t in (*texts, Summariser.prefix) for w in re.findall(r"\w+|[^\w\s]", t.lower())})
-    tok = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<pad>", "</s>", "<unk>", *names])}, unk_token="<unk>"))
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    names = sorted(
+        {w for t in (*texts, Summariser.prefix) for w in re.findall(r"\w+|[^\w\s]", t.lower())}
+    )
+    tok = Tokenizer(
+        models.WordLevel(
+            {w: i for i, w in enumerate(["<pad>", "</s>", "<unk>", *names])}, unk_token="<unk>"
+        )
+    )
     tok.normalizer, tok.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
-    tok.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    words = PreTrainedTokenizerFast(tokenizer_object=tok, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    tok.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=tok, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
     torch.manual_seed(seed)
-    config = T5Config(vocab_size=len(names) + 3, d_model=dim, d_kv=dim // 4, d_ff=2 * dim, num_layers=layers, num_heads=4, dropout_rate=0.0,
-                      pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
+    config = T5Config(
+        vocab_size=len(names) + 3,
+        d_model=dim,
+        d_kv=dim // 4,
+        d_ff=2 * dim,
+        num_layers=layers,
+        num_heads=4,
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
     return Summariser(T5ForConditionalGeneration(config).eval(), words)
 
 # %% ../nbs/40_transfer.ipynb #937157ca
 @dataclass
 class Transferred:
     "What the study says about one clip."
+
     file: str
-    summary: str            # by T5; without one, the plain summary
-    plain: str              # without a model
-    captions: list          # of the frames, in order
+    summary: str  # by T5; without one, the plain summary
+    plain: str  # without a model
+    captions: list  # of the frames, in order
     seconds: float = 0.0
 
     def to_dict(self) -> dict:
@@ -241,65 +385,94 @@ class Transferred:
 @dataclass
 class Transfer:
     "The study: frames, captions, summary."
+
     captioner: Captioner
-    summariser: Summariser | None = None    # None: only the plain summary
+    summariser: Summariser | None = None  # None: only the plain summary
     frames: int = 16
 
     def __call__(self, path, seed: int = 0) -> Transferred:
         "The study on one clip. Raises `BadInput` for a file without a picture."
-        start = time.perf_counter(); captions = self.captioner(read_frames(path, self.frames, self.captioner.size), seed=seed)
-        plain = plain_summary(captions); summary = self.summariser([captions])[0] if self.summariser else plain
+        start = time.perf_counter()
+        captions = self.captioner(read_frames(path, self.frames, self.captioner.size), seed=seed)
+        plain = plain_summary(captions)
+        summary = self.summariser([captions])[0] if self.summariser else plain
         return Transferred(str(path), summary, plain, captions, time.perf_counter() - start)
 
 # %% ../nbs/40_transfer.ipynb #81b49442
 def fit_steps(model, loss, steps: int, lr: float = 2e-3, desc: str = "training") -> list:
     "Trains `model` on `loss(step)` with AdamW and a rate that rises and falls; gives back the losses."
-    opt = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.99), weight_decay=0.02); out = []
-    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=0.1); model.train()
+    opt = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.99), weight_decay=0.02)
+    out = []
+    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=0.1)
+    model.train()
     for step in progress(range(steps), desc=desc):
-        value = loss(step); opt.zero_grad(set_to_none=True); value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0); opt.step(); schedule.step(); out.append(float(value.detach()))
+        value = loss(step)
+        opt.zero_grad(set_to_none=True)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        opt.step()
+        schedule.step()
+        out.append(float(value.detach()))
     model.eval()
     return out
 
 # %% ../nbs/40_transfer.ipynb #81b494s1
 def train_captioner(
     captioner: Captioner,
-    frames: np.ndarray,    # uint8 (N, size, size, 3)
-    word,                  # a function from (position, numpy generator) to a caption
-    steps: int = 400, batch_size: int = 32, lr: float = 2e-3, seed: int = 0,
-) -> list:                 # losses
+    frames: np.ndarray,  # uint8 (N, size, size, 3)
+    word,  # a function from (position, numpy generator) to a caption
+    steps: int = 400,
+    batch_size: int = 32,
+    lr: float = 2e-3,
+    seed: int = 0,
+) -> list:  # losses
     "Trains a 4M to caption single pictures."
-    model, kind = captioner.model, captioner.pixels; rng = np.random.default_rng(seed)
+    model, kind = captioner.model, captioner.pixels
+    rng = np.random.default_rng(seed)
+
     def loss(step):
-        at = rng.integers(len(frames), size=batch_size); texts = [captioner.text.encode(word(int(i), rng)) for i in at]
-        batch = {kind.name: with_masks(see_pixels(frames[at]), kind.num_tokens), "caption": caption_entry(texts, 48)}
+        at = rng.integers(len(frames), size=batch_size)
+        texts = [captioner.text.encode(word(int(i), rng)) for i in at]
+        batch = {
+            kind.name: with_masks(see_pixels(frames[at]), kind.num_tokens),
+            "caption": caption_entry(texts, 48),
+        }
         return model(batch, order=["caption"]).loss
+
     return fit_steps(model, loss, steps, lr, "captions of frames")
 
 # %% ../nbs/40_transfer.ipynb #b4b72933
 def train_summariser(
     summariser: Summariser,
-    clips: list,       # lists of captions of frames
-    targets: list,     # for each clip, sentences that would be right
-    steps: int = 300, batch_size: int = 16, lr: float = 3e-3, seed: int = 0,
-) -> list:             # losses
+    clips: list,  # lists of captions of frames
+    targets: list,  # for each clip, sentences that would be right
+    steps: int = 300,
+    batch_size: int = 16,
+    lr: float = 3e-3,
+    seed: int = 0,
+) -> list:  # losses
     "Trains a T5 to sum up captions of frames; small ones learn faster on one thread."
-    rng = np.random.default_rng(seed); texts = [condense(c) for c in clips]
+    rng = np.random.default_rng(seed)
+    texts = [condense(c) for c in clips]
+
     def loss(step):
-        at = rng.integers(len(texts), size=batch_size); said = [targets[i][int(rng.integers(len(targets[i])))] for i in at]
+        at = rng.integers(len(texts), size=batch_size)
+        said = [targets[i][int(rng.integers(len(targets[i])))] for i in at]
         labels = summariser.words(said, return_tensors="pt", padding=True)["input_ids"]
-        return summariser.model(**summariser.read([texts[i] for i in at]), labels=labels.masked_fill(labels == 0, -100)).loss
+        return summariser.model(
+            **summariser.read([texts[i] for i in at]), labels=labels.masked_fill(labels == 0, -100)
+        ).loss
+
     return fit_steps(summariser.model, loss, steps, lr, "summaries")
 
 # %% ../nbs/40_transfer.ipynb #eef44a77
 def what_survives(
-    said: list,       # a description of each clip
-    truths: list,     # label and attributes of each clip
-    seen: list,       # whether the thing itself can be seen in it
-    parse,            # from a sentence to what it states, such as `World.parse`
-    names=(),         # attributes to report
-) -> dict:            # shares of what could be perceived
+    said: list,  # a description of each clip
+    truths: list,  # label and attributes of each clip
+    seen: list,  # whether the thing itself can be seen in it
+    parse,  # from a sentence to what it states, such as `World.parse`
+    names=(),  # attributes to report
+) -> dict:  # shares of what could be perceived
     "How much of the thing and its attributes is in the descriptions; `sound`: the thing named where it can only be heard."
     records = [t if isinstance(t, dict) else t.to_dict() for t in truths]
     pairs = [(parse(s), t, v) for s, t, v in zip(said, records, seen)]
@@ -307,4 +480,6 @@ def what_survives(
     out = attribute_accuracy([s for s, _ in look], [t for _, t in look]) if look else {}
     found = dict(thing=out.get("category"), **{n: out.get(n) for n in names})
     named = [s["label"] == t["label"] for s, t in heard]
-    return {n: v["accuracy"] for n, v in found.items() if v} | dict(sound=float(np.mean(named)) if named else None)
+    return {n: v["accuracy"] for n, v in found.items() if v} | dict(
+        sound=float(np.mean(named)) if named else None
+    )

@@ -21,21 +21,27 @@ from .vq import Tokenizer, VectorQuantizer, start_on_axes
 # %% ../nbs/23_video_tokenizer.ipynb #52a732a3
 def to_patches(x: torch.Tensor, patch: tuple) -> torch.Tensor:
     "(B, t, h, w, C·a·b·c) from (B, C, T, H, W): every block of a × b × c pixels becomes one vector."
-    B, C, T, H, W = x.shape; a, b, c = patch
+    B, C, T, H, W = x.shape
+    a, b, c = patch
     x = x.reshape(B, C, T // a, a, H // b, b, W // c, c)
     return x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(B, T // a, H // b, W // c, -1)
 
+
 def from_patches(x: torch.Tensor, patch: tuple, channels: int = 3) -> torch.Tensor:
     "The inverse of `to_patches`."
-    B, t, h, w, _ = x.shape; a, b, c = patch
+    B, t, h, w, _ = x.shape
+    a, b, c = patch
     x = x.reshape(B, t, h, w, channels, a, b, c).permute(0, 4, 1, 5, 2, 6, 3, 7)
     return x.reshape(B, channels, t * a, h * b, w * c)
 
 # %% ../nbs/23_video_tokenizer.ipynb #c046318f
 class Conv3x3x3(nn.Module):
     "A 3 × 3 × 3 convolution of (B, t, C, h, w), computed as a 3 × 3 convolution over three neighbouring time steps side by side."
+
     def __init__(self, width: int):
-        super().__init__(); self.conv = nn.Conv2d(3 * width, width, 3, padding=1, bias=False)
+        super().__init__()
+        self.conv = nn.Conv2d(3 * width, width, 3, padding=1, bias=False)
+
     def forward(self, x):
         steps = F.pad(x, (0, 0, 0, 0, 0, 0, 1, 1))
         near = torch.cat([steps[:, :-2], x, steps[:, 2:]], 2)
@@ -44,66 +50,121 @@ class Conv3x3x3(nn.Module):
 # %% ../nbs/23_video_tokenizer.ipynb #0b784c6b
 class EachStep(nn.Module):
     "Applies a module for pictures (N, C, h, w) to every time step of (B, t, C, h, w)."
-    def __init__(self, module: nn.Module): super().__init__(); self.module = module
-    def forward(self, x): return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
 
 def norm_relu(width: int) -> nn.Module:
     "Batch normalisation and ReLU of every time step."
     return EachStep(nn.Sequential(nn.BatchNorm2d(width, momentum=0.3), nn.ReLU()))
 
+
 class ResidualBlock(nn.Module):
     "Adds to each position of (B, t, C, h, w) what a 3 × 3 × 3 convolution finds around it."
+
     def __init__(self, width: int):
         super().__init__()
-        self.body = nn.Sequential(norm_relu(width), Conv3x3x3(width), norm_relu(width), EachStep(nn.Conv2d(width, width, 1)))
-    def forward(self, x): return x + self.body(x)
+        self.body = nn.Sequential(
+            norm_relu(width),
+            Conv3x3x3(width),
+            norm_relu(width),
+            EachStep(nn.Conv2d(width, width, 1)),
+        )
+
+    def forward(self, x):
+        return x + self.body(x)
 
 # %% ../nbs/23_video_tokenizer.ipynb #a8757b37
 PRESET = dict(
-    ours=dict(patch=(8, 4, 4), width=64, blocks=2, dim=32, codes=512, motion_weight=4.0, decay=0.98, revive=0.4),
-    paper=dict(patch=(4, 4, 4), width=32, blocks=0, dim=64, codes=256, motion_weight=0.0, decay=0.99, revive=0.0))
+    ours=dict(
+        patch=(8, 4, 4),
+        width=64,
+        blocks=2,
+        dim=32,
+        codes=512,
+        motion_weight=4.0,
+        decay=0.98,
+        revive=0.4,
+    ),
+    paper=dict(
+        patch=(4, 4, 4),
+        width=32,
+        blocks=0,
+        dim=64,
+        codes=256,
+        motion_weight=0.0,
+        decay=0.99,
+        revive=0.0,
+    ),
+)
+
 
 @dataclass(frozen=True)
 class VideoTokenizerConfig:
     "Everything that decides what a video tokenizer is; None takes the preset's value. Raises `BadInput` for an unknown preset."
-    preset: str = "ours"          # `ours`, or `paper`: three plain 3D convolutions, batch norm and ReLU after two, tanh at the end
-    frames: int = 16              # frames of the usual clip
-    size: int = 32                # side of the usual frame in pixels
-    patch: tuple | None = None    # frames, rows and columns per token
-    width: int | None = None      # channels inside
-    blocks: int | None = None     # residual blocks on either side (`ours`)
-    dim: int | None = None        # channels of a code
-    codes: int | None = None      # size of the codebook
-    motion_weight: float | None = None  # λ: a pixel that differs from the clip's time median by d counts 1 + λ d times
-    beta: float = 0.25            # weight of the commitment loss
-    decay: float | None = None    # of the moving averages of the codebook
-    revive: float | None = None   # codes used less than this share of uniform use are moved; 0: never
-    seed: int = 0                 # of the first weights
+
+    preset: str = "ours"  # `ours`, or `paper`: three plain 3D convolutions, batch norm and ReLU after two, tanh at the end
+    frames: int = 16  # frames of the usual clip
+    size: int = 32  # side of the usual frame in pixels
+    patch: tuple | None = None  # frames, rows and columns per token
+    width: int | None = None  # channels inside
+    blocks: int | None = None  # residual blocks on either side (`ours`)
+    dim: int | None = None  # channels of a code
+    codes: int | None = None  # size of the codebook
+    motion_weight: float | None = (
+        None  # λ: a pixel that differs from the clip's time median by d counts 1 + λ d times
+    )
+    beta: float = 0.25  # weight of the commitment loss
+    decay: float | None = None  # of the moving averages of the codebook
+    revive: float | None = (
+        None  # codes used less than this share of uniform use are moved; 0: never
+    )
+    seed: int = 0  # of the first weights
 
     def __post_init__(self):
-        if self.preset not in PRESET: raise BadInput(f"There is no preset {self.preset!r}; choose ours or paper.")
+        if self.preset not in PRESET:
+            raise BadInput(f"There is no preset {self.preset!r}; choose ours or paper.")
         for name, value in PRESET[self.preset].items():
-            if getattr(self, name) is None: object.__setattr__(self, name, value)
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         object.__setattr__(self, "patch", tuple(self.patch))
 
 # %% ../nbs/23_video_tokenizer.ipynb #f9175229
 class PatchEncoder(nn.Module):
     "Clips (B, 3, T, H, W) → latents (B, t, h, w, dim): patches first, convolutions on the small grid only."
+
     def __init__(self, c: VideoTokenizerConfig):
-        super().__init__(); self.patch = c.patch
+        super().__init__()
+        self.patch = c.patch
         self.into = nn.Linear(3 * int(np.prod(c.patch)), c.width)
         self.blocks = nn.Sequential(*(ResidualBlock(c.width) for _ in range(c.blocks)))
         self.out = nn.Linear(c.width, c.dim)
-    def forward(self, x): return self.out(self.blocks(self.into(to_patches(x, self.patch)).movedim(-1, 2)).movedim(2, -1))
+
+    def forward(self, x):
+        return self.out(
+            self.blocks(self.into(to_patches(x, self.patch)).movedim(-1, 2)).movedim(2, -1)
+        )
+
 
 class PatchDecoder(nn.Module):
     "The way back: latents (B, t, h, w, dim) → clips (B, 3, T, H, W)."
+
     def __init__(self, c: VideoTokenizerConfig):
-        super().__init__(); self.patch = c.patch
+        super().__init__()
+        self.patch = c.patch
         self.into = nn.Linear(c.dim, c.width)
         self.blocks = nn.Sequential(*(ResidualBlock(c.width) for _ in range(c.blocks)))
         self.out = nn.Linear(c.width, 3 * int(np.prod(c.patch)))
-    def forward(self, z): return from_patches(self.out(self.blocks(self.into(z).movedim(-1, 2)).movedim(2, -1)), self.patch)
+
+    def forward(self, z):
+        return from_patches(
+            self.out(self.blocks(self.into(z).movedim(-1, 2)).movedim(2, -1)), self.patch
+        )
 
 # %% ../nbs/23_video_tokenizer.ipynb #3c220877
 def paper_strides(patch: tuple) -> list:
@@ -111,60 +172,103 @@ def paper_strides(patch: tuple) -> list:
     first = tuple(2 if p % 2 == 0 else 1 for p in patch)
     return [first, tuple(p // f for p, f in zip(patch, first))]
 
+
 def conv_shape(stride: tuple) -> tuple:
     "(kernel, stride, padding) of a convolution that divides the length by its stride exactly. Raises `BadInput` for odd strides above 1."
-    if any(s > 1 and s % 2 for s in stride): raise BadInput(f"A stride of {stride} is not 1 or even.")
-    return tuple(2 * s if s > 1 else 3 for s in stride), stride, tuple(s // 2 if s > 1 else 1 for s in stride)
+    if any(s > 1 and s % 2 for s in stride):
+        raise BadInput(f"A stride of {stride} is not 1 or even.")
+    return (
+        tuple(2 * s if s > 1 else 3 for s in stride),
+        stride,
+        tuple(s // 2 if s > 1 else 1 for s in stride),
+    )
 
 # %% ../nbs/23_video_tokenizer.ipynb #2bcb6a03
 class PaperEncoder(nn.Module):
     "Clips (B, 3, T, H, W) → latents (B, t, h, w, dim): three 3D convolutions, batch norm and ReLU after the first two."
+
     def __init__(self, c: VideoTokenizerConfig):
-        super().__init__(); (s1, s2), w = paper_strides(c.patch), c.width
-        self.layers = nn.Sequential(nn.Conv3d(3, w, *conv_shape(s1)), nn.BatchNorm3d(w), nn.ReLU(),
-                                    nn.Conv3d(w, 2 * w, *conv_shape(s2)), nn.BatchNorm3d(2 * w), nn.ReLU(),
-                                    nn.Conv3d(2 * w, c.dim, 3, padding=1))
-    def forward(self, x): return self.layers(x).movedim(1, -1)
+        super().__init__()
+        (s1, s2), w = paper_strides(c.patch), c.width
+        self.layers = nn.Sequential(
+            nn.Conv3d(3, w, *conv_shape(s1)),
+            nn.BatchNorm3d(w),
+            nn.ReLU(),
+            nn.Conv3d(w, 2 * w, *conv_shape(s2)),
+            nn.BatchNorm3d(2 * w),
+            nn.ReLU(),
+            nn.Conv3d(2 * w, c.dim, 3, padding=1),
+        )
+
+    def forward(self, x):
+        return self.layers(x).movedim(1, -1)
+
 
 class PaperDecoder(nn.Module):
     "The mirror of `PaperEncoder`, ending in tanh."
+
     def __init__(self, c: VideoTokenizerConfig):
-        super().__init__(); (s1, s2), w = paper_strides(c.patch), c.width
-        self.layers = nn.Sequential(nn.ConvTranspose3d(c.dim, 2 * w, 3, padding=1), nn.BatchNorm3d(2 * w), nn.ReLU(),
-                                    nn.ConvTranspose3d(2 * w, w, *conv_shape(s2)), nn.BatchNorm3d(w), nn.ReLU(),
-                                    nn.ConvTranspose3d(w, 3, *conv_shape(s1)), nn.Tanh())
-    def forward(self, z): return self.layers(z.movedim(-1, 1))
+        super().__init__()
+        (s1, s2), w = paper_strides(c.patch), c.width
+        self.layers = nn.Sequential(
+            nn.ConvTranspose3d(c.dim, 2 * w, 3, padding=1),
+            nn.BatchNorm3d(2 * w),
+            nn.ReLU(),
+            nn.ConvTranspose3d(2 * w, w, *conv_shape(s2)),
+            nn.BatchNorm3d(w),
+            nn.ReLU(),
+            nn.ConvTranspose3d(w, 3, *conv_shape(s1)),
+            nn.Tanh(),
+        )
+
+    def forward(self, z):
+        return self.layers(z.movedim(-1, 1))
 
 # %% ../nbs/23_video_tokenizer.ipynb #8f5bf16d
 def motion_weights(
-    x: torch.Tensor,   # (B, 3, T, H, W) in [-1, 1]
-    strength: float,   # λ
-) -> torch.Tensor:     # (B, 1, T, H, W), mean 1
+    x: torch.Tensor,  # (B, 3, T, H, W) in [-1, 1]
+    strength: float,  # λ
+) -> torch.Tensor:  # (B, 1, T, H, W), mean 1
     "1 + λ |x − the clip's time median|, averaged over colours and scaled to mean 1: pixels on moving things count more."
-    if not strength: return torch.ones_like(x[:, :1])
+    if not strength:
+        return torch.ones_like(x[:, :1])
     w = 1 + strength * (x - x.median(2, keepdim=True).values).abs().mean(1, keepdim=True)
     return w / w.mean()
 
 # %% ../nbs/23_video_tokenizer.ipynb #06157a64
 class VideoTokenizer(Tokenizer):
     "Clips (B, 3, T, H, W) in [-1, 1] ↔ ids; T, H and W must be multiples of the patch."
+
     config_class = VideoTokenizerConfig
     preferred = dict(lr=2e-3, batch_size=32, axes=512, continuous=0.02)
-    paper_training = dict(epochs=20, lr=1e-3, batch_size=32, schedule="constant", continuous=0.01, precision="fp32")
+    paper_training = dict(
+        epochs=20, lr=1e-3, batch_size=32, schedule="constant", continuous=0.01, precision="fp32"
+    )
 
     def __init__(self, settings: VideoTokenizerConfig | None = None):
-        super().__init__(settings); c = self.settings; ours = c.preset == "ours"
+        super().__init__(settings)
+        c = self.settings
+        ours = c.preset == "ours"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(c.seed)
-            self.encoder, self.decoder = (PatchEncoder(c), PatchDecoder(c)) if ours else (PaperEncoder(c), PaperDecoder(c))
-        self.norm = None     # weights from before bring one
-        self.quantizer = VectorQuantizer(c.codes, c.dim, "ema", c.beta, c.decay, revive=c.revive, seed=c.seed)
+            self.encoder, self.decoder = (
+                (PatchEncoder(c), PatchDecoder(c)) if ours else (PaperEncoder(c), PaperDecoder(c))
+            )
+        self.norm = None  # weights from before bring one
+        self.quantizer = VectorQuantizer(
+            c.codes, c.dim, "ema", c.beta, c.decay, revive=c.revive, seed=c.seed
+        )
 
     def grid(self, shape=None) -> tuple:
         "Grid (t, h, w); `shape` ends in (T, H, W), or in (T, H, W, 3) for stored frames. Raises `BadInput` where patches do not fit."
         c = self.settings
-        sides = (c.frames, c.size, c.size) if shape is None else tuple(shape[-4:-1] if shape[-1] == 3 else shape[-3:])
-        if any(n % p for n, p in zip(sides, c.patch)): raise BadInput(f"A clip of {sides} (T, H, W) cannot be cut into patches of {c.patch}.")
+        sides = (
+            (c.frames, c.size, c.size)
+            if shape is None
+            else tuple(shape[-4:-1] if shape[-1] == 3 else shape[-3:])
+        )
+        if any(n % p for n, p in zip(sides, c.patch)):
+            raise BadInput(f"A clip of {sides} (T, H, W) cannot be cut into patches of {c.patch}.")
         return tuple(int(n) // p for n, p in zip(sides, c.patch))
 
     def to_model(self, frames) -> torch.Tensor:
@@ -176,16 +280,20 @@ class VideoTokenizer(Tokenizer):
         return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
 
     def to_latents(self, x, lengths=None):
-        if x.ndim != 5 or x.shape[1] != 3: raise BadInput(f"A video tokenizer reads clips (B, 3, T, H, W), not {tuple(x.shape)}.")
+        if x.ndim != 5 or x.shape[1] != 3:
+            raise BadInput(f"A video tokenizer reads clips (B, 3, T, H, W), not {tuple(x.shape)}.")
         self.grid(x.shape)
         z = self.encoder(x).flatten(1, 3)
         return (z if self.norm is None else self.norm(z)), None
 
-    def from_latents(self, z, grid): return self.decoder(z.unflatten(1, tuple(grid)))
+    def from_latents(self, z, grid):
+        return self.decoder(z.unflatten(1, tuple(grid)))
 
     def error(self, rebuilt, x, lengths=None) -> torch.Tensor:
         "Mean squared error, moving pixels counting more."
-        return (motion_weights(x, self.settings.motion_weight) * (rebuilt.float() - x).square()).mean()
+        return (
+            motion_weights(x, self.settings.motion_weight) * (rebuilt.float() - x).square()
+        ).mean()
 
 # %% ../nbs/23_video_tokenizer.ipynb #62194432
 def start_from_clips(self: VideoTokenizer, batches):
@@ -193,6 +301,14 @@ def start_from_clips(self: VideoTokenizer, batches):
     E, D = self.encoder, self.decoder
     if isinstance(E, PatchEncoder):
         patches = (to_patches(x, E.patch).flatten(0, 3) for x, _ in batches)
-        start_on_axes(patches, E.into, E.out, D.into, D.out, [b.body[-1].module for b in (*E.blocks, *D.blocks)])
+        start_on_axes(
+            patches,
+            E.into,
+            E.out,
+            D.into,
+            D.out,
+            [b.body[-1].module for b in (*E.blocks, *D.blocks)],
+        )
+
 
 VideoTokenizer.start_from = start_from_clips

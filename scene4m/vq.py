@@ -23,96 +23,143 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import (BadInput, ConfigMismatch, StopSoon, TrainingFailed, atomic_write, autocast, fingerprint, make_generator,
-                          pick_device, progress, read_json, set_aside, steps_for, write_json)
+from scene4m.core import (
+    BadInput,
+    ConfigMismatch,
+    StopSoon,
+    TrainingFailed,
+    atomic_write,
+    autocast,
+    fingerprint,
+    make_generator,
+    pick_device,
+    progress,
+    read_json,
+    set_aside,
+    steps_for,
+    write_json,
+)
 from .metrics import codebook_usage, perplexity
 
 # %% ../nbs/21_vq.ipynb #983fad93
 def nearest(
-    z: torch.Tensor,         # (M, D) float32
+    z: torch.Tensor,  # (M, D) float32
     codebook: torch.Tensor,  # (K, D) float32
-) -> torch.Tensor:           # (M,) int64 in 0 to K - 1
+) -> torch.Tensor:  # (M,) int64 in 0 to K - 1
     "The index of the code nearest to each vector: |z − e|² = |z|² − 2 z·e + |e|², of which |z|² is the same for all codes."
     return torch.addmm(codebook.square().sum(1), z, codebook.t(), alpha=-2).argmin(1)
 
 # %% ../nbs/21_vq.ipynb #8bd3b030
 def usage(
     ids: torch.Tensor,  # any shape, integers in 0 to codes - 1
-    codes: int,         # size of the codebook
-) -> dict:              # perplexity (1 to codes) and used (0 to 1)
+    codes: int,  # size of the codebook
+) -> dict:  # perplexity (1 to codes) and used (0 to 1)
     "How many codes a set of ids spreads over. Take the ids of a whole data set: a batch of 100 ids cannot exceed a perplexity of 100."
     counts = torch.bincount(ids.flatten().cpu(), minlength=codes).numpy()
     return dict(perplexity=perplexity(counts), used=codebook_usage(counts))
 
 # %% ../nbs/21_vq.ipynb #7ca2ce27
 def kmeans(
-    z: torch.Tensor,          # (M, D) float32
-    k: int,                   # number of centroids
+    z: torch.Tensor,  # (M, D) float32
+    k: int,  # number of centroids
     iterations: int = 10,
     generator: torch.Generator | None = None,
-) -> tuple:                   # centroids (k, D) and how many vectors each one has, (k,) float32
+) -> tuple:  # centroids (k, D) and how many vectors each one has, (k,) float32
     "Centroids of `z` by Lloyd's algorithm; one that loses all its vectors moves onto a random one. Raises `BadInput` without vectors."
-    if len(z) == 0: raise BadInput("k-means needs at least one vector.")
+    if len(z) == 0:
+        raise BadInput("k-means needs at least one vector.")
     pick = lambda n: z[torch.randint(len(z), (n,), generator=generator).to(z.device)]
     order = torch.randperm(len(z), generator=generator)[:k].to(z.device)
     centroids = torch.cat([z[order], pick(k - len(order))])
     for _ in range(iterations):
-        ids = nearest(z, centroids); counts = torch.bincount(ids, minlength=k).to(z.dtype)
-        sums = torch.zeros_like(centroids).index_add_(0, ids, z); empty = counts == 0
+        ids = nearest(z, centroids)
+        counts = torch.bincount(ids, minlength=k).to(z.dtype)
+        sums = torch.zeros_like(centroids).index_add_(0, ids, z)
+        empty = counts == 0
         centroids = sums / counts.clamp(min=1).unsqueeze(1)
-        if empty.any(): centroids[empty] = pick(int(empty.sum()))
+        if empty.any():
+            centroids[empty] = pick(int(empty.sum()))
     return centroids, torch.bincount(nearest(z, centroids), minlength=k).to(z.dtype)
 
 # %% ../nbs/21_vq.ipynb #dba0b652
 class Quantizer(nn.Module):
     "What every quantizer has: `forward(z, mask) -> (z_q, ids, loss)`, a `codebook` (K, D), and a way through while it is switched off."
+
     def __init__(self, codes: int, dim: int, beta: float = 0.25):
-        super().__init__(); self.num_codes, self.dim = codes, dim
-        self.beta = beta      # weight of the commitment loss; the training loop may change it
-        self.bypass = False   # True: vectors pass unchanged, all ids are 0, the loss is 0
+        super().__init__()
+        self.num_codes, self.dim = codes, dim
+        self.beta = beta  # weight of the commitment loss; the training loop may change it
+        self.bypass = False  # True: vectors pass unchanged, all ids are 0, the loss is 0
 
     def codes(self, ids: torch.Tensor) -> torch.Tensor:
         "The vectors (…, D) behind ids (…). Raises `BadInput` for ids that the codebook does not have."
         if ids.numel() and (ids.min() < 0 or ids.max() >= self.num_codes):
-            raise BadInput(f"Ids lie between 0 and {self.num_codes - 1}; these reach from {int(ids.min())} to {int(ids.max())}.")
+            raise BadInput(
+                f"Ids lie between 0 and {self.num_codes - 1}; these reach from {int(ids.min())} to {int(ids.max())}."
+            )
         return F.embedding(ids.long(), self.codebook)
 
-    def forward(self,
-        z: torch.Tensor,                    # (B, N, D)
-        mask: torch.Tensor | None = None,   # (B, N) bool, False where a position is padding: no loss, no count, no say in the codebook
+    def forward(
+        self,
+        z: torch.Tensor,  # (B, N, D)
+        mask: torch.Tensor
+        | None = None,  # (B, N) bool, False where a position is padding: no loss, no count, no say in the codebook
     ) -> tuple:
         "Quantised vectors (B, N, D), ids (B, N) int64, and the quantizer's loss."
-        if self.bypass: return z, z.new_zeros(z.shape[:-1], dtype=torch.long), z.new_zeros(())
-        with torch.autocast(z.device.type, enabled=False): return self.quantize(z.float(), mask)
+        if self.bypass:
+            return z, z.new_zeros(z.shape[:-1], dtype=torch.long), z.new_zeros(())
+        with torch.autocast(z.device.type, enabled=False):
+            return self.quantize(z.float(), mask)
 
 # %% ../nbs/21_vq.ipynb #fac98c00
 def first_codes(codes: int, dim: int, mode: str, seed: int) -> torch.Tensor:
     "Codes before anything is known of the vectors: normal, or for learning by gradient uniform and small."
     g = make_generator(seed, "codebook")
-    return torch.randn(codes, dim, generator=g) if mode == "ema" else (torch.rand(codes, dim, generator=g) * 2 - 1) / codes
+    return (
+        torch.randn(codes, dim, generator=g)
+        if mode == "ema"
+        else (torch.rand(codes, dim, generator=g) * 2 - 1) / codes
+    )
 
 # %% ../nbs/21_vq.ipynb #c31ef3f4
 class VectorQuantizer(Quantizer):
     "The nearest of `codes` learned vectors, with the gradient copied straight through."
-    def __init__(self,
-        codes: int = 512, dim: int = 64,
-        mode: str = "ema",       # how the codebook learns: `ema` (moving averages of the vectors) or `gradient` (a loss)
-        beta: float = 0.25,      # weight of the commitment loss
-        decay: float = 0.95,     # share that the moving averages keep at each step
-        eps: float = 1e-5,       # Laplace smoothing of the counts
-        revive: float = 0.05,    # a code used less than this share of uniform use is moved onto a vector of the batch; 0 = never
+
+    def __init__(
+        self,
+        codes: int = 512,
+        dim: int = 64,
+        mode: str = "ema",  # how the codebook learns: `ema` (moving averages of the vectors) or `gradient` (a loss)
+        beta: float = 0.25,  # weight of the commitment loss
+        decay: float = 0.95,  # share that the moving averages keep at each step
+        eps: float = 1e-5,  # Laplace smoothing of the counts
+        revive: float = 0.05,  # a code used less than this share of uniform use is moved onto a vector of the batch; 0 = never
         revive_every: int = 10,  # steps between two looks for unused codes
         seed: int = 0,
     ):
-        if mode not in ("ema", "gradient"): raise BadInput(f"A codebook learns by 'ema' or by 'gradient', not by {mode!r}.")
+        if mode not in ("ema", "gradient"):
+            raise BadInput(f"A codebook learns by 'ema' or by 'gradient', not by {mode!r}.")
         super().__init__(codes, dim, beta)
-        self.mode, self.decay, self.eps, self.revive, self.revive_every, self.seed = mode, decay, eps, revive, revive_every, seed
-        self.reviving = True     # a training loop sets it to False near its end, so that every code has time to settle
+        self.mode, self.decay, self.eps, self.revive, self.revive_every, self.seed = (
+            mode,
+            decay,
+            eps,
+            revive,
+            revive_every,
+            seed,
+        )
+        self.reviving = True  # a training loop sets it to False near its end, so that every code has time to settle
         first = first_codes(codes, dim, mode, seed)
-        if mode == "gradient": self.codebook = nn.Parameter(first)
-        else: self.register_buffer("codebook", first)
-        self.register_buffer("counts", torch.ones(codes))      # moving average N of how often each code is chosen per step
-        self.register_buffer("sums", first.clone())            # moving average S of the sum of the vectors that chose it
+        if mode == "gradient":
+            self.codebook = nn.Parameter(first)
+        else:
+            self.register_buffer("codebook", first)
+        self.register_buffer(
+            "counts", torch.ones(codes)
+        )  # moving average N of how often each code is chosen per step
+        self.register_buffer(
+            "sums", first.clone()
+        )  # moving average S of the sum of the vectors that chose it
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
 # %% ../nbs/21_vq.ipynb #3c5fcd75
@@ -124,12 +171,16 @@ def squared_distance(a, b, mask=None) -> torch.Tensor:
 # %% ../nbs/21_vq.ipynb #8ab5a73c
 def quantize_to_codebook(vq: VectorQuantizer, z, mask=None):
     "The forward pass: choose with the codebook as it is, then let the codebook learn."
-    flat = z.reshape(-1, vq.dim); ids = nearest(flat.detach(), vq.codebook.detach())
+    flat = z.reshape(-1, vq.dim)
+    ids = nearest(flat.detach(), vq.codebook.detach())
     chosen = F.embedding(ids, vq.codebook).view_as(z)
     loss = vq.beta * squared_distance(z, chosen.detach(), mask)
-    if vq.mode == "gradient": loss = loss + squared_distance(chosen, z.detach(), mask)
-    if vq.training: learn_codebook(vq, flat.detach(), ids, None if mask is None else mask.flatten())
+    if vq.mode == "gradient":
+        loss = loss + squared_distance(chosen, z.detach(), mask)
+    if vq.training:
+        learn_codebook(vq, flat.detach(), ids, None if mask is None else mask.flatten())
     return z + (chosen - z).detach(), ids.view(z.shape[:-1]), loss
+
 
 VectorQuantizer.quantize = quantize_to_codebook
 
@@ -137,15 +188,20 @@ VectorQuantizer.quantize = quantize_to_codebook
 @torch.no_grad()
 def learn_codebook(vq: VectorQuantizer, z, ids, mask=None):
     "One step of the moving averages: counts N, sums S and the codebook E = S / N; now and then, the revival of unused codes."
-    if mask is not None: z, ids = z[mask], ids[mask]
-    if not len(z): return
+    if mask is not None:
+        z, ids = z[mask], ids[mask]
+    if not len(z):
+        return
     n = torch.bincount(ids, minlength=vq.num_codes).to(z.dtype)
-    vq.counts.lerp_(n, 1 - vq.decay); vq.updates += 1
+    vq.counts.lerp_(n, 1 - vq.decay)
+    vq.updates += 1
     if vq.mode == "ema":
         vq.sums.lerp_(torch.zeros_like(vq.sums).index_add_(0, ids, z), 1 - vq.decay)
-        total = vq.counts.sum(); smooth = (vq.counts + vq.eps) / (total + vq.num_codes * vq.eps) * total
+        total = vq.counts.sum()
+        smooth = (vq.counts + vq.eps) / (total + vq.num_codes * vq.eps) * total
         vq.codebook.copy_(vq.sums / smooth.unsqueeze(1))
-    if vq.revive and vq.reviving and int(vq.updates) % vq.revive_every == 0: revive_codes(vq, z)
+    if vq.revive and vq.reviving and int(vq.updates) % vq.revive_every == 0:
+        revive_codes(vq, z)
 
 # %% ../nbs/21_vq.ipynb #b0627f91
 @torch.no_grad()
@@ -153,7 +209,10 @@ def start_codebook(vq: VectorQuantizer, z, per_step: int | None = None, iteratio
     "Sets the codebook to the centroids of `z` (M, D), counts to the cluster sizes and sums to centroid × count, per `per_step` vectors."
     centroids, n = kmeans(z.float(), vq.num_codes, iterations, make_generator(vq.seed, "kmeans"))
     n = n * ((per_step or len(z)) / len(z))
-    vq.codebook.data.copy_(centroids); vq.counts.copy_(n); vq.sums.copy_(centroids * n.unsqueeze(1))
+    vq.codebook.data.copy_(centroids)
+    vq.counts.copy_(n)
+    vq.sums.copy_(centroids * n.unsqueeze(1))
+
 
 VectorQuantizer.start = start_codebook
 
@@ -163,26 +222,46 @@ def revive_codes(vq: VectorQuantizer, z) -> int:
     "Moves each code used less than `revive` × uniform use onto a random vector of `z` (M, D), its count to uniform; returns how many."
     uniform = vq.counts.sum() / vq.num_codes
     dead = (vq.counts < vq.revive * uniform).nonzero().flatten()
-    if len(dead) == 0: return 0
-    pick = torch.randint(len(z), (len(dead),), generator=make_generator(vq.seed, "revive", int(vq.updates))).to(z.device)
-    vq.codebook.data[dead] = z[pick]; vq.counts[dead] = uniform; vq.sums[dead] = z[pick] * uniform
+    if len(dead) == 0:
+        return 0
+    pick = torch.randint(
+        len(z), (len(dead),), generator=make_generator(vq.seed, "revive", int(vq.updates))
+    ).to(z.device)
+    vq.codebook.data[dead] = z[pick]
+    vq.counts[dead] = uniform
+    vq.sums[dead] = z[pick] * uniform
     return len(dead)
 
 # %% ../nbs/21_vq.ipynb #39716bea
 class FSQ(Quantizer):
     "Finite scalar quantisation: every channel is rounded to one of a few levels; the codebook is a grid, and nothing about it is learned."
-    def __init__(self,
-        levels=(8, 8, 8, 5, 5, 5),   # values per channel; their product is the size of the vocabulary
+
+    def __init__(
+        self,
+        levels=(
+            8,
+            8,
+            8,
+            5,
+            5,
+            5,
+        ),  # values per channel; their product is the size of the vocabulary
     ):
-        if any(l < 2 for l in levels): raise BadInput(f"FSQ needs at least two levels per channel, not {tuple(levels)}.")
+        if any(l < 2 for l in levels):
+            raise BadInput(f"FSQ needs at least two levels per channel, not {tuple(levels)}.")
         super().__init__(math.prod(levels), len(levels), beta=0.0)
         L, places = torch.tensor(levels), torch.cumprod(torch.tensor([1, *levels[:-1]]), 0)
         digits = torch.arange(self.num_codes)[:, None] // places % L
-        for name, t in dict(levels=L, places=places, codebook=(digits - L // 2) / (L // 2)).items(): self.register_buffer(name, t, persistent=False)
+        for name, t in dict(levels=L, places=places, codebook=(digits - L // 2) / (L // 2)).items():
+            self.register_buffer(name, t, persistent=False)
 
     def quantize(self, z, mask=None):
-        L = self.levels; half = (L - 1) * (1 + 1e-3) / 2; offset = (L % 2 == 0) * 0.5
-        bounded = torch.tanh(z + torch.atanh(offset / half)) * half - offset      # reaches just past the outermost level
+        L = self.levels
+        half = (L - 1) * (1 + 1e-3) / 2
+        offset = (L % 2 == 0) * 0.5
+        bounded = (
+            torch.tanh(z + torch.atanh(offset / half)) * half - offset
+        )  # reaches just past the outermost level
         rounded = bounded + (bounded.round() - bounded).detach()
         ids = ((rounded.detach().round().long() + L // 2) * self.places).sum(-1)
         return rounded / (L // 2), ids, z.new_zeros(())
@@ -190,43 +269,59 @@ class FSQ(Quantizer):
 # %% ../nbs/21_vq.ipynb #5df66962
 class CodeNorm(nn.Module):
     "Brings every channel to mean 0 and all of them together to deviation 1 before the codebook, by statistics over the batch, padding left out."
+
     def __init__(self, dim: int, momentum: float = 0.3):
         super().__init__()
-        self.norm = nn.BatchNorm1d(dim, affine=False, momentum=momentum)    # holds the running statistics
+        self.norm = nn.BatchNorm1d(
+            dim, affine=False, momentum=momentum
+        )  # holds the running statistics
 
-    def forward(self,
-        z: torch.Tensor,                    # (B, N, D)
-        mask: torch.Tensor | None = None,   # (B, N) bool, False where a position is padding; its vectors become 0
-    ) -> torch.Tensor:                      # (B, N, D) float32
+    def forward(
+        self,
+        z: torch.Tensor,  # (B, N, D)
+        mask: torch.Tensor
+        | None = None,  # (B, N) bool, False where a position is padding; its vectors become 0
+    ) -> torch.Tensor:  # (B, N, D) float32
         with torch.autocast(z.device.type, enabled=False):
-            z, n = z.float(), self.norm; mean, var = n.running_mean, n.running_var
+            z, n = z.float(), self.norm
+            mean, var = n.running_mean, n.running_var
             real = z.flatten(0, -2) if mask is None else z[mask]
             if self.training and len(real):
                 mean, var = real.mean(0), real.var(0, correction=0).mean().expand(real.shape[-1])
-                with torch.no_grad(): n.running_mean.lerp_(mean, n.momentum); n.running_var.lerp_(var, n.momentum)
+                with torch.no_grad():
+                    n.running_mean.lerp_(mean, n.momentum)
+                    n.running_var.lerp_(var, n.momentum)
             out = (z - mean) * (var + n.eps).rsqrt()
             return out if mask is None else out.masked_fill(~mask[..., None], 0.0)
 
 # %% ../nbs/21_vq.ipynb #3070e1df
 class TokenizerIdentity(nn.Module):
     "What a tokenizer says of itself: its settings, the size of its vocabulary, and a name that changes with any weight."
-    config_class = None    # the dataclass of its settings
+
+    config_class = None  # the dataclass of its settings
 
     def __init__(self, settings=None):
-        super().__init__(); self.settings = self.config_class() if settings is None else settings
+        super().__init__()
+        self.settings = self.config_class() if settings is None else settings
 
     @property
-    def config(self) -> dict: return {"class": type(self).__name__, **asdict(self.settings)}
+    def config(self) -> dict:
+        return {"class": type(self).__name__, **asdict(self.settings)}
+
     @property
-    def vocab_size(self) -> int: return self.quantizer.num_codes
+    def vocab_size(self) -> int:
+        return self.quantizer.num_codes
+
     @property
-    def device(self) -> torch.device: return next((p.device for p in self.parameters()), torch.device("cpu"))
+    def device(self) -> torch.device:
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
 
     @property
     def fingerprint(self) -> str:
         "Twelve digits for its settings and weights: tokens can only be read by the tokenizer that wrote them."
         digest = hashlib.sha256()
-        for name, t in sorted(self.state_dict().items()): digest.update(name.encode() + t.detach().cpu().contiguous().numpy().tobytes())
+        for name, t in sorted(self.state_dict().items()):
+            digest.update(name.encode() + t.detach().cpu().contiguous().numpy().tobytes())
         return fingerprint([self.config, digest.hexdigest()])
 
 # %% ../nbs/21_vq.ipynb #b25e1c09
@@ -235,8 +330,9 @@ class Tokenizer(TokenizerIdentity):
 
     `to_latents(batch, lengths) -> (z (B, N, D), mask (B, N) or None)`, `from_latents(z, grid) -> batch`, `grid(shape) -> tuple`, and
     `error(reconstruction, batch, lengths) -> scalar`."""
-    preferred = {}         # settings of the training loop that suit it
-    paper_training = {}    # those of its preset `paper`
+
+    preferred = {}  # settings of the training loop that suit it
+    paper_training = {}  # those of its preset `paper`
 
     def to_model(self, stored: torch.Tensor) -> torch.Tensor:
         "The batch that the network reads, from a stack of stored arrays."
@@ -247,12 +343,14 @@ class Tokenizer(TokenizerIdentity):
 
     def load_state_dict(self, state, *args, **options):
         "Weights; older ones hold a `CodeNorm` in front of the codebook and bring it along."
-        if "norm.norm.running_mean" in state and getattr(self, "norm", None) is None: self.norm = CodeNorm(self.quantizer.dim)
+        if "norm.norm.running_mean" in state and getattr(self, "norm", None) is None:
+            self.norm = CodeNorm(self.quantizer.dim)
         return super().load_state_dict(state, *args, **options)
 
     def forward(self, batch, lengths=None):
         "(reconstruction, ids, loss of the quantizer)."
-        z, mask = self.to_latents(batch, lengths); z_q, ids, loss = self.quantizer(z, mask)
+        z, mask = self.to_latents(batch, lengths)
+        z_q, ids, loss = self.quantizer(z, mask)
         return self.from_latents(z_q, self.grid(batch.shape)), ids, loss
 
 # %% ../nbs/21_vq.ipynb #a30d828e
@@ -262,16 +360,20 @@ def tokenizer_loss(tok: Tokenizer, batch, lengths=None) -> tuple:
     error = tok.error(reconstruction, batch, lengths)
     return error + vq_loss, dict(error=error.detach(), vq_loss=vq_loss.detach(), ids=ids)
 
+
 Tokenizer.loss = tokenizer_loss
 
 # %% ../nbs/21_vq.ipynb #813ed6dd
 @contextlib.contextmanager
 def evaluating(tok: nn.Module):
     "Inside, the module is in evaluation mode and no gradients are kept; afterwards it is as it was."
-    was = tok.training; tok.eval()
+    was = tok.training
+    tok.eval()
     try:
-        with torch.no_grad(): yield
-    finally: tok.train(was)
+        with torch.no_grad():
+            yield
+    finally:
+        tok.train(was)
 
 # %% ../nbs/21_vq.ipynb #c0e65689
 def encode_batch(tok: Tokenizer, batch: torch.Tensor, lengths=None) -> torch.Tensor:
@@ -280,6 +382,7 @@ def encode_batch(tok: Tokenizer, batch: torch.Tensor, lengths=None) -> torch.Ten
         z, mask = tok.to_latents(batch.to(tok.device), lengths)
         return tok.quantizer(z, mask)[1]
 
+
 Tokenizer.encode = encode_batch
 
 # %% ../nbs/21_vq.ipynb #02a630a4
@@ -287,17 +390,23 @@ def token_codes(tok: Tokenizer, ids: torch.Tensor) -> torch.Tensor:
     "The codebook vectors (B, n, D) float32 of ids (B, n)."
     return tok.quantizer.codes(ids)
 
+
 def grid_for(tok: Tokenizer, n: int) -> tuple:
     "The grid that `n` ids fill. Raises `ConfigMismatch` if they do not fill it."
     grid = tuple(tok.grid())
-    if math.prod(grid) != n: raise ConfigMismatch(f"{n} ids do not fill the grid {grid} of this {type(tok).__name__}.")
+    if math.prod(grid) != n:
+        raise ConfigMismatch(f"{n} ids do not fill the grid {grid} of this {type(tok).__name__}.")
     return grid
+
 
 def decode_ids(tok: Tokenizer, ids: torch.Tensor, shape=None) -> torch.Tensor:
     "The batch that ids (B, n) stand for; `shape` is the shape of the batch that was encoded, where it is not the usual one."
     grid = tok.grid_of(ids.shape[1]) if shape is None else tok.grid(shape)
-    if math.prod(grid) != ids.shape[1]: raise ConfigMismatch(f"{ids.shape[1]} ids do not fill the grid {tuple(grid)}.")
-    with evaluating(tok): return tok.from_latents(tok.codes(ids.to(tok.device)), tuple(grid))
+    if math.prod(grid) != ids.shape[1]:
+        raise ConfigMismatch(f"{ids.shape[1]} ids do not fill the grid {tuple(grid)}.")
+    with evaluating(tok):
+        return tok.from_latents(tok.codes(ids.to(tok.device)), tuple(grid))
+
 
 Tokenizer.codes, Tokenizer.grid_of, Tokenizer.decode = token_codes, grid_for, decode_ids
 
@@ -305,10 +414,13 @@ Tokenizer.codes, Tokenizer.grid_of, Tokenizer.decode = token_codes, grid_for, de
 def save_tokenizer(tok: Tokenizer, folder) -> Path:
     "Writes config.json and model.safetensors into `folder`."
     from safetensors.torch import save
+
     folder = Path(folder)
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tok.state_dict().items()}
-    atomic_write(folder/"model.safetensors", save(tensors)); write_json(folder/"config.json", tok.config)
+    atomic_write(folder / "model.safetensors", save(tensors))
+    write_json(folder / "config.json", tok.config)
     return folder
+
 
 Tokenizer.save_pretrained = save_tokenizer
 
@@ -316,17 +428,30 @@ Tokenizer.save_pretrained = save_tokenizer
 def find_folder(source, revision=None, token=None) -> Path:
     "The folder `source`, or the downloaded copy of the hub repository of that name. Raises `BadInput` if it is neither."
     folder = Path(source)
-    if folder.is_dir(): return folder
-    if folder.exists(): raise BadInput(f"{source}: this is a file; give the folder that holds config.json and model.safetensors.")
-    if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")): raise BadInput(f"{source}: there is no such folder.")
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise BadInput(
+            f"{source}: this is a file; give the folder that holds config.json and model.safetensors."
+        )
+    if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        raise BadInput(f"{source}: there is no such folder.")
     return Path(download_tokenizer(str(source), revision, token))
+
 
 def download_tokenizer(repo: str, revision=None, token=None) -> str:
     "Downloads the two files of a hub repository, their size printed first, and returns the folder they lie in."
     from huggingface_hub import HfApi, snapshot_download
+
     names = ["config.json", "model.safetensors"]
-    try: size = sum(i.size for i in HfApi(token=token).get_paths_info(repo, names, revision=revision))
-    except Exception as e: raise BadInput(f"{repo}: neither a folder here nor a repository that can be reached ({type(e).__name__}).") from e
+    try:
+        size = sum(
+            i.size for i in HfApi(token=token).get_paths_info(repo, names, revision=revision)
+        )
+    except Exception as e:
+        raise BadInput(
+            f"{repo}: neither a folder here nor a repository that can be reached ({type(e).__name__})."
+        ) from e
     print(f"{repo}: downloading {size / 1e6:.1f} MB.")
     return snapshot_download(repo, revision=revision, token=token, allow_patterns=names)
 
@@ -335,49 +460,80 @@ def read_weights(folder) -> dict:
     "The tensors in model.safetensors. Raises `BadInput` if the file is not there or is not of that kind."
     from safetensors import SafetensorError
     from safetensors.torch import load
-    path = Path(folder)/"model.safetensors"
-    try: return load(path.read_bytes())
-    except FileNotFoundError as e: raise BadInput(f"{path}: there is no such file.") from e
-    except (SafetensorError, OSError, ValueError) as e: raise BadInput(f"{path}: this is not a safetensors file ({e}).") from e
+
+    path = Path(folder) / "model.safetensors"
+    try:
+        return load(path.read_bytes())
+    except FileNotFoundError as e:
+        raise BadInput(f"{path}: there is no such file.") from e
+    except (SafetensorError, OSError, ValueError) as e:
+        raise BadInput(f"{path}: this is not a safetensors file ({e}).") from e
+
 
 def read_settings(cls, folder):
     "The settings in config.json. Raises `ConfigMismatch` if they are of another class or another version of it."
-    config = read_json(Path(folder)/"config.json"); name = config.get("class") if isinstance(config, dict) else None
-    if name != cls.__name__: raise ConfigMismatch(f"{folder}: this is {name or 'no tokenizer of this package'}, not {cls.__name__}.")
+    config = read_json(Path(folder) / "config.json")
+    name = config.get("class") if isinstance(config, dict) else None
+    if name != cls.__name__:
+        raise ConfigMismatch(
+            f"{folder}: this is {name or 'no tokenizer of this package'}, not {cls.__name__}."
+        )
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k != "class"}
-    try: return cls.config_class(**plain)
-    except (TypeError, ValueError) as e: raise ConfigMismatch(f"{folder}/config.json: not settings of a {name} ({e}).") from e
+    try:
+        return cls.config_class(**plain)
+    except (TypeError, ValueError) as e:
+        raise ConfigMismatch(f"{folder}/config.json: not settings of a {name} ({e}).") from e
 
 # %% ../nbs/21_vq.ipynb #15ac61cd
 def read_tokenizer(cls, source, device=None, revision=None, token=None) -> Tokenizer:
     """The tokenizer of class `cls` in a folder or hub repository, in evaluation mode.
 
     Raises `BadInput` for files of another kind and `ConfigMismatch` for a tokenizer of another class or with other shapes."""
-    folder = find_folder(source, revision, token); tok = cls(read_settings(cls, folder))
-    try: tok.load_state_dict(read_weights(folder))
+    folder = find_folder(source, revision, token)
+    tok = cls(read_settings(cls, folder))
+    try:
+        tok.load_state_dict(read_weights(folder))
     except RuntimeError as e:
-        raise ConfigMismatch(f"{folder}: its weights do not fit its config.json ({str(e).splitlines()[1].strip()}).") from e
+        raise ConfigMismatch(
+            f"{folder}: its weights do not fit its config.json ({str(e).splitlines()[1].strip()})."
+        ) from e
     return tok.to(pick_device(device) if device else "cpu").eval()
+
 
 Tokenizer.from_pretrained = classmethod(read_tokenizer)
 
 # %% ../nbs/21_vq.ipynb #038e0c4c
-KINDS = {"AudioTokenizer": "scene4m.audio_tokenizer", "VideoTokenizer": "scene4m.video_tokenizer", "CosmosTokenizer": "scene4m.cosmos"}
+KINDS = {
+    "AudioTokenizer": "scene4m.audio_tokenizer",
+    "VideoTokenizer": "scene4m.video_tokenizer",
+    "CosmosTokenizer": "scene4m.cosmos",
+}
+
 
 def load_tokenizer(source, device=None) -> Tokenizer:
     "The tokenizer in a folder or hub repository, of whatever class its config.json names. Raises `BadInput` for an unknown class."
-    folder = find_folder(source); config = read_json(folder/"config.json")
+    folder = find_folder(source)
+    config = read_json(folder / "config.json")
     name = config.get("class") if isinstance(config, dict) else None
-    if name not in KINDS: raise BadInput(f"{folder}/config.json: {name!r} is not a tokenizer; known are {', '.join(KINDS)}.")
-    return getattr(importlib.import_module(KINDS[name]), name).from_pretrained(folder, device=device)
+    if name not in KINDS:
+        raise BadInput(
+            f"{folder}/config.json: {name!r} is not a tokenizer; known are {', '.join(KINDS)}."
+        )
+    return getattr(importlib.import_module(KINDS[name]), name).from_pretrained(
+        folder, device=device
+    )
 
 # %% ../nbs/21_vq.ipynb #5af82e56
 def push_tokenizer(tok: Tokenizer, repo: str, private: bool = True, token=None):
     "Uploads what `save_pretrained` writes to the hub repository `repo`."
     from huggingface_hub import HfApi
     import tempfile
-    api = HfApi(token=token); api.create_repo(repo, private=private, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder: return api.upload_folder(repo_id=repo, folder_path=tok.save_pretrained(folder))
+
+    api = HfApi(token=token)
+    api.create_repo(repo, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        return api.upload_folder(repo_id=repo, folder_path=tok.save_pretrained(folder))
+
 
 Tokenizer.push_to_hub = push_tokenizer
 
@@ -385,60 +541,76 @@ Tokenizer.push_to_hub = push_tokenizer
 @dataclass(frozen=True)
 class TrainConfig:
     "How a tokenizer is trained. Give one of `seconds`, `steps` and `epochs`."
-    seconds: float | None = None     # time budget, turned into a number of steps by measuring once
+
+    seconds: float | None = None  # time budget, turned into a number of steps by measuring once
     steps: int | None = None
     epochs: float | None = None
     batch_size: int = 32
     lr: float = 2e-3
-    codebook_lr: float | None = None # of a codebook trained by gradient; None = lr
+    codebook_lr: float | None = None  # of a codebook trained by gradient; None = lr
     weight_decay: float = 0.01
-    schedule: str = "cosine"         # or `constant`
-    warmup: float = 0.02             # share of the steps in which the rate rises
-    axes: int = 0                    # clips whose patches' principal axes are the network's first weights; 0 = random weights
-    continuous: float = 0.15         # share of the steps before the codebook is switched on, by k-means; 0 = on from the start
-    kmeans_vectors: int = 16_384     # vectors that k-means sees
-    revive_until: float = 0.7        # share of the steps after which unused codes are left where they are
-    beta: tuple | None = None        # commitment loss: first weight, and weight after `beta_epochs`; None leaves the tokenizer's own
-    beta_epochs: float = 0.0         # epochs over which it moves linearly
+    schedule: str = "cosine"  # or `constant`
+    warmup: float = 0.02  # share of the steps in which the rate rises
+    axes: int = (
+        0  # clips whose patches' principal axes are the network's first weights; 0 = random weights
+    )
+    continuous: float = 0.15  # share of the steps before the codebook is switched on, by k-means; 0 = on from the start
+    kmeans_vectors: int = 16_384  # vectors that k-means sees
+    revive_until: float = 0.7  # share of the steps after which unused codes are left where they are
+    beta: tuple | None = (
+        None  # commitment loss: first weight, and weight after `beta_epochs`; None leaves the tokenizer's own
+    )
+    beta_epochs: float = 0.0  # epochs over which it moves linearly
     clip_grad: float = 1.0
     seed: int = 0
-    precision: str = "auto"          # bf16, fp32, or bf16 where the machine is fast at it
+    precision: str = "auto"  # bf16, fp32, or bf16 where the machine is fast at it
     device: str | None = None
-    log_every: int = 20              # steps per row of the history
-    save_every: float = 15.0         # seconds between checkpoints
+    log_every: int = 20  # steps per row of the history
+    save_every: float = 15.0  # seconds between checkpoints
 
     def __post_init__(self):
         if sum(x is not None for x in (self.seconds, self.steps, self.epochs)) != 1:
             raise BadInput("Say how long to train by exactly one of seconds, steps and epochs.")
-        if self.schedule not in ("cosine", "constant"): raise BadInput(f"The schedule is 'cosine' or 'constant', not {self.schedule!r}.")
+        if self.schedule not in ("cosine", "constant"):
+            raise BadInput(f"The schedule is 'cosine' or 'constant', not {self.schedule!r}.")
 
 # %% ../nbs/21_vq.ipynb #1b2128f2
 def training_config(tok: Tokenizer, **settings) -> TrainConfig:
     "The settings that suit this tokenizer's preset, with `settings` in their place: a length given as seconds, steps or epochs replaces any other."
-    base = dict(tok.paper_training if getattr(tok.settings, "preset", "") == "paper" else tok.preferred)
-    if {"seconds", "steps", "epochs"} & settings.keys(): base = {k: v for k, v in base.items() if k not in ("seconds", "steps", "epochs")}
+    base = dict(
+        tok.paper_training if getattr(tok.settings, "preset", "") == "paper" else tok.preferred
+    )
+    if {"seconds", "steps", "epochs"} & settings.keys():
+        base = {k: v for k, v in base.items() if k not in ("seconds", "steps", "epochs")}
     return TrainConfig(**{**base, **settings})
+
 
 Tokenizer.training_config = training_config
 
 # %% ../nbs/21_vq.ipynb #4e7b86fa
 def batch_indices(
     step: int,
-    n: int,              # clips in the data set
+    n: int,  # clips in the data set
     batch_size: int,
     seed: int,
-) -> np.ndarray:         # sorted positions of the clips of this step
+) -> np.ndarray:  # sorted positions of the clips of this step
     "Which of `n` clips a step sees: every epoch is a new shuffle. It depends on the arguments alone, so resuming needs no state."
-    per_epoch = max(1, n // batch_size); epoch, i = divmod(step, per_epoch)
+    per_epoch = max(1, n // batch_size)
+    epoch, i = divmod(step, per_epoch)
     order = torch.randperm(n, generator=make_generator(seed, "order", epoch)).numpy()
-    return np.sort(order[i * batch_size:(i + 1) * batch_size])
+    return np.sort(order[i * batch_size : (i + 1) * batch_size])
 
 # %% ../nbs/21_vq.ipynb #adfbfa21
 def rate_at(step: int, steps: int, c: TrainConfig) -> float:
     "The learning rate of a step as a share of the full one: a linear rise, then half a cosine down to zero, or level."
-    warm = max(1, round(c.warmup * steps)); rise = min(1.0, (step + 1) / warm)
-    if c.schedule == "constant": return rise
-    return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0, step - warm) / max(1, steps - warm))))
+    warm = max(1, round(c.warmup * steps))
+    rise = min(1.0, (step + 1) / warm)
+    if c.schedule == "constant":
+        return rise
+    return (
+        rise * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0, step - warm) / max(1, steps - warm))))
+    )
+
 
 def beta_at(step: int, per_epoch: int, c: TrainConfig) -> float:
     "The weight of the commitment loss at a step: linear from `beta[0]` to `beta[1]` over `beta_epochs`."
@@ -448,16 +620,29 @@ def beta_at(step: int, per_epoch: int, c: TrainConfig) -> float:
 # %% ../nbs/21_vq.ipynb #a180467d
 class TokenizerTrainer:
     "A tokenizer, its optimiser and its clips, and one training step. `train_tokenizer` drives it."
+
     def __init__(self, tok: Tokenizer, data, config: TrainConfig, lengths=None, names=None):
-        self.c, self.data, self.lengths, self.device = config, data, lengths, pick_device(config.device)
+        self.c, self.data, self.lengths, self.device = (
+            config,
+            data,
+            lengths,
+            pick_device(config.device),
+        )
         self.names = range(len(data)) if names is None else names
-        self.rates = [[0, config.lr]]      # from which step on which learning rate held
+        self.rates = [[0, config.lr]]  # from which step on which learning rate held
         self.tok = tok.to(self.device)
-        codebook = list(tok.quantizer.parameters()); own = {id(p) for p in codebook}
-        groups = [dict(params=[p for p in tok.parameters() if id(p) not in own], lr=config.lr),
-                  dict(params=codebook, lr=config.lr if config.codebook_lr is None else config.codebook_lr)]
+        codebook = list(tok.quantizer.parameters())
+        own = {id(p) for p in codebook}
+        groups = [
+            dict(params=[p for p in tok.parameters() if id(p) not in own], lr=config.lr),
+            dict(
+                params=codebook, lr=config.lr if config.codebook_lr is None else config.codebook_lr
+            ),
+        ]
         groups = [dict(g, full=g["lr"]) for g in groups if g["params"]]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, betas=(0.9, 0.99), foreach=True)
+        self.optimizer = torch.optim.AdamW(
+            groups, weight_decay=config.weight_decay, betas=(0.9, 0.99), foreach=True
+        )
         self.n, self.per_epoch = len(data), max(1, len(data) // config.batch_size)
 
     @functools.cached_property
@@ -469,28 +654,38 @@ class TokenizerTrainer:
         "(batch, lengths) of a step, on the device."
         at = batch_indices(step, self.n, min(self.c.batch_size, self.n), self.c.seed)
         x = self.tok.to_model(torch.from_numpy(np.ascontiguousarray(self.data[at])))
-        if not torch.isfinite(x.sum()): self.refuse_broken(x, at, step)
+        if not torch.isfinite(x.sum()):
+            self.refuse_broken(x, at, step)
         lengths = None if self.lengths is None else torch.as_tensor(np.asarray(self.lengths)[at])
         return x.to(self.device), lengths
 
     def refuse_broken(self, x, at, step: int):
         "Raises `BadInput` with the names of the clips in a batch that hold NaN or infinity."
         broken = [str(self.names[i]) for i, clip in zip(at, x) if not clip.isfinite().all()]
-        if not broken: return
-        raise BadInput(f"{type(self.tok).__name__}, step {step}: not every number is finite in the clip "
-                             f"{', '.join(broken[:4])}{', …' if broken[4:] else ''}; leave it out or curate it again.")
+        if not broken:
+            return
+        raise BadInput(
+            f"{type(self.tok).__name__}, step {step}: not every number is finite in the clip "
+            f"{', '.join(broken[:4])}{', …' if broken[4:] else ''}; leave it out or curate it again."
+        )
 
 # %% ../nbs/21_vq.ipynb #f9a07317
 @torch.no_grad()
 def start_from_data(self: TokenizerTrainer, step: int):
     "Collects latents of as many batches as k-means needs, as evaluation would see them, and starts the codebook from them."
-    self.tok.eval(); latents, have, i = [], 0, 0
+    self.tok.eval()
+    latents, have, i = [], 0, 0
     while have < self.c.kmeans_vectors and i < 4 * self.per_epoch:
-        batch, lengths = self.batch(step + i); i += 1
-        with autocast(self.device, self.c.precision): z, mask = self.tok.to_latents(batch, lengths)
+        batch, lengths = self.batch(step + i)
+        i += 1
+        with autocast(self.device, self.c.precision):
+            z, mask = self.tok.to_latents(batch, lengths)
         z = (z if mask is None else z[mask]).reshape(-1, z.shape[-1]).float()
-        latents.append(z); have += len(z); per_step = len(z)
-    self.tok.quantizer.start(torch.cat(latents)[:self.c.kmeans_vectors], per_step)
+        latents.append(z)
+        have += len(z)
+        per_step = len(z)
+    self.tok.quantizer.start(torch.cat(latents)[: self.c.kmeans_vectors], per_step)
+
 
 TokenizerTrainer.start_codebook = start_from_data
 
@@ -498,91 +693,147 @@ TokenizerTrainer.start_codebook = start_from_data
 def train_step(self: TokenizerTrainer, step: int, steps: int) -> dict:
     "Trains on one batch and returns its logs, the loss as a tensor among them."
     q, first = self.tok.quantizer, 0
-    if self.c.beta is not None: q.beta = beta_at(step, self.per_epoch, self.c)
+    if self.c.beta is not None:
+        q.beta = beta_at(step, self.per_epoch, self.c)
     if isinstance(q, VectorQuantizer):
         first = max(1, round(self.c.continuous * steps)) if self.c.continuous else 0
         q.reviving = step < self.c.revive_until * steps
-    if first and step == first: self.start_codebook(step)
-    q.bypass = step < first; self.tok.train()
-    for g in self.optimizer.param_groups: g["lr"] = g["full"] * rate_at(step, steps, self.c)
+    if first and step == first:
+        self.start_codebook(step)
+    q.bypass = step < first
+    self.tok.train()
+    for g in self.optimizer.param_groups:
+        g["lr"] = g["full"] * rate_at(step, steps, self.c)
     batch, lengths = self.batch(step)
-    with autocast(self.device, self.c.precision): loss, logs = self.tok.loss(batch, lengths)
-    self.optimizer.zero_grad(set_to_none=True); loss.backward()
+    with autocast(self.device, self.c.precision):
+        loss, logs = self.tok.loss(batch, lengths)
+    self.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
     norm = nn.utils.clip_grad_norm_(self.tok.parameters(), self.c.clip_grad or math.inf)
     if not torch.isfinite(loss.detach() + norm):
-        what = f"the loss is {float(loss.detach())}" if not torch.isfinite(loss.detach()) else "the gradient is not finite"
+        what = (
+            f"the loss is {float(loss.detach())}"
+            if not torch.isfinite(loss.detach())
+            else "the gradient is not finite"
+        )
         raise TrainingFailed(f"{type(self.tok).__name__}, step {step}: {what}.")
     self.optimizer.step()
     return dict(logs, loss=loss.detach(), bypass=q.bypass)
+
 
 TokenizerTrainer.step = train_step
 
 # %% ../nbs/21_vq.ipynb #fe9a203e
 @torch.no_grad()
 def principal_axes(
-    patches,             # iterable of (M, D) float tensors
+    patches,  # iterable of (M, D) float tensors
     k: int,
-) -> tuple:              # mean (D,), axes (D, k) by falling variance, variances (k,); fewer than k where D is smaller
+) -> (
+    tuple
+):  # mean (D,), axes (D, k) by falling variance, variances (k,); fewer than k where D is smaller
     "Mean, principal axes and variances of vectors that come in pieces. Raises `BadInput` without vectors."
     n, total, products = 0, 0.0, 0.0
     for p in patches:
-        p = p.to("cpu" if p.device.type == "mps" else p.device).double()       # MPS has no float64
+        p = p.to("cpu" if p.device.type == "mps" else p.device).double()  # MPS has no float64
         n, total, products = n + len(p), total + p.sum(0), products + p.t() @ p
-    if not n: raise BadInput("Principal axes need at least one vector.")
-    mean = total / n; variances, axes = torch.linalg.eigh((products / n - torch.outer(mean, mean)).cpu())
-    return mean.float(), axes.flip(1)[:, :k].float().to(mean.device), variances.flip(0)[:k].clamp(min=0).float().to(mean.device)
+    if not n:
+        raise BadInput("Principal axes need at least one vector.")
+    mean = total / n
+    variances, axes = torch.linalg.eigh((products / n - torch.outer(mean, mean)).cpu())
+    return (
+        mean.float(),
+        axes.flip(1)[:, :k].float().to(mean.device),
+        variances.flip(0)[:k].clamp(min=0).float().to(mean.device),
+    )
 
 # %% ../nbs/21_vq.ipynb #ec539e69
 @torch.no_grad()
-def start_on_axes(patches, into: nn.Linear, to_code: nn.Linear, from_code: nn.Linear, onto: nn.Linear, silent=()):
+def start_on_axes(
+    patches, into: nn.Linear, to_code: nn.Linear, from_code: nn.Linear, onto: nn.Linear, silent=()
+):
     "Sets the four linear maps of an autoencoder of patches to their principal axes, scaled to codes of deviation 1, and the layers in `silent` to 0."
-    dim, width = to_code.weight.shape; mean, axes, variances = principal_axes(patches, width); k = axes.shape[1]
+    dim, width = to_code.weight.shape
+    mean, axes, variances = principal_axes(patches, width)
+    k = axes.shape[1]
     scale = variances[:dim].mean().sqrt().clamp(min=1e-6)
-    into.weight[:k] = axes.t() / scale; into.bias[:k] = -(mean @ axes) / scale
-    onto.weight.zero_(); onto.weight[:, :k] = axes * scale; onto.bias.copy_(mean)
-    for layer in (to_code, from_code): nn.init.eye_(layer.weight); nn.init.zeros_(layer.bias)
-    for layer in silent: nn.init.zeros_(layer.weight); layer.bias is None or nn.init.zeros_(layer.bias)
+    into.weight[:k] = axes.t() / scale
+    into.bias[:k] = -(mean @ axes) / scale
+    onto.weight.zero_()
+    onto.weight[:, :k] = axes * scale
+    onto.bias.copy_(mean)
+    for layer in (to_code, from_code):
+        nn.init.eye_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    for layer in silent:
+        nn.init.zeros_(layer.weight)
+        layer.bias is None or nn.init.zeros_(layer.bias)
 
 # %% ../nbs/21_vq.ipynb #032dfee7
 def start_network(trainer: TokenizerTrainer):
     "Lets the tokenizer look at `axes` clips of the first batches before its first step."
     c = trainer.c
-    if c.axes: trainer.tok.start_from(trainer.batch(i) for i in range(min(trainer.per_epoch, -(-c.axes // c.batch_size))))
+    if c.axes:
+        trainer.tok.start_from(
+            trainer.batch(i) for i in range(min(trainer.per_epoch, -(-c.axes // c.batch_size)))
+        )
 
 # %% ../nbs/21_vq.ipynb #d286e267
 def count_steps(trainer: TokenizerTrainer) -> int:
     "How many steps the settings ask for; a time budget is measured once, on a copy."
     c = trainer.c
-    if c.steps is not None: return int(c.steps)
-    if c.epochs is not None: return max(1, round(c.epochs * trainer.per_epoch))
+    if c.steps is not None:
+        return int(c.steps)
+    if c.epochs is not None:
+        return max(1, round(c.epochs * trainer.per_epoch))
     trial = TokenizerTrainer(copy.deepcopy(trainer.tok), trainer.data, trainer.c, trainer.lengths)
-    late = iter(range(10**6 - 10**5, 10**6))     # steps near the end of a long training, where the codebook is on
-    return steps_for(c.seconds * 0.95, lambda: float(trial.step(next(late), 10**6)["loss"]), warm=3, measure=12)
+    late = iter(
+        range(10**6 - 10**5, 10**6)
+    )  # steps near the end of a long training, where the codebook is on
+    return steps_for(
+        c.seconds * 0.95, lambda: float(trial.step(next(late), 10**6)["loss"]), warm=3, measure=12
+    )
 
 # %% ../nbs/21_vq.ipynb #1828a45c
 class TrainingLog:
     "Collects what the steps report into rows: step, loss, error, perplexity, used, seconds."
-    def __init__(self, codes: int, rows=(), pending=()): self.codes, self.rows, self.pending = codes, list(rows), list(pending)
-    def add(self, logs: dict): self.pending.append(logs)
+
+    def __init__(self, codes: int, rows=(), pending=()):
+        self.codes, self.rows, self.pending = codes, list(rows), list(pending)
+
+    def add(self, logs: dict):
+        self.pending.append(logs)
+
     def close(self, step: int, seconds: float) -> dict:
         "Turns the steps since the last row into one row."
         mean = lambda k: float(torch.stack([l[k].float().cpu() for l in self.pending]).mean())
         on = [l["ids"].flatten().cpu() for l in self.pending if not l["bypass"]]
-        row = dict(step=step, loss=mean("loss"), error=mean("error"), seconds=round(seconds, 2),
-                   **(usage(torch.cat(on), self.codes) if on else dict(perplexity=None, used=None)))
-        self.rows.append(row); self.pending = []; return row
+        row = dict(
+            step=step,
+            loss=mean("loss"),
+            error=mean("error"),
+            seconds=round(seconds, 2),
+            **(usage(torch.cat(on), self.codes) if on else dict(perplexity=None, used=None)),
+        )
+        self.rows.append(row)
+        self.pending = []
+        return row
 
 # %% ../nbs/21_vq.ipynb #d4525ab7
 def data_key(data, lengths=None) -> str:
     "A hash of every clip that is trained on, and of their lengths."
-    content = hashlib.blake2b(f"{np.shape(data)} {np.asarray(data[:1]).dtype}".encode(), digest_size=12)
+    content = hashlib.blake2b(
+        f"{np.shape(data)} {np.asarray(data[:1]).dtype}".encode(), digest_size=12
+    )
     for i in range(0, len(data), 64):
-        content.update(np.ascontiguousarray(data[i:i + 64]))
-    return fingerprint([content.hexdigest(), None if lengths is None else np.asarray(lengths).tolist()])
+        content.update(np.ascontiguousarray(data[i : i + 64]))
+    return fingerprint(
+        [content.hexdigest(), None if lengths is None else np.asarray(lengths).tolist()]
+    )
+
 
 def training_key(
     tok: Tokenizer,
-    data,            # the clips, or what `data_key` says of them
+    data,  # the clips, or what `data_key` says of them
     c: TrainConfig,
 ) -> str:
     "A name for what is trained on what and how: two trainings with the same name may continue each other."
@@ -590,131 +841,220 @@ def training_key(
     return fingerprint([tok.config, plain, data if isinstance(data, str) else data_key(data)], 16)
 
 # %% ../nbs/21_vq.ipynb #82a05856
-def save_checkpoint(path, trainer: TokenizerTrainer, log: TrainingLog, step: int, steps: int, seconds: float, key: str):
+def save_checkpoint(
+    path,
+    trainer: TokenizerTrainer,
+    log: TrainingLog,
+    step: int,
+    steps: int,
+    seconds: float,
+    key: str,
+):
     "Writes everything that training needs to go on: weights, optimiser, step, history. The file is the old one or the new one, never half."
     check_weights(trainer.tok, step)
-    state = dict(key=key, step=step, steps=steps, seconds=seconds, rows=log.rows, pending=log.pending,
-                 model=trainer.tok.state_dict(), optimizer=trainer.optimizer.state_dict())
+    state = dict(
+        key=key,
+        step=step,
+        steps=steps,
+        seconds=seconds,
+        rows=log.rows,
+        pending=log.pending,
+        model=trainer.tok.state_dict(),
+        optimizer=trainer.optimizer.state_dict(),
+    )
     atomic_write(path, lambda f: torch.save(state, f))
+
 
 def check_weights(tok: Tokenizer, step: int):
     "Raises `TrainingFailed` where a weight is not finite; asked before anything is written."
     broken = [k for k, t in tok.state_dict().items() if not t.isfinite().all()]
-    if broken: raise TrainingFailed(f"{type(tok).__name__}, step {step}: not every weight in {broken[0]} is finite.")
+    if broken:
+        raise TrainingFailed(
+            f"{type(tok).__name__}, step {step}: not every weight in {broken[0]} is finite."
+        )
+
 
 def load_checkpoint(path, trainer: TokenizerTrainer, key: str) -> dict:
     "Reads what `save_checkpoint` wrote into the trainer. Raises `ConfigMismatch` if it is of another training, `BadInput` if damaged."
-    try: state = torch.load(path, map_location=trainer.device, weights_only=True); found = state["key"]
-    except Exception as e: raise BadInput(f"{path}: this checkpoint is damaged; delete it to begin again.") from e
-    if found != key: raise ConfigMismatch(f"{path}: another training was begun here; use another folder.")
-    full = [g["full"] for g in trainer.optimizer.param_groups]       # the rates asked for now, not those of the checkpoint
-    trainer.tok.load_state_dict(state["model"]); trainer.optimizer.load_state_dict(state["optimizer"])
-    for g, rate in zip(trainer.optimizer.param_groups, full): g["full"] = rate
+    try:
+        state = torch.load(path, map_location=trainer.device, weights_only=True)
+        found = state["key"]
+    except Exception as e:
+        raise BadInput(f"{path}: this checkpoint is damaged; delete it to begin again.") from e
+    if found != key:
+        raise ConfigMismatch(f"{path}: another training was begun here; use another folder.")
+    full = [
+        g["full"] for g in trainer.optimizer.param_groups
+    ]  # the rates asked for now, not those of the checkpoint
+    trainer.tok.load_state_dict(state["model"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    for g, rate in zip(trainer.optimizer.param_groups, full):
+        g["full"] = rate
     return state
 
 # %% ../nbs/21_vq.ipynb #e84daadd
-def run_steps(trainer: TokenizerTrainer, log: TrainingLog, todo: range, steps: int, spent, save, show=None):
+def run_steps(
+    trainer: TokenizerTrainer, log: TrainingLog, todo: range, steps: int, spent, save, show=None
+):
     "Does the steps in `todo`; writes a checkpoint now and then and when it is interrupted."
     last, name = time.perf_counter(), type(trainer.tok).__name__
-    bar = progress(todo, desc=name, total=steps, initial=todo.start, disable=None if show is None else not show)
+    bar = progress(
+        todo, desc=name, total=steps, initial=todo.start, disable=None if show is None else not show
+    )
     with StopSoon() as stop:
         for step in bar:
-            log.add(trainer.step(step, steps)); step += 1
+            log.add(trainer.step(step, steps))
+            step += 1
             if step % trainer.c.log_every == 0 or step == steps:
-                row = log.close(step, spent()); bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "perplexity") if row[k] is not None})
-            if stop.asked or time.perf_counter() - last > trainer.c.save_every: save(step); last = time.perf_counter()
-            if stop.asked: raise KeyboardInterrupt
+                row = log.close(step, spent())
+                bar.set_postfix(
+                    {k: f"{row[k]:.4g}" for k in ("loss", "perplexity") if row[k] is not None}
+                )
+            if stop.asked or time.perf_counter() - last > trainer.c.save_every:
+                save(step)
+                last = time.perf_counter()
+            if stop.asked:
+                raise KeyboardInterrupt
 
 # %% ../nbs/21_vq.ipynb #f62565f7
 def finished_training(tok: Tokenizer, out: Path, key: str, resume: bool) -> tuple:
     "(history or None, steps or None) that an earlier run left in `out`; loads its weights if it had ended. Raises `ConfigMismatch` for another."
-    note = read_json(out/"training.json") if (out/"training.json").exists() else {}
+    note = read_json(out / "training.json") if (out / "training.json").exists() else {}
     if note.get("key") != key:
         if note and resume:
-            raise ConfigMismatch(f"{out}: another tokenizer was trained here, of other clips or with other settings; use another folder.")
+            raise ConfigMismatch(
+                f"{out}: another tokenizer was trained here, of other clips or with other settings; use another folder."
+            )
         return None, None
-    if not (resume and note["done"]): return None, note["steps"]
-    tok.load_state_dict(read_weights(out)); tok.eval()
+    if not (resume and note["done"]):
+        return None, note["steps"]
+    tok.load_state_dict(read_weights(out))
+    tok.eval()
     return note["history"], note["steps"]
 
 # %% ../nbs/21_vq.ipynb #4e6f75aa
 def begun_training(trainer: TokenizerTrainer, out: Path, key: str) -> str:
     "The key of the unfinished training in `out`, where this one is the same but for a lower learning rate; else `key`."
-    note = read_json(out/"training.json") if (out/"training.json").exists() else {}
-    if note.get("done", True) or not note.get("rates"): return key
+    note = read_json(out / "training.json") if (out / "training.json").exists() else {}
+    if note.get("done", True) or not note.get("rates"):
+        return key
     (_, first), (_, last) = note["rates"][0], note["rates"][-1]
-    if trainer.c.lr > last or training_key(trainer.tok, trainer.content, replace(trainer.c, lr=first)) != note["key"]: return key
+    if (
+        trainer.c.lr > last
+        or training_key(trainer.tok, trainer.content, replace(trainer.c, lr=first)) != note["key"]
+    ):
+        return key
     trainer.rates = note["rates"]
     return note["key"]
 
+
 def is_other_training(trainer: TokenizerTrainer, out: Path, key: str, renew: str) -> bool:
-    "Whether `out` holds a training of other clips, or for `renew=\"all\"` any other one."
-    note = read_json(out/"training.json") if (out/"training.json").exists() else {}
-    if not note or note["key"] == key: return False
+    'Whether `out` holds a training of other clips, or for `renew="all"` any other one.'
+    note = read_json(out / "training.json") if (out / "training.json").exists() else {}
+    if not note or note["key"] == key:
+        return False
     with_its_rate = replace(trainer.c, lr=note.get("rates", [[0, note["config"]["lr"]]])[0][1])
-    return renew == "all" or training_key(trainer.tok, note.get("data", ""), with_its_rate) == note["key"]
+    return (
+        renew == "all"
+        or training_key(trainer.tok, note.get("data", ""), with_its_rate) == note["key"]
+    )
+
 
 def how_to_go_on(trainer: TokenizerTrainer, path) -> str:
     "What to do after a step that failed."
-    if path is None: return " Lower the learning rate."
+    if path is None:
+        return " Lower the learning rate."
     saved = torch.load(path, weights_only=True)["step"] if path.exists() else 0
-    return (f" What was trained up to step {saved} is kept: the same call with a lower learning rate than {trainer.c.lr:g} goes on from there "
-            f"(lr; on the command line, --set with .lr={trainer.c.lr / 2:g}).")
+    return (
+        f" What was trained up to step {saved} is kept: the same call with a lower learning rate than {trainer.c.lr:g} goes on from there "
+        f"(lr; on the command line, --set with .lr={trainer.c.lr / 2:g})."
+    )
+
 
 def _train(trainer: TokenizerTrainer, key: str, steps: int, out, resume, show) -> list:
     "The steps that are still to do, and what is written before, between and after them."
-    state = dict(step=0, seconds=0.0, rows=(), pending=()); path = out and out/"checkpoint.pt"
-    if out and resume and path.exists(): state = load_checkpoint(path, trainer, key)
-    else: start_network(trainer)
-    if trainer.c.lr != trainer.rates[-1][1]: trainer.rates.append([state["step"], trainer.c.lr])
-    note = dict(key=key, steps=steps, config=asdict(trainer.c), data=trainer.content, rates=trainer.rates, done=False)
-    if out: write_json(out/"training.json", note)
-    start, log = time.perf_counter(), TrainingLog(trainer.tok.vocab_size, state["rows"], state["pending"])
+    state = dict(step=0, seconds=0.0, rows=(), pending=())
+    path = out and out / "checkpoint.pt"
+    if out and resume and path.exists():
+        state = load_checkpoint(path, trainer, key)
+    else:
+        start_network(trainer)
+    if trainer.c.lr != trainer.rates[-1][1]:
+        trainer.rates.append([state["step"], trainer.c.lr])
+    note = dict(
+        key=key,
+        steps=steps,
+        config=asdict(trainer.c),
+        data=trainer.content,
+        rates=trainer.rates,
+        done=False,
+    )
+    if out:
+        write_json(out / "training.json", note)
+    start, log = (
+        time.perf_counter(),
+        TrainingLog(trainer.tok.vocab_size, state["rows"], state["pending"]),
+    )
     spent = lambda: state["seconds"] + time.perf_counter() - start
     save = lambda step: out and save_checkpoint(path, trainer, log, step, steps, spent(), key)
     try:
         run_steps(trainer, log, range(state["step"], steps), steps, spent, save, show)
         check_weights(trainer.tok, steps)
-    except TrainingFailed as e: raise TrainingFailed(f"{e}{how_to_go_on(trainer, path)}") from e
-    trainer.tok.quantizer.bypass = False; trainer.tok.eval()
+    except TrainingFailed as e:
+        raise TrainingFailed(f"{e}{how_to_go_on(trainer, path)}") from e
+    trainer.tok.quantizer.bypass = False
+    trainer.tok.eval()
     if out:
-        trainer.tok.save_pretrained(out); write_json(out/"training.json", {**note, "done": True, "seconds": spent(), "history": log.rows})
+        trainer.tok.save_pretrained(out)
+        write_json(
+            out / "training.json", {**note, "done": True, "seconds": spent(), "history": log.rows}
+        )
         path.unlink(missing_ok=True)
     return log.rows
 
 # %% ../nbs/21_vq.ipynb #4fde9eef
 def train_tokenizer(
-    tok: Tokenizer,             # trained in place
-    data,                       # array or memmap (N, …) of stored clips: mel float16 (N, 80, T), frames uint8 (N, T, H, W, 3)
+    tok: Tokenizer,  # trained in place
+    data,  # array or memmap (N, …) of stored clips: mel float16 (N, 80, T), frames uint8 (N, T, H, W, 3)
     config: TrainConfig,
-    out=None,                   # folder for the tokenizer and the checkpoint; None keeps everything in memory
-    resume: bool = True,        # go on with what is in `out`
-    lengths=None,               # (N,) valid columns or frames of each clip, where clips are padded
-    show: bool | None = None,   # progress bar; None = where there is a terminal
-    names=None,                 # (N,) what the clips are called where one is at fault; None: their numbers
-    renew: str = "",            # what is made anew, the old folder set aside: `clips`, a training of other clips; `all`, with other settings too
-) -> list:                      # rows: step, loss, error, perplexity, used, seconds
+    out=None,  # folder for the tokenizer and the checkpoint; None keeps everything in memory
+    resume: bool = True,  # go on with what is in `out`
+    lengths=None,  # (N,) valid columns or frames of each clip, where clips are padded
+    show: bool | None = None,  # progress bar; None = where there is a terminal
+    names=None,  # (N,) what the clips are called where one is at fault; None: their numbers
+    renew: str = "",  # what is made anew, the old folder set aside: `clips`, a training of other clips; `all`, with other settings too
+) -> list:  # rows: step, loss, error, perplexity, used, seconds
     """Trains a tokenizer and returns its history. Stopped at any moment, the same call goes on and ends with the same weights.
 
     Raises `BadInput` without clips or with one that is not finite, `ConfigMismatch` if `out` holds another training,
     `TrainingFailed` before a step that is not finite;
     after that the call may be repeated with a lower `config.lr`."""
-    if len(data) == 0: raise BadInput("There are no clips to train on.")
+    if len(data) == 0:
+        raise BadInput("There are no clips to train on.")
     trainer = TokenizerTrainer(tok, data, config, lengths, names)
     key, out = training_key(tok, trainer.content, config), None if out is None else Path(out)
-    if out and resume: key = begun_training(trainer, out, key)
-    if out and renew and is_other_training(trainer, out, key, renew): set_aside(out)
+    if out and resume:
+        key = begun_training(trainer, out, key)
+    if out and renew and is_other_training(trainer, out, key, renew):
+        set_aside(out)
     history, steps = finished_training(tok, out, key, resume) if out else (None, None)
-    if history is not None: return history
+    if history is not None:
+        return history
     return _train(trainer, key, steps or count_steps(trainer), out, resume, show)
 
 # %% ../nbs/21_vq.ipynb #553e8ae2
 @torch.no_grad()
 def evaluate_tokenizer(tok: Tokenizer, data, batch_size: int = 64, lengths=None) -> dict:
     "Mean error, perplexity and share of codes used over a whole set of stored clips."
-    tok.eval(); errors, ids = [], []
+    tok.eval()
+    errors, ids = [], []
     for i in range(0, len(data), batch_size):
-        batch = tok.to_model(torch.from_numpy(np.ascontiguousarray(data[i:i + batch_size]))).to(tok.device)
-        loss, logs = tok.loss(batch, None if lengths is None else torch.as_tensor(lengths[i:i + batch_size]))
-        errors += [float(logs["error"])] * len(batch); ids.append(logs["ids"].flatten())
+        batch = tok.to_model(torch.from_numpy(np.ascontiguousarray(data[i : i + batch_size]))).to(
+            tok.device
+        )
+        loss, logs = tok.loss(
+            batch, None if lengths is None else torch.as_tensor(lengths[i : i + batch_size])
+        )
+        errors += [float(logs["error"])] * len(batch)
+        ids.append(logs["ids"].flatten())
     return dict(error=float(np.mean(errors)), **usage(torch.cat(ids), tok.vocab_size))

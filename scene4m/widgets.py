@@ -28,28 +28,58 @@ import torch
 from PIL import Image, features
 
 from .core import BadInput, ClipSpec, Scene4MError, make_generator
-from .describe import (SENSES, ClipArrays, Describer, Description, keep_senses, part_of, sense_batch, senses_sentence, tokenize_arrays)
+from scene4m.describe import (
+    SENSES,
+    ClipArrays,
+    Describer,
+    Description,
+    keep_senses,
+    part_of,
+    sense_batch,
+    senses_sentence,
+    tokenize_arrays,
+)
 from .finetune import caption_entry
 from .generate import generate_text, given_text, maskgit
 from .masking import Alphas, UnifiedMasking
 from .media import FrameSpec, read_clip
 from .mel import MelFrontEnd
 from .metrics import codebook_usage, log_mel_error_db, moving_psnr, perplexity, psnr
-from .show import (Picture, attention_picture, audio_html, audio_reconstruction, category_bars, clip_player, code_palette, code_sheet,
-                          data_uri, figure_png, flip_book, frame_difference, frame_png, ink_on, masked_clip, side_by_side, table_html,
-                          token_table, usage_histogram)
+from scene4m.show import (
+    Picture,
+    attention_picture,
+    audio_html,
+    audio_reconstruction,
+    category_bars,
+    clip_player,
+    code_palette,
+    code_sheet,
+    data_uri,
+    figure_png,
+    flip_book,
+    frame_difference,
+    frame_png,
+    ink_on,
+    masked_clip,
+    side_by_side,
+    table_html,
+    token_table,
+    usage_histogram,
+)
 
 # %% ../nbs/50_widgets.ipynb #570a8465
 @dataclass
 class Sample:
     "One clip as the widgets use it."
-    frames: np.ndarray | None   # uint8 (T, H, W, 3)
-    wave: np.ndarray | None     # float32 (N,) in [-1, 1]
+
+    frames: np.ndarray | None  # uint8 (T, H, W, 3)
+    wave: np.ndarray | None  # float32 (N,) in [-1, 1]
     name: str = "clip"
     fps: float = 1.6
     sr: int = 16_000
-    seconds: float = 10.0       # how much of it a file filled; the rest is silence and the last picture
-    part: str = ""              # that more of the file follows, and how to get it; empty where nothing does
+    seconds: float = 10.0  # how much of it a file filled; the rest is silence and the last picture
+    part: str = ""  # that more of the file follows, and how to get it; empty where nothing does
+
 
 def clip_spec(tokenizer) -> ClipSpec:
     "The clip that a tokenizer of pictures reads: its number of frames and their side; the usual one for any other."
@@ -58,17 +88,36 @@ def clip_spec(tokenizer) -> ClipSpec:
 
 # %% ../nbs/50_widgets.ipynb #570a84s1
 def open_clip(
-    clip,                         # a path, a mapping or record with `frames` and `wave`, a pair of them, or a `Sample`
+    clip,  # a path, a mapping or record with `frames` and `wave`, a pair of them, or a `Sample`
     spec: ClipSpec = ClipSpec(),  # how a file is cut
 ) -> Sample:
     "One clip from wherever it is. Raises `BadInput` for a file that cannot be read, or anything that is no clip."
-    if isinstance(clip, Sample): return clip
+    if isinstance(clip, Sample):
+        return clip
     if isinstance(clip, (str, Path)):
-        got = read_clip(clip, specs=(FrameSpec(spec.frames, spec.fps, spec.size),), seconds=spec.seconds, sr=spec.sr)
-        return Sample(got.frames, got.wave, Path(clip).name, spec.fps, spec.sr, got.duration, part_of(got, 0.0, spec.seconds))
+        got = read_clip(
+            clip,
+            specs=(FrameSpec(spec.frames, spec.fps, spec.size),),
+            seconds=spec.seconds,
+            sr=spec.sr,
+        )
+        return Sample(
+            got.frames,
+            got.wave,
+            Path(clip).name,
+            spec.fps,
+            spec.sr,
+            got.duration,
+            part_of(got, 0.0, spec.seconds),
+        )
     get = clip.get if isinstance(clip, dict) else lambda k, d=None: getattr(clip, k, d)
-    frames, wave = clip if isinstance(clip, tuple) and len(clip) == 2 else (get("frames"), get("wave"))
-    if frames is None and wave is None: raise BadInput(f"{type(clip).__name__}: this is no clip; give a file, or frames and a waveform.")
+    frames, wave = (
+        clip if isinstance(clip, tuple) and len(clip) == 2 else (get("frames"), get("wave"))
+    )
+    if frames is None and wave is None:
+        raise BadInput(
+            f"{type(clip).__name__}: this is no clip; give a file, or frames and a waveform."
+        )
     return Sample(frames, wave, str(get("key") or "clip"), spec.fps, spec.sr)
 
 # %% ../nbs/50_widgets.ipynb #9efeff34
@@ -76,33 +125,49 @@ def drawing_html(picture: bytes, kind: str, alt: str) -> str:
     "A picture and its words as HTML; `kind` is for example image/png."
     return f'<img src="{data_uri(picture, kind)}" alt="{html.escape(alt)}" style="max-width:100%;background:white">'
 
+
 def small_picture(png: bytes, most: int = 40_000) -> tuple[bytes, str]:
     "The same picture in 256 colours, and what kind of file it is; where it takes more than `most` bytes even so, with a little loss."
-    few, kind = Image.open(io.BytesIO(png)).convert("RGB").quantize(256).convert("RGB"), "webp" if features.check("webp") else "png"
+    few, kind = (
+        Image.open(io.BytesIO(png)).convert("RGB").quantize(256).convert("RGB"),
+        "webp" if features.check("webp") else "png",
+    )
     for how in (dict(lossless=True, quality=100), dict(quality=80)):
-        out = io.BytesIO(); few.save(out, kind, **how)
-        if len(out.getvalue()) <= most: break
+        out = io.BytesIO()
+        few.save(out, kind, **how)
+        if len(out.getvalue()) <= most:
+            break
     return out.getvalue(), f"image/{kind}"
 
 # %% ../nbs/50_widgets.ipynb #wb000005
 class Drawing(widgets.HTML):
     "A picture with a sentence for those who cannot see it; `draw` shows another one, `figure` a figure with its own sentence."
+
     png, alt = b"", ""
 
-    def draw(self, png: bytes, alt: str): self.png, self.alt, self.value = png, alt, drawing_html(png, "image/png", alt)
+    def draw(self, png: bytes, alt: str):
+        self.png, self.alt, self.value = png, alt, drawing_html(png, "image/png", alt)
 
-    def figure(self, fig: Picture): self.draw(figure_png(fig), fig.alt)
+    def figure(self, fig: Picture):
+        self.draw(figure_png(fig), fig.alt)
 
-    def clear(self): self.png, self.alt, self.value = b"", "", ""
+    def clear(self):
+        self.png, self.alt, self.value = b"", "", ""
 
-    def static(self) -> str: return drawing_html(*small_picture(self.png), self.alt) if self.png else ""
+    def static(self) -> str:
+        return drawing_html(*small_picture(self.png), self.alt) if self.png else ""
+
 
 def still(*parts) -> str:
     "What of widgets can stand on a page: pictures, players, tables, text; knobs are left out."
+
     def one(widget):
-        if hasattr(widget, "static"): return widget.static()
-        if isinstance(widget, widgets.HTML): return widget.value
+        if hasattr(widget, "static"):
+            return widget.static()
+        if isinstance(widget, widgets.HTML):
+            return widget.value
         return still(*widget.children) if isinstance(widget, widgets.Box) else ""
+
     return "".join(map(one, parts))
 
 # %% ../nbs/50_widgets.ipynb #wb000008
@@ -110,9 +175,11 @@ def slider(name: str, value: int, low: int, high: int, step: int = 1) -> widgets
     "A slider over whole numbers, which acts when it is let go."
     return widgets.IntSlider(value, low, high, step, description=name, continuous_update=False)
 
+
 def boldness(value: float) -> widgets.FloatSlider:
     "A slider over temperatures: at 0 the likeliest is always taken."
     return widgets.FloatSlider(description="boldness", min=0, max=2, step=0.1, value=value)
+
 
 def button(name: str, **how) -> widgets.Button:
     "A button as wide as its name."
@@ -121,39 +188,67 @@ def button(name: str, **how) -> widgets.Button:
 # %% ../nbs/50_widgets.ipynb #bbd01d03
 class TitledBox(widgets.VBox):
     "A titled box with named parts (`box.parts.slider`) and one line, in its own frame, for what goes wrong."
+
     def __init__(self, title: str, **parts):
-        self.title, self.parts = title, SimpleNamespace(message=widgets.HTML(), status=widgets.HTML(), **parts)
-        super().__init__([widgets.HTML(f"<strong>{html.escape(title)}</strong>"), self.parts.message],
-                         layout=widgets.Layout(border="1px solid #999", padding="0.6em", max_width="62em"))
+        self.title, self.parts = (
+            title,
+            SimpleNamespace(message=widgets.HTML(), status=widgets.HTML(), **parts),
+        )
+        super().__init__(
+            [widgets.HTML(f"<strong>{html.escape(title)}</strong>"), self.parts.message],
+            layout=widgets.Layout(border="1px solid #999", padding="0.6em", max_width="62em"),
+        )
 
     def say(self, text: str, wrong: bool = False):
         "Writes a line below the title."
-        self.parts.message.value = f'<p role="{"alert" if wrong else "status"}">{"⚠ " * wrong}{html.escape(text)}</p>' if text else ""
+        self.parts.message.value = (
+            f'<p role="{"alert" if wrong else "status"}">{"⚠ " * wrong}{html.escape(text)}</p>'
+            if text
+            else ""
+        )
 
     @contextmanager
     def attempt(self, doing: str = ""):
         "What fails inside is said in the box instead of thrown at the notebook; meanwhile the box says what it is `doing`."
-        self.say(doing); before = self.parts.message.value
-        try: yield
-        except Scene4MError as e: self.say(str(e), wrong=True)
-        except Exception as e: self.say(f"Something unexpected happened ({type(e).__name__}: {e}).", wrong=True)
-        else: self.say("") if self.parts.message.value == before else None
+        self.say(doing)
+        before = self.parts.message.value
+        try:
+            yield
+        except Scene4MError as e:
+            self.say(str(e), wrong=True)
+        except Exception as e:
+            self.say(f"Something unexpected happened ({type(e).__name__}: {e}).", wrong=True)
+        else:
+            self.say("") if self.parts.message.value == before else None
 
 # %% ../nbs/50_widgets.ipynb #wb000012
 class Panel(TitledBox):
     "A titled box that follows its knobs, reports its figures (`parts.status`), and can be printed where there is no kernel."
+
     def show(self, *rows):
         "Puts widgets below the title; a list becomes a row."
-        def row(r): return widgets.HBox(r, layout=widgets.Layout(flex_flow="row wrap", align_items="center")) if isinstance(r, list) else r
+
+        def row(r):
+            return (
+                widgets.HBox(r, layout=widgets.Layout(flex_flow="row wrap", align_items="center"))
+                if isinstance(r, list)
+                else r
+            )
+
         self.children = (*self.children[:2], *map(row, rows))
 
     def follow(self, act, *knobs, doing: str = ""):
         "Calls `act()` whenever one of these knobs is moved or pressed; what fails is said in the panel."
-        def acting(_):
-            with self.attempt(doing): act()
-        for k in knobs: k.on_click(acting) if isinstance(k, widgets.Button) else k.observe(acting, "value")
 
-    def report(self, text: str): self.parts.status.value = f'<span role="status">{html.escape(text)}</span>'
+        def acting(_):
+            with self.attempt(doing):
+                act()
+
+        for k in knobs:
+            k.on_click(acting) if isinstance(k, widgets.Button) else k.observe(acting, "value")
+
+    def report(self, text: str):
+        self.parts.status.value = f'<span role="status">{html.escape(text)}</span>'
 
     def static(self) -> str:
         "HTML of what is shown now, for a page without a kernel; it needs nothing from anywhere."
@@ -162,39 +257,77 @@ class Panel(TitledBox):
 
     def book(self, knob: str, values, shown) -> str:
         "The parts in `shown` as they look at each of `values` of one knob, as pages behind a slider."
-        part, pages = getattr(self.parts, knob), {}; before = part.value
-        for v in values: part.value = v; pages[f"{part.description} {v}"] = still(*(getattr(self.parts, s) for s in shown))
+        part, pages = getattr(self.parts, knob), {}
+        before = part.value
+        for v in values:
+            part.value = v
+            pages[f"{part.description} {v}"] = still(*(getattr(self.parts, s) for s in shown))
         part.value = before
         return flip_book(pages, self.title, part.description)
 
 # %% ../nbs/50_widgets.ipynb #clipview
 class ClipView(widgets.VBox):
     "Films side by side under one slider, and a player for each sound. Parts: frame (slider), picture, sounds."
-    def __init__(self, height: int = 192):
-        self.frame, self.picture, self.sounds = widgets.IntSlider(description="frame", max=0), Drawing(), widgets.HTML()
-        self.height, self.films, self.waves, self.title = height, {}, {}, "Clip"
-        self.frame.observe(lambda _: self.draw(), "value"); super().__init__([])
 
-    def set(self, films: dict, waves: dict | None = None, fps: float = 1.6, sr: int = 16_000, title: str = "Clip", small: bool = True):
+    def __init__(self, height: int = 192):
+        self.frame, self.picture, self.sounds = (
+            widgets.IntSlider(description="frame", max=0),
+            Drawing(),
+            widgets.HTML(),
+        )
+        self.height, self.films, self.waves, self.title = height, {}, {}, "Clip"
+        self.frame.observe(lambda _: self.draw(), "value")
+        super().__init__([])
+
+    def set(
+        self,
+        films: dict,
+        waves: dict | None = None,
+        fps: float = 1.6,
+        sr: int = 16_000,
+        title: str = "Clip",
+        small: bool = True,
+    ):
         "Shows films (T, H, W, 3) and sounds (N,), each with its name; what is None is left out."
-        self.films, self.waves = ({k: v for k, v in d.items() if v is not None} for d in (films, waves or {}))
+        self.films, self.waves = (
+            {k: v for k, v in d.items() if v is not None} for d in (films, waves or {})
+        )
         self.fps, self.sr, self.title = fps, sr, title
-        self.sounds.value = "".join(audio_html(w, sr, name, small) for name, w in self.waves.items())
-        if self.films: self.frame.max = min(map(len, self.films.values())) - 1
-        self.children = [self.frame, self.picture] * bool(self.films) + [self.sounds] * bool(self.waves); self.draw()
+        self.sounds.value = "".join(
+            audio_html(w, sr, name, small) for name, w in self.waves.items()
+        )
+        if self.films:
+            self.frame.max = min(map(len, self.films.values())) - 1
+        self.children = [self.frame, self.picture] * bool(self.films) + [self.sounds] * bool(
+            self.waves
+        )
+        self.draw()
 
     def draw(self):
-        if not self.films: return
-        k = self.frame.value; at = f"{k / self.fps:.1f} s"
-        self.picture.draw(side_by_side({name: f[k] for name, f in self.films.items()}, self.height), f"{', '.join(self.films)} at {at}")
+        if not self.films:
+            return
+        k = self.frame.value
+        at = f"{k / self.fps:.1f} s"
+        self.picture.draw(
+            side_by_side({name: f[k] for name, f in self.films.items()}, self.height),
+            f"{', '.join(self.films)} at {at}",
+        )
 
     def static(self) -> str:
-        return clip_player(self.films or None, self.waves or None, self.fps, self.sr, self.title) if self.films or self.waves else ""
+        return (
+            clip_player(self.films or None, self.waves or None, self.fps, self.sr, self.title)
+            if self.films or self.waves
+            else ""
+        )
 
 # %% ../nbs/50_widgets.ipynb #450bcb57
 def palette_of(tokenizer) -> np.ndarray:
     "A colour (codes, 3) for each code of a tokenizer, near codes alike."
-    with torch.no_grad(): return code_palette(tokenizer.codes(torch.arange(tokenizer.vocab_size)).float().cpu().numpy())
+    with torch.no_grad():
+        return code_palette(
+            tokenizer.codes(torch.arange(tokenizer.vocab_size)).float().cpu().numpy()
+        )
+
 
 def paint(tile, code: int, colour, where: str, picked: bool) -> None:
     "Gives a token's button its number, its colour and its name."
@@ -203,55 +336,94 @@ def paint(tile, code: int, colour, where: str, picked: bool) -> None:
     tile.style.text_color, tile.style.font_weight = ink_on(colour), "bold" if picked else "normal"
     tile.layout.border = "3px dashed black" if picked else "1px solid #888"
 
+
 def tile_buttons(rows: int, columns: int, click) -> tuple:
     "Buttons in a list of rows, and the box that holds them; `click(row, column)` hears of every click."
     cell = dict(width="2.6em", height="1.9em", padding="0", margin="1px")
-    grid = [[widgets.Button(layout=widgets.Layout(**cell)) for _ in range(columns)] for _ in range(rows)]
+    grid = [
+        [widgets.Button(layout=widgets.Layout(**cell)) for _ in range(columns)] for _ in range(rows)
+    ]
     for r, line in enumerate(grid):
-        for c, tile in enumerate(line): tile.on_click(lambda _, at=(r, c): click(*at))
-    return grid, widgets.GridBox(sum(grid, []), layout=widgets.Layout(grid_template_columns=f"repeat({columns}, 2.8em)", overflow="auto"))
+        for c, tile in enumerate(line):
+            tile.on_click(lambda _, at=(r, c): click(*at))
+    return grid, widgets.GridBox(
+        sum(grid, []),
+        layout=widgets.Layout(grid_template_columns=f"repeat({columns}, 2.8em)", overflow="auto"),
+    )
 
 # %% ../nbs/50_widgets.ipynb #tokeneditor
 class TokenEditor(widgets.VBox):
     "A button for each token, and a field for the code of the one that was picked; works with mouse and keyboard. Parts: grid, code."
-    def __init__(self, rows: int, columns: int, palette, change, names=("row", "column")):
-        self.palette, self.change, self.names, self.picked, self.ids = palette, change, names, None, None
-        self.grid, tiles = tile_buttons(rows, columns, self.pick)
-        self.code = widgets.BoundedIntText(min=0, max=len(palette) - 1, description="code", disabled=True)
-        self.code.observe(self.changed, "value"); self.hint = widgets.Label("Pick a token, then change its code.")
-        across = widgets.HTML(f"Tokens: {html.escape(names[0])} by {html.escape(names[1])}")
-        super().__init__([across, tiles, widgets.HBox([self.code, self.hint], layout=widgets.Layout(flex_flow="row wrap"))])
 
-    def where(self, r: int, c: int) -> str: return f"{self.names[0]} {r}, {self.names[1]} {c}"
+    def __init__(self, rows: int, columns: int, palette, change, names=("row", "column")):
+        self.palette, self.change, self.names, self.picked, self.ids = (
+            palette,
+            change,
+            names,
+            None,
+            None,
+        )
+        self.grid, tiles = tile_buttons(rows, columns, self.pick)
+        self.code = widgets.BoundedIntText(
+            min=0, max=len(palette) - 1, description="code", disabled=True
+        )
+        self.code.observe(self.changed, "value")
+        self.hint = widgets.Label("Pick a token, then change its code.")
+        across = widgets.HTML(f"Tokens: {html.escape(names[0])} by {html.escape(names[1])}")
+        super().__init__(
+            [
+                across,
+                tiles,
+                widgets.HBox([self.code, self.hint], layout=widgets.Layout(flex_flow="row wrap")),
+            ]
+        )
+
+    def where(self, r: int, c: int) -> str:
+        return f"{self.names[0]} {r}, {self.names[1]} {c}"
 
     def set(self, ids):
         "Shows the codes `ids` (rows, columns)."
         before, self.ids = self.ids, np.array(ids)
         for (r, c), code in np.ndenumerate(self.ids):
-            if before is None or before[r, c] != code: self.repaint(r, c)
-        if self.picked: self.code.value = int(self.ids[self.picked])
+            if before is None or before[r, c] != code:
+                self.repaint(r, c)
+        if self.picked:
+            self.code.value = int(self.ids[self.picked])
 
-    def repaint(self, r, c): paint(self.grid[r][c], int(self.ids[r, c]), self.palette[self.ids[r, c]], self.where(r, c), (r, c) == self.picked)
+    def repaint(self, r, c):
+        paint(
+            self.grid[r][c],
+            int(self.ids[r, c]),
+            self.palette[self.ids[r, c]],
+            self.where(r, c),
+            (r, c) == self.picked,
+        )
 
     def pick(self, r: int, c: int):
         "What a click on a token does."
         last, self.picked = self.picked, (r, c)
-        for at in {last, self.picked} - {None}: self.repaint(*at)
+        for at in {last, self.picked} - {None}:
+            self.repaint(*at)
         self.code.value, self.code.disabled = int(self.ids[r, c]), False
         self.hint.value = f"{self.where(r, c)}: one of {len(self.palette)} codes"
 
     def changed(self, event):
-        if self.picked and event["new"] != self.ids[self.picked]: self.change(*self.picked, int(event["new"]))
+        if self.picked and event["new"] != self.ids[self.picked]:
+            self.change(*self.picked, int(event["new"]))
 
-    def static(self) -> str: return token_table(self.ids, self.palette, self.names)
+    def static(self) -> str:
+        return token_table(self.ids, self.palette, self.names)
 
 # %% ../nbs/50_widgets.ipynb #tokenpanel
 class TokenPanel(Panel):
     "A panel whose tokens can be changed and put back; its kind has a `rebuild`. Parts: tokens (`TokenEditor`), undo, status."
-    def __init__(self, title: str, **parts):
-        super().__init__(title, undo=button("Undo all changes"), **parts); self.follow(self.undo, self.parts.undo)
 
-    def begin(self, ids): self.first, self.ids = ids, ids.copy()
+    def __init__(self, title: str, **parts):
+        super().__init__(title, undo=button("Undo all changes"), **parts)
+        self.follow(self.undo, self.parts.undo)
+
+    def begin(self, ids):
+        self.first, self.ids = ids, ids.copy()
 
     @property
     def changed(self) -> int:
@@ -261,23 +433,35 @@ class TokenPanel(Panel):
     def put(self, at: tuple, code: int):
         "Gives the token at an index another code."
         self.ids[at] = code
-        with self.attempt(): self.rebuild()
+        with self.attempt():
+            self.rebuild()
 
-    def undo(self): self.ids = self.first.copy(); self.rebuild()
+    def undo(self):
+        self.ids = self.first.copy()
+        self.rebuild()
 
 # %% ../nbs/50_widgets.ipynb #d2c13658
 @dataclass
 class SoundTokens:
     "A sound, its normalised spectrogram and its tokens."
-    wave: np.ndarray      # (N,)
-    mel: torch.Tensor     # (bands, columns)
-    ids: np.ndarray       # (time, band) int64
+
+    wave: np.ndarray  # (N,)
+    mel: torch.Tensor  # (bands, columns)
+    ids: np.ndarray  # (time, band) int64
+
 
 def sound_tokens(wave, tokenizer, front) -> SoundTokens:
     "The tokens of a sound. Raises `BadInput` where there is none."
-    if wave is None: raise BadInput("This clip has no sound; choose another one, or the video widget.")
-    mel = front(torch.as_tensor(wave)); batch = mel[None].to(tokenizer.device)
-    return SoundTokens(np.asarray(wave), mel, tokenizer.encode(batch)[0].cpu().numpy().reshape(tokenizer.grid(batch.shape)))
+    if wave is None:
+        raise BadInput("This clip has no sound; choose another one, or the video widget.")
+    mel = front(torch.as_tensor(wave))
+    batch = mel[None].to(tokenizer.device)
+    return SoundTokens(
+        np.asarray(wave),
+        mel,
+        tokenizer.encode(batch)[0].cpu().numpy().reshape(tokenizer.grid(batch.shape)),
+    )
+
 
 def sound_of(ids, tokenizer, columns: int) -> torch.Tensor:
     "The normalised spectrogram (bands, columns) that tokens (time, band) stand for."
@@ -289,24 +473,46 @@ def sound_error(sound: SoundTokens, rebuilt, front) -> float:
     "Mean error in dB of a rebuilt spectrogram."
     return log_mel_error_db(front.db(sound.mel).numpy(), front.db(rebuilt).numpy())
 
+
 def draw_sound(sound: SoundTokens, rebuilt, front) -> Picture:
     "Waveform, spectrogram, reconstruction and difference."
     note = f"mean error {sound_error(sound, rebuilt, front):.2f} dB"
-    return audio_reconstruction(sound.wave, front.db(sound.mel).numpy(), front.db(rebuilt).numpy(), difference=True, note=note)
+    return audio_reconstruction(
+        sound.wave,
+        front.db(sound.mel).numpy(),
+        front.db(rebuilt).numpy(),
+        difference=True,
+        note=note,
+    )
 
 # %% ../nbs/50_widgets.ipynb #f056587f
 class AudioPanel(TokenPanel):
     "Parts: picture, original, copy (players), tokens (`TokenEditor`), undo, status."
+
     def __init__(self, clip, tokenizer, front=None):
-        super().__init__("A sound and what its tokens keep of it", picture=Drawing(), original=widgets.HTML(), copy=widgets.HTML())
+        super().__init__(
+            "A sound and what its tokens keep of it",
+            picture=Drawing(),
+            original=widgets.HTML(),
+            copy=widgets.HTML(),
+        )
         self.tokenizer, self.front = tokenizer, front or MelFrontEnd()
-        with self.attempt(): self.load(clip)
+        with self.attempt():
+            self.load(clip)
 
     def load(self, clip):
         "Shows another clip."
-        sample, p = open_clip(clip), self.parts; self.sound = sound_tokens(sample.wave, self.tokenizer, self.front); self.begin(self.sound.ids)
-        t, f = self.ids.shape; p.tokens = TokenEditor(f, t, palette_of(self.tokenizer), self.change, ("band (from the top)", "time"))
-        p.original.value = audio_html(self.sound.wave, sample.sr, f"Original: {sample.name}", small=False); self.rebuild()
+        sample, p = open_clip(clip), self.parts
+        self.sound = sound_tokens(sample.wave, self.tokenizer, self.front)
+        self.begin(self.sound.ids)
+        t, f = self.ids.shape
+        p.tokens = TokenEditor(
+            f, t, palette_of(self.tokenizer), self.change, ("band (from the top)", "time")
+        )
+        p.original.value = audio_html(
+            self.sound.wave, sample.sr, f"Original: {sample.name}", small=False
+        )
+        self.rebuild()
         self.show(p.picture, [p.original, p.copy], p.tokens, [p.undo, p.status])
 
     def change(self, r: int, c: int, code: int):
@@ -314,20 +520,30 @@ class AudioPanel(TokenPanel):
         self.put((c, self.ids.shape[1] - 1 - r), code)
 
     def rebuild(self):
-        p = self.parts; p.tokens.set(self.ids.T[::-1]); rebuilt = sound_of(self.ids, self.tokenizer, self.sound.mel.shape[-1])
-        self.heard = self.front.invert(rebuilt).numpy(); p.picture.figure(draw_sound(self.sound, rebuilt, self.front))
+        p = self.parts
+        p.tokens.set(self.ids.T[::-1])
+        rebuilt = sound_of(self.ids, self.tokenizer, self.sound.mel.shape[-1])
+        self.heard = self.front.invert(rebuilt).numpy()
+        p.picture.figure(draw_sound(self.sound, rebuilt, self.front))
         p.copy.value = audio_html(self.heard, self.front.clip.sr, "From the tokens", small=False)
-        self.report(f"{self.changed} of {self.ids.size} tokens changed, mean error {sound_error(self.sound, rebuilt, self.front):.2f} dB")
+        self.report(
+            f"{self.changed} of {self.ids.size} tokens changed, mean error {sound_error(self.sound, rebuilt, self.front):.2f} dB"
+        )
 
     def static(self) -> str:
-        players = clip_player(None, {"original": self.sound.wave, "from the tokens": self.heard}, sr=self.front.clip.sr, title=self.title)
+        players = clip_player(
+            None,
+            {"original": self.sound.wave, "from the tokens": self.heard},
+            sr=self.front.clip.sr,
+            title=self.title,
+        )
         return players + still(self.parts.picture, self.parts.tokens, self.parts.status)
 
 # %% ../nbs/50_widgets.ipynb #0b30f262
 def audio_widget(
-    clip,              # anything `open_clip` takes
-    tokenizer,         # an audio tokenizer
-    front=None,        # the `MelFrontEnd` that it was trained with; None: the usual one
+    clip,  # anything `open_clip` takes
+    tokenizer,  # an audio tokenizer
+    front=None,  # the `MelFrontEnd` that it was trained with; None: the usual one
 ) -> AudioPanel:
     "See and hear a sound and its reconstruction; pick a token, change its code, and hear what it meant."
     return AudioPanel(clip, tokenizer, front)
@@ -335,18 +551,23 @@ def audio_widget(
 # %% ../nbs/50_widgets.ipynb #34f5fefc
 def film_tokens(frames, tokenizer) -> np.ndarray:
     "Tokens (t, h, w) of frames (T, H, W, 3). Raises `BadInput` where there are none."
-    if frames is None: raise BadInput("This clip has no picture; choose another one, or the audio widget.")
+    if frames is None:
+        raise BadInput("This clip has no picture; choose another one, or the audio widget.")
     batch = tokenizer.to_model(torch.as_tensor(np.ascontiguousarray(frames))[None])
     return tokenizer.encode(batch)[0].cpu().numpy().reshape(tokenizer.grid(batch.shape))
 
+
 def film_of(ids, tokenizer, frames) -> np.ndarray:
     "Frames of the shape of `frames` that tokens (t, h, w) stand for."
-    shape = (1, 3, *np.shape(frames)[:3]); flat = torch.as_tensor(np.ascontiguousarray(ids)).reshape(1, -1)
+    shape = (1, 3, *np.shape(frames)[:3])
+    flat = torch.as_tensor(np.ascontiguousarray(ids)).reshape(1, -1)
     return tokenizer.to_frames(tokenizer.decode(flat, shape))[0].cpu().numpy()
+
 
 def moment_of(k: int, frames: int, moments: int) -> int:
     "The moment of a token grid that holds frame `k`: even shares, or one frame alone and even shares after it where only that fits."
     return k * moments // frames if frames % moments == 0 else -(-k * (moments - 1) // (frames - 1))
+
 
 def films_of(frames, rec) -> dict:
     "Original, reconstruction and difference, by name."
@@ -355,39 +576,55 @@ def films_of(frames, rec) -> dict:
 # %% ../nbs/50_widgets.ipynb #8bb59cb2
 class VideoPanel(TokenPanel):
     "Parts: view (`ClipView`), frame (its slider), tokens (`TokenEditor` of the moment shown), undo, status."
+
     def __init__(self, clip, tokenizer):
-        view = ClipView(); super().__init__("A film and what its tokens keep of it", view=view, frame=view.frame, picture=view.picture)
+        view = ClipView()
+        super().__init__(
+            "A film and what its tokens keep of it",
+            view=view,
+            frame=view.frame,
+            picture=view.picture,
+        )
         self.tokenizer = tokenizer
-        with self.attempt(): self.load(clip)
+        with self.attempt():
+            self.load(clip)
 
     def load(self, clip):
         "Shows another clip."
-        sample, p = open_clip(clip, clip_spec(self.tokenizer)), self.parts; self.frames, self.fps = sample.frames, sample.fps
-        self.begin(film_tokens(self.frames, self.tokenizer)); p.tokens = TokenEditor(*self.ids.shape[1:], palette_of(self.tokenizer), self.change)
-        self.rebuild(); self.follow(self.redraw, p.frame); self.show(p.view, p.tokens, [p.undo, p.status])
+        sample, p = open_clip(clip, clip_spec(self.tokenizer)), self.parts
+        self.frames, self.fps = sample.frames, sample.fps
+        self.begin(film_tokens(self.frames, self.tokenizer))
+        p.tokens = TokenEditor(*self.ids.shape[1:], palette_of(self.tokenizer), self.change)
+        self.rebuild()
+        self.follow(self.redraw, p.frame)
+        self.show(p.view, p.tokens, [p.undo, p.status])
 
     @property
     def step(self) -> int:
         "The moment of the token grid in which the frame shown lies."
         return moment_of(self.parts.frame.value, len(self.frames), len(self.ids))
 
-    def change(self, r: int, c: int, code: int): self.put((self.step, r, c), code)
+    def change(self, r: int, c: int, code: int):
+        self.put((self.step, r, c), code)
 
     def rebuild(self):
         self.copy = film_of(self.ids, self.tokenizer, self.frames)
-        self.parts.view.set(films_of(self.frames, self.copy), fps=self.fps, title="Frame by frame"); self.redraw()
+        self.parts.view.set(films_of(self.frames, self.copy), fps=self.fps, title="Frame by frame")
+        self.redraw()
 
     def redraw(self):
         "Tokens and figures of the frame shown."
         self.parts.tokens.set(self.ids[self.step])
         at = f"{self.parts.frame.value / self.fps:.1f} s, tokens of moment {self.step + 1} of {len(self.ids)}"
-        self.report(f"{at}; {self.changed} of {self.ids.size} changed; PSNR {psnr(self.frames, self.copy):.1f} dB, "
-                    f"moving pixels {moving_psnr(self.frames, self.copy):.1f} dB")
+        self.report(
+            f"{at}; {self.changed} of {self.ids.size} changed; PSNR {psnr(self.frames, self.copy):.1f} dB, "
+            f"moving pixels {moving_psnr(self.frames, self.copy):.1f} dB"
+        )
 
 # %% ../nbs/50_widgets.ipynb #122d4db7
 def video_widget(
-    clip,              # anything `open_clip` takes
-    tokenizer,         # a video tokenizer
+    clip,  # anything `open_clip` takes
+    tokenizer,  # a video tokenizer
 ) -> VideoPanel:
     "Scrub through a film, its reconstruction and their difference; pick a token, change its code, and see what it meant."
     return VideoPanel(clip, tokenizer)
@@ -395,94 +632,149 @@ def video_widget(
 # %% ../nbs/50_widgets.ipynb #ced404e4
 def tokens_of(tokenizer, data, batch_size: int = 32) -> np.ndarray:
     "All ids (N, …) of stored clips, mel spectrograms or frames."
-    parts = [tokenizer.to_model(torch.as_tensor(np.ascontiguousarray(data[i:i + batch_size]))) for i in range(0, len(data), batch_size)]
+    parts = [
+        tokenizer.to_model(torch.as_tensor(np.ascontiguousarray(data[i : i + batch_size])))
+        for i in range(0, len(data), batch_size)
+    ]
     return np.concatenate([tokenizer.encode(p.to(tokenizer.device)).cpu().numpy() for p in parts])
+
 
 def code_grids(tokenizer, codes) -> torch.Tensor:
     "The batch decoded from grids that hold one code everywhere, a grid for each of `codes`."
-    n = int(np.prod(tokenizer.grid())); ids = torch.as_tensor(np.asarray(codes))[:, None].expand(-1, n)
+    n = int(np.prod(tokenizer.grid()))
+    ids = torch.as_tensor(np.asarray(codes))[:, None].expand(-1, n)
     return torch.cat([tokenizer.decode(part).float().cpu() for part in ids.split(16)])
 
 # %% ../nbs/50_widgets.ipynb #ced404s1
 def code_looks(tokenizer, codes) -> np.ndarray:
     "What codes look like, (N, h, w, 3) uint8: a patch from the middle of a film, or a slice of a spectrogram with the code in every band."
-    batch = code_grids(tokenizer, codes); grid = tokenizer.grid()
+    batch = code_grids(tokenizer, codes)
+    grid = tokenizer.grid()
     if batch.ndim == 5:
-        films = tokenizer.to_frames(batch).cpu().numpy(); t, h, w = films.shape[1] // 2, films.shape[2] // 2, films.shape[3] // 2
-        a, b = 3 * films.shape[2] // grid[1] // 2, 3 * films.shape[3] // grid[2] // 2       # three patches wide: a code is never alone
-        return films[:, t, h - a:h + a, w - b:w + b]
-    wide = batch.shape[-1] // grid[0]; start = grid[0] // 2 * wide
+        films = tokenizer.to_frames(batch).cpu().numpy()
+        t, h, w = films.shape[1] // 2, films.shape[2] // 2, films.shape[3] // 2
+        a, b = (
+            3 * films.shape[2] // grid[1] // 2,
+            3 * films.shape[3] // grid[2] // 2,
+        )  # three patches wide: a code is never alone
+        return films[:, t, h - a : h + a, w - b : w + b]
+    wide = batch.shape[-1] // grid[0]
+    start = grid[0] // 2 * wide
     low, high = float(batch.min()), float(batch.max())
-    shade = ((batch[:, :, start:start + wide].numpy() - low) / max(high - low, 1e-6))[:, ::-1]
+    shade = ((batch[:, :, start : start + wide].numpy() - low) / max(high - low, 1e-6))[:, ::-1]
     return np.repeat((255 * shade)[..., None], 3, -1).astype(np.uint8)
 
 # %% ../nbs/50_widgets.ipynb #drawbook
 def draw_codebook(
     tokenizer,
-    counts,             # (codes,) how often each is used
-    codes: int = 24,    # how many are drawn, the most used first
-) -> tuple:             # two figures
+    counts,  # (codes,) how often each is used
+    codes: int = 24,  # how many are drawn, the most used first
+) -> tuple:  # two figures
     "How evenly the codes are used, and what those used most look like."
     top = np.argsort(-counts, kind="stable")[:codes]
-    sheet = code_sheet(code_looks(tokenizer, top), top, counts[top], title=f"The {len(top)} codes used most, and how often")
+    sheet = code_sheet(
+        code_looks(tokenizer, top),
+        top,
+        counts[top],
+        title=f"The {len(top)} codes used most, and how often",
+    )
     return usage_histogram(counts), sheet
+
 
 def hear_code(tokenizer, code: int, front) -> str:
     "A player of two seconds in which an audio tokenizer says one code in every band."
     columns = round(2 * front.clip.sr / front.clip.hop) + 1
-    return audio_html(front.invert(code_grids(tokenizer, [code])[0, :, :columns]).numpy(), front.clip.sr, f"Code {code}, two seconds")
+    return audio_html(
+        front.invert(code_grids(tokenizer, [code])[0, :, :columns]).numpy(),
+        front.clip.sr,
+        f"Code {code}, two seconds",
+    )
 
 # %% ../nbs/50_widgets.ipynb #7b581ef9
 class CodebookPanel(Panel):
     "Parts: usage, sheet, rank (slider over codes, most used first), look, sound, train, steps, status."
+
     def __init__(self, tokenizer, data, front=None, trainer=None):
         self.hears = len(tokenizer.grid()) == 2
-        super().__init__(f"The codebook of a tokenizer of {'sounds' if self.hears else 'films'}", usage=Drawing(), sheet=Drawing(), look=Drawing(),
-                         sound=widgets.HTML(), rank=slider("place", 1, 1, min(tokenizer.vocab_size, 256)), steps=slider("steps", 20, 10, 200, 10),
-                         train=button("Train on, and watch"))
-        self.tokenizer, self.data, self.front, self.trainer, self.done, p = tokenizer, data, front or MelFrontEnd(), trainer, 0, self.parts
-        self.follow(self.pick, p.rank); self.follow(lambda: self.train(p.steps.value), p.train, doing="Training …")
+        super().__init__(
+            f"The codebook of a tokenizer of {'sounds' if self.hears else 'films'}",
+            usage=Drawing(),
+            sheet=Drawing(),
+            look=Drawing(),
+            sound=widgets.HTML(),
+            rank=slider("place", 1, 1, min(tokenizer.vocab_size, 256)),
+            steps=slider("steps", 20, 10, 200, 10),
+            train=button("Train on, and watch"),
+        )
+        self.tokenizer, self.data, self.front, self.trainer, self.done, p = (
+            tokenizer,
+            data,
+            front or MelFrontEnd(),
+            trainer,
+            0,
+            self.parts,
+        )
+        self.follow(self.pick, p.rank)
+        self.follow(lambda: self.train(p.steps.value), p.train, doing="Training …")
         with self.attempt():
-            self.refresh(); rows = [p.usage, p.sheet, [p.rank, p.look, *[p.sound] * self.hears], p.status]
+            self.refresh()
+            rows = [p.usage, p.sheet, [p.rank, p.look, *[p.sound] * self.hears], p.status]
             self.show(*rows, *([[p.steps, p.train]] if trainer else []))
 
     def refresh(self):
         "Counts all tokens again and draws what is used most."
-        if len(self.data) == 0: raise BadInput("There are no clips to count tokens in.")
-        self.counts = np.bincount(tokens_of(self.tokenizer, self.data).ravel(), minlength=self.tokenizer.vocab_size)
-        for part, fig in zip((self.parts.usage, self.parts.sheet), draw_codebook(self.tokenizer, self.counts)): part.figure(fig)
+        if len(self.data) == 0:
+            raise BadInput("There are no clips to count tokens in.")
+        self.counts = np.bincount(
+            tokens_of(self.tokenizer, self.data).ravel(), minlength=self.tokenizer.vocab_size
+        )
+        for part, fig in zip(
+            (self.parts.usage, self.parts.sheet), draw_codebook(self.tokenizer, self.counts)
+        ):
+            part.figure(fig)
         self.pick()
 
     def pick(self):
         "Shows the code at one place, and lets it be heard."
-        p, place = self.parts, self.parts.rank.value; code = int(np.argsort(-self.counts, kind="stable")[place - 1])
+        p, place = self.parts, self.parts.rank.value
+        code = int(np.argsort(-self.counts, kind="stable")[place - 1])
         look = code_looks(self.tokenizer, [code])[0]
         p.look.draw(frame_png(look, max(1, 120 // look.shape[0])), f"What code {code} decodes to")
-        if self.hears: p.sound.value = hear_code(self.tokenizer, code, self.front)
-        self.report(f"place {place}: code {code}, {self.counts[code]} of {self.counts.sum()} tokens; perplexity {perplexity(self.counts):.0f} of "
-                    f"{len(self.counts)}, {codebook_usage(self.counts):.0%} used" + f"; {self.done} steps trained" * bool(self.done))
+        if self.hears:
+            p.sound.value = hear_code(self.tokenizer, code, self.front)
+        self.report(
+            f"place {place}: code {code}, {self.counts[code]} of {self.counts.sum()} tokens; perplexity {perplexity(self.counts):.0f} of "
+            f"{len(self.counts)}, {codebook_usage(self.counts):.0%} used"
+            + f"; {self.done} steps trained"
+            * bool(self.done)
+        )
 
 # %% ../nbs/50_widgets.ipynb #trainon
 def train_on(panel: CodebookPanel, steps: int, every: int = 10):
     "Trains `panel.tokenizer` on, and draws anew every few steps."
     end = panel.done + steps
     while panel.done < end:
-        panel.trainer.step(panel.done, max(400, panel.done + 1)); panel.done += 1
-        if panel.done % every == 0 or panel.done == end: panel.tokenizer.eval(); panel.refresh()
+        panel.trainer.step(panel.done, max(400, panel.done + 1))
+        panel.done += 1
+        if panel.done % every == 0 or panel.done == end:
+            panel.tokenizer.eval()
+            panel.refresh()
+
 
 def codebook_static(panel: CodebookPanel, places=range(1, 9)) -> str:
     "Histogram, sheet, and pages with the codes used most."
     p = panel.parts
     return still(p.usage, p.sheet) + panel.book("rank", places, ["look", "status"]) + still(p.sound)
 
+
 CodebookPanel.train, CodebookPanel.static = train_on, codebook_static
 
 # %% ../nbs/50_widgets.ipynb #47e2451b
 def codebook_widget(
-    tokenizer,          # audio or video tokenizer
-    data,               # stored clips (N, …) whose tokens are counted: mel spectrograms or frames
-    front=None,         # the `MelFrontEnd` of an audio tokenizer; None: the usual one
-    trainer=None,       # a `TokenizerTrainer` of this tokenizer: a button trains on while you watch
+    tokenizer,  # audio or video tokenizer
+    data,  # stored clips (N, …) whose tokens are counted: mel spectrograms or frames
+    front=None,  # the `MelFrontEnd` of an audio tokenizer; None: the usual one
+    trainer=None,  # a `TokenizerTrainer` of this tokenizer: a button trains on while you watch
 ) -> CodebookPanel:
     "How a codebook is used, what each code looks or sounds like, and how that changes while it learns."
     return CodebookPanel(tokenizer, data, front, trainer)
@@ -492,12 +784,20 @@ def get_describer(model=None) -> Describer:
     "A describer from itself, from a folder, or the one in the package for None. Raises `BadInput` where there is none."
     return model if isinstance(model, Describer) else Describer.from_pretrained(model)
 
+
 def as_arrays(sample: Sample, front) -> ClipArrays:
     "A clip as the describer takes it: frames, mel spectrogram, and which senses there are."
     quiet = sample.wave is None or float(np.abs(sample.wave).max(initial=0)) < 1e-4
     audio = "missing" if sample.wave is None else "silent" if quiet else "used"
     mel = front(torch.as_tensor(sample.wave)).numpy() if audio == "used" else None
-    return ClipArrays(sample.frames, mel, dict(audio=audio, video="missing" if sample.frames is None else "used"), sample.seconds, sample.part)
+    return ClipArrays(
+        sample.frames,
+        mel,
+        dict(audio=audio, video="missing" if sample.frames is None else "used"),
+        sample.seconds,
+        sample.part,
+    )
+
 
 def describe_sample(describer, sample: Sample, senses=SENSES) -> Description:
     "What the model says about a clip with some of its senses."
@@ -507,88 +807,142 @@ def describe_sample(describer, sample: Sample, senses=SENSES) -> Description:
 # %% ../nbs/50_widgets.ipynb #117b1ds1
 def given_tokens(describer, sample: Sample, senses=SENSES) -> dict:
     "The tokens (1, n) of the senses that a clip has, by name."
-    arrays = as_arrays(sample, describer.checkpoint.front); tokens = tokenize_arrays(describer.checkpoint, [arrays])
+    arrays = as_arrays(sample, describer.checkpoint.front)
+    tokens = tokenize_arrays(describer.checkpoint, [arrays])
     return {s: tokens.ids[s] for s in senses if tokens.has[s][0]}
+
 
 def sample_sentence(describer, given: dict, temperature: float, seed: int = 0) -> str:
     "A sentence drawn at random: the higher the temperature, the bolder."
-    ck = describer.checkpoint; generator = make_generator("sentence", seed)
+    ck = describer.checkpoint
+    generator = make_generator("sentence", seed)
     how = dict(max_tokens=ck.caption_tokens, temperature=temperature, generator=generator)
     return ck.text.decode(generate_text(ck.model, sense_batch(given), rows=1, **how)[0])
 
 # %% ../nbs/50_widgets.ipynb #188de6f6
 def hide_tokens(
-    sample: dict,              # {"audio": ids, "video": ids, "caption": list of ids}
-    modalities: dict,          # name → Modality, as `model.modalities`
-    seen: int = 64,            # input budget, in tokens
-    asked: int = 64,           # target budget
-    alpha: float = 0.5,        # small: one modality gets most of a budget; large: all get a like share
-    by: str = "token",         # `time`: whole moments of a grid together
-    run: int = 1,              # words that are shown or hidden together
+    sample: dict,  # {"audio": ids, "video": ids, "caption": list of ids}
+    modalities: dict,  # name → Modality, as `model.modalities`
+    seen: int = 64,  # input budget, in tokens
+    asked: int = 64,  # target budget
+    alpha: float = 0.5,  # small: one modality gets most of a budget; large: all get a like share
+    by: str = "token",  # `time`: whole moments of a grid together
+    run: int = 1,  # words that are shown or hidden together
     seed: int = 0,
-) -> dict:                     # name → entry of a batch, without its batch axis
+) -> dict:  # name → entry of a batch, without its batch axis
     "One draw of 4M's masking."
     alphas, words = dict.fromkeys(modalities, float(alpha)), sample.get("caption") or []
     mask = UnifiedMasking(list(modalities.values()), seen, asked, [Alphas(alphas, alphas)], by)
-    return mask({**sample, "caption": [words[i:i + run] for i in range(0, len(words), run)]}, make_generator("widget", seed))
+    return mask(
+        {**sample, "caption": [words[i : i + run] for i in range(0, len(words), run)]},
+        make_generator("widget", seed),
+    )
 
 # %% ../nbs/50_widgets.ipynb #wb000035
 def grid_masks(entry: dict, modality) -> list:
     "Which tokens of a grid are shown and which are asked for, in the grid's shape."
     return [(~entry[k]).numpy().reshape(modality.grid) for k in ("input_mask", "target_mask")]
 
+
 def masked_words(entry: dict, text) -> tuple[str, str]:
     "The words of a caption that are shown and those that are asked for, sentinels written as [S_1]."
-    def words(mask): return " ".join(text.tokenizer.id_to_token(int(i)) for i in entry["tensor"][~entry[mask]])
+
+    def words(mask):
+        return " ".join(text.tokenizer.id_to_token(int(i)) for i in entry["tensor"][~entry[mask]])
+
     return words("input_mask"), words("target_mask")
+
 
 def said_of_masks(entries: dict, text) -> tuple[str, str]:
     "The words shown and asked for, as HTML, and how many tokens of each modality are shown and asked for."
     words = zip(("Words shown", "Words asked for"), masked_words(entries["caption"], text))
     counts = {"shown": "input_mask", "asked for": "target_mask"}
-    said = "; ".join(f"{name}: " + ", ".join(f"{int((~e[k]).sum())} of {m}" for m, e in entries.items()) for name, k in counts.items())
-    return "".join(f"<p>{k}: <code>{html.escape(v) or 'none'}</code></p>" for k, v in words), f"Tokens {said}"
+    said = "; ".join(
+        f"{name}: " + ", ".join(f"{int((~e[k]).sum())} of {m}" for m, e in entries.items())
+        for name, k in counts.items()
+    )
+    return "".join(
+        f"<p>{k}: <code>{html.escape(v) or 'none'}</code></p>" for k, v in words
+    ), f"Tokens {said}"
 
 # %% ../nbs/50_widgets.ipynb #fd781fe6
 class MaskingPanel(Panel):
     "Parts: seen, asked (budgets), alpha, by, run, seed, picture, words, status."
+
     def __init__(self, clip, model=None, caption: str | None = None):
-        super().__init__("What the encoder sees and what the decoder must say", picture=Drawing(), words=widgets.HTML(),
-                         seen=slider("shown", 64, 1, 64), asked=slider("asked for", 64, 1, 64),
-                         run=slider("run", 1, 1, 8), seed=slider("draw", 0, 0, 99),
-                         alpha=widgets.FloatLogSlider(0.5, min=-2, max=3, base=10, description="evenness", continuous_update=False),
-                         by=widgets.Dropdown(description="hide", options=[("single tokens", "token"), ("whole moments", "time")]))
-        with self.attempt(): self.load(clip, get_describer(model), caption)
+        super().__init__(
+            "What the encoder sees and what the decoder must say",
+            picture=Drawing(),
+            words=widgets.HTML(),
+            seen=slider("shown", 64, 1, 64),
+            asked=slider("asked for", 64, 1, 64),
+            run=slider("run", 1, 1, 8),
+            seed=slider("draw", 0, 0, 99),
+            alpha=widgets.FloatLogSlider(
+                0.5, min=-2, max=3, base=10, description="evenness", continuous_update=False
+            ),
+            by=widgets.Dropdown(
+                description="hide", options=[("single tokens", "token"), ("whole moments", "time")]
+            ),
+        )
+        with self.attempt():
+            self.load(clip, get_describer(model), caption)
 
     def load(self, clip, describer, caption):
         "Shows another clip; without a caption, the model's own sentence about it."
-        ck, p = describer.checkpoint, self.parts; self.sample, self.modalities, self.text = open_clip(clip, ck.clip), ck.model.modalities, ck.text
-        self.mel = as_arrays(self.sample, ck.front).mel; self.ids = {s: i[0] for s, i in given_tokens(describer, self.sample).items()}
+        ck, p = describer.checkpoint, self.parts
+        self.sample, self.modalities, self.text = (
+            open_clip(clip, ck.clip),
+            ck.model.modalities,
+            ck.text,
+        )
+        self.mel = as_arrays(self.sample, ck.front).mel
+        self.ids = {s: i[0] for s, i in given_tokens(describer, self.sample).items()}
         self.ids["caption"] = ck.text.encode(caption or self.own_words(describer))
         p.seen.max = p.asked.max = sum(self.modalities[m].num_tokens for m in self.ids)
         self.follow(self.redraw, p.seen, p.asked, p.alpha, p.seed, p.by, p.run)
-        self.redraw(); self.show([p.seen, p.asked], [p.alpha, p.seed], [p.by, p.run], p.picture, p.words, p.status)
+        self.redraw()
+        self.show([p.seen, p.asked], [p.alpha, p.seed], [p.by, p.run], p.picture, p.words, p.status)
 
     def own_words(self, describer) -> str:
         "The model's sentence about the clip; none where it does not know what it is, and the panel says so."
         said = describe_sample(describer, self.sample)
-        if not said.abstains: return said.guess
+        if not said.abstains:
+            return said.guess
         self.say(f"{said.description} There are no words to hide; give a caption.")
         return ""
 
     def redraw(self):
         "Draws again what the sliders ask for."
         p, kinds = self.parts, self.modalities
-        masked = hide_tokens(self.ids, kinds, p.seen.value, p.asked.value, p.alpha.value, p.by.value, p.run.value, p.seed.value)
-        self.entries = {m: masked[m] for m in self.ids}; p.words.value, said = said_of_masks(self.entries, self.text); self.report(said)
-        p.picture.figure(masked_clip(self.sample.frames, self.mel, **{s: grid_masks(masked[s], kinds[s]) for s in SENSES if s in self.ids}))
+        masked = hide_tokens(
+            self.ids,
+            kinds,
+            p.seen.value,
+            p.asked.value,
+            p.alpha.value,
+            p.by.value,
+            p.run.value,
+            p.seed.value,
+        )
+        self.entries = {m: masked[m] for m in self.ids}
+        p.words.value, said = said_of_masks(self.entries, self.text)
+        self.report(said)
+        p.picture.figure(
+            masked_clip(
+                self.sample.frames,
+                self.mel,
+                **{s: grid_masks(masked[s], kinds[s]) for s in SENSES if s in self.ids},
+            )
+        )
 
-    def static(self) -> str: return self.book("seen", (8, 32, 96), ["picture", "words", "status"])
+    def static(self) -> str:
+        return self.book("seen", (8, 32, 96), ["picture", "words", "status"])
 
 # %% ../nbs/50_widgets.ipynb #03b1a4b6
 def masking_widget(
-    clip,                        # anything `open_clip` takes
-    model=None,                  # a model folder or a `Describer`; None: the model in the package
+    clip,  # anything `open_clip` takes
+    model=None,  # a model folder or a `Describer`; None: the model in the package
     caption: str | None = None,  # words about the clip; None: the model's own
 ) -> MaskingPanel:
     "Budgets and spans by slider: what the encoder sees of a clip, and what the decoder must say."
@@ -597,30 +951,60 @@ def masking_widget(
 # %% ../nbs/50_widgets.ipynb #f48fe550
 @torch.inference_mode()
 def attention_on(
-    model,          # a `FourM`
-    given: dict,    # {"audio": (1, n), "video": (1, m)} tokens that are seen
-    words: list,    # ids of the sentence
-) -> dict:          # sense → (words, tokens): how much each word looks at each token, mean over layers and heads
+    model,  # a `FourM`
+    given: dict,  # {"audio": (1, n), "video": (1, m)} tokens that are seen
+    words: list,  # ids of the sentence
+) -> (
+    dict
+):  # sense → (words, tokens): how much each word looks at each token, mean over layers and heads
     "Where the decoder looks while it writes a sentence."
-    with model.watch_attention() as seen: out = model({**sense_batch(given), "caption": caption_entry([words])}, order=["caption"])
-    maps = torch.stack([layer[0][0].mean(0) for name, layer in seen.items() if name.endswith("cross_attn")]).mean(0)
-    first = model.config["num_register_tokens"]; found = {}
+    with model.watch_attention() as seen:
+        out = model({**sense_batch(given), "caption": caption_entry([words])}, order=["caption"])
+    maps = torch.stack(
+        [layer[0][0].mean(0) for name, layer in seen.items() if name.endswith("cross_attn")]
+    ).mean(0)
+    first = model.config["num_register_tokens"]
+    found = {}
     for name in given:
-        here = out.encoder.kind[0] == out.encoder.names.index(name); weights = torch.zeros(len(maps), given[name].shape[1])
-        weights[:, out.encoder.slot[0][here]] = maps[:, first:][:, here]; found[name] = weights[: max(1, len(words))].numpy()
+        here = out.encoder.kind[0] == out.encoder.names.index(name)
+        weights = torch.zeros(len(maps), given[name].shape[1])
+        weights[:, out.encoder.slot[0][here]] = maps[:, first:][:, here]
+        found[name] = weights[: max(1, len(words))].numpy()
     return found
 
 # %% ../nbs/50_widgets.ipynb #wb000041
-def attention_figure(sample: Sample, mel, found: dict, model, word: int | None = None, title: str = "What the model looks at"):
+def attention_figure(
+    sample: Sample,
+    mel,
+    found: dict,
+    model,
+    word: int | None = None,
+    title: str = "What the model looks at",
+):
     "The attention of one word, or the mean of all, over frames and sound."
-    def one(name): return found[name][word if word is not None else slice(None)].reshape(-1, *model.modalities[name].grid).mean(0)
-    return attention_picture(sample.frames, mel, one("video") if "video" in found else None, one("audio") if "audio" in found else None, title)
+
+    def one(name):
+        return (
+            found[name][word if word is not None else slice(None)]
+            .reshape(-1, *model.modalities[name].grid)
+            .mean(0)
+        )
+
+    return attention_picture(
+        sample.frames,
+        mel,
+        one("video") if "video" in found else None,
+        one("audio") if "audio" in found else None,
+        title,
+    )
+
 
 def told_apart(pieces, k: int | None) -> str:
     "Word pieces as a sentence in HTML, piece `k` marked."
     out = ""
     for i, piece in enumerate(pieces):
-        word = html.escape(piece.removeprefix("##")); glue = piece.startswith("##") or not piece[:1].isalnum() or not out
+        word = html.escape(piece.removeprefix("##"))
+        glue = piece.startswith("##") or not piece[:1].isalnum() or not out
         out += ("" if glue else " ") + (f"<mark><strong>{word}</strong></mark>" if i == k else word)
     return out
 
@@ -630,13 +1014,29 @@ def sense_table(
     sample: Sample,
 ) -> str:
     "What the model says with both senses and with each alone, as an HTML table."
-    rows, there = [], [s for s in SENSES if as_arrays(sample, describer.checkpoint.front).senses[s] == "used"]
-    for name, senses in (("sound and picture", SENSES), ("sound only", ("audio",)), ("picture only", ("video",))):
-        if not set(senses) <= set(there): continue
+    rows, there = (
+        [],
+        [s for s in SENSES if as_arrays(sample, describer.checkpoint.front).senses[s] == "used"],
+    )
+    for name, senses in (
+        ("sound and picture", SENSES),
+        ("sound only", ("audio",)),
+        ("picture only", ("video",)),
+    ):
+        if not set(senses) <= set(there):
+            continue
         said = describe_sample(describer, sample, senses)
         sentence, likely = said.guess, [f"{c['label']} ({c['p']:.0%})" for c in said.categories[:2]]
-        if said.abstains: sentence, likely = said.description, ["–", "–"]
-        rows.append({"given": name, "its own sentence": sentence, "likeliest": likely[0], "runner-up": likely[1]})
+        if said.abstains:
+            sentence, likely = said.description, ["–", "–"]
+        rows.append(
+            {
+                "given": name,
+                "its own sentence": sentence,
+                "likeliest": likely[0],
+                "runner-up": likely[1],
+            }
+        )
     return table_html(rows, f"{sample.name}: what the model says with which senses")
 
 # %% ../nbs/50_widgets.ipynb #picker
@@ -644,110 +1044,180 @@ def open_upload(item, spec: ClipSpec) -> Sample:
     "The clip in one item of `FileUpload.value`; the file's own name is only used for its ending and for display."
     ending = "".join(c for c in Path(item["name"]).suffix if c.isalnum() or c == ".")[:8]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"clip{ending}"; path.write_bytes(bytes(item["content"]))
-        try: sample = open_clip(path, spec)
-        except BadInput as e: raise BadInput(str(e).replace(str(path), item["name"])) from None
+        path = Path(folder) / f"clip{ending}"
+        path.write_bytes(bytes(item["content"]))
+        try:
+            sample = open_clip(path, spec)
+        except BadInput as e:
+            raise BadInput(str(e).replace(str(path), item["name"])) from None
     return replace(sample, name=item["name"])
 
 # %% ../nbs/50_widgets.ipynb #wb000045
 class ClipPicker(widgets.HBox):
     "A list of clips by name. Parts: names (dropdown); `chosen` is the clip, `add` takes one more, `fill` several."
+
     def __init__(self):
-        self.clips, self.names = {}, widgets.Dropdown(description="clip"); super().__init__([self.names])
+        self.clips, self.names = {}, widgets.Dropdown(description="clip")
+        super().__init__([self.names])
 
     @property
-    def chosen(self) -> Sample | None: return self.clips.get(self.names.value)
+    def chosen(self) -> Sample | None:
+        return self.clips.get(self.names.value)
 
     def add(self, sample: Sample):
         "Adds a clip and chooses it; a name that is taken gets a number."
         name, n = sample.name, 2
-        while name in self.clips: name, n = f"{sample.name} ({n})", n + 1
-        self.clips[name] = replace(sample, name=name); self.names.options = list(self.clips); self.names.value = name
+        while name in self.clips:
+            name, n = f"{sample.name} ({n})", n + 1
+        self.clips[name] = replace(sample, name=name)
+        self.names.options = list(self.clips)
+        self.names.value = name
 
     def fill(self, clips, spec: ClipSpec):
         "Adds clips, anything that `open_clip` takes, and chooses the first."
-        for clip in clips: self.add(open_clip(clip, spec))
-        if clips: self.names.index = 0
+        for clip in clips:
+            self.add(open_clip(clip, spec))
+        if clips:
+            self.names.index = 0
 
 # %% ../nbs/50_widgets.ipynb #wb000047
 def said_html(said: Description) -> str:
     "A description with its senses, as a line that a screen reader announces; how sure the model is stands there only where it commits itself."
     sure = "" if said.abstains else f"Confidence {said.confidence:.0%}. "
     part = f"<br>{html.escape(said.part)}" if said.part else ""
-    return (f'<p role="status"><strong>{html.escape(said.description)}</strong><br>'
-            f"{sure}{html.escape(senses_sentence(said.senses))}{part}</p>")
+    return (
+        f'<p role="status"><strong>{html.escape(said.description)}</strong><br>'
+        f"{sure}{html.escape(senses_sentence(said.senses))}{part}</p>"
+    )
 
 # %% ../nbs/50_widgets.ipynb #c4390f2c
 class DescribePanel(Panel):
     "Parts: clips (`ClipPicker`), upload, audio, video (senses), temperature, seed, run, view, sentence, bold, categories, words, word, attention."
+
     def __init__(self, model=None, clips=()):
-        super().__init__("Describe a clip", clips=ClipPicker(), upload=widgets.FileUpload(accept="video/*,audio/*", description="Open a clip"),
-                         audio=widgets.Checkbox(description="listen", value=True), video=widgets.Checkbox(description="look", value=True),
-                         run=button("Describe", button_style="primary"), temperature=boldness(0), seed=slider("draw", 0, 0, 99), view=ClipView(128),
-                         sentence=widgets.HTML(), bold=widgets.HTML(), categories=Drawing(), words=widgets.HTML(), word=slider("word", 0, 0, 0),
-                         attention=Drawing())
+        super().__init__(
+            "Describe a clip",
+            clips=ClipPicker(),
+            upload=widgets.FileUpload(accept="video/*,audio/*", description="Open a clip"),
+            audio=widgets.Checkbox(description="listen", value=True),
+            video=widgets.Checkbox(description="look", value=True),
+            run=button("Describe", button_style="primary"),
+            temperature=boldness(0),
+            seed=slider("draw", 0, 0, 99),
+            view=ClipView(128),
+            sentence=widgets.HTML(),
+            bold=widgets.HTML(),
+            categories=Drawing(),
+            words=widgets.HTML(),
+            word=slider("word", 0, 0, 0),
+            attention=Drawing(),
+        )
         p, self.found = self.parts, {}
-        self.show([p.clips, p.upload], p.view, [p.audio, p.video, p.run], [p.temperature, p.seed]); self.top = self.children
-        self.follow(self.choose, p.clips.names); self.follow(self.take, p.upload, doing="Reading the file …")
-        self.follow(lambda: self.run(), p.run, doing="Looking and listening …"); self.follow(lambda: self.look(), p.word)
-        with self.attempt(): self.describer = get_describer(model); self.spec = self.describer.checkpoint.clip; p.clips.fill(clips, self.spec)
+        self.show([p.clips, p.upload], p.view, [p.audio, p.video, p.run], [p.temperature, p.seed])
+        self.top = self.children
+        self.follow(self.choose, p.clips.names)
+        self.follow(self.take, p.upload, doing="Reading the file …")
+        self.follow(lambda: self.run(), p.run, doing="Looking and listening …")
+        self.follow(lambda: self.look(), p.word)
+        with self.attempt():
+            self.describer = get_describer(model)
+            self.spec = self.describer.checkpoint.clip
+            p.clips.fill(clips, self.spec)
 
     def take(self):
         "Takes a file that somebody opened."
-        for item in self.parts.upload.value: self.parts.clips.add(open_upload(item, self.spec))
+        for item in self.parts.upload.value:
+            self.parts.clips.add(open_upload(item, self.spec))
 
     @property
-    def sample(self) -> Sample | None: return self.parts.clips.chosen
+    def sample(self) -> Sample | None:
+        return self.parts.clips.chosen
 
     def choose(self):
         "Shows the chosen clip; what was said about another one is cleared."
-        self.found, s = {}, self.sample; self.children = self.top
-        if s: self.parts.view.set(dict(picture=s.frames), dict(sound=s.wave), s.fps, s.sr, s.name)
+        self.found, s = {}, self.sample
+        self.children = self.top
+        if s:
+            self.parts.view.set(dict(picture=s.frames), dict(sound=s.wave), s.fps, s.sr, s.name)
 
     def static(self) -> str:
-        p = self.parts; words = sorted({0, p.word.max // 2, p.word.max})
-        return still(p.sentence, p.categories) + (self.book("word", words, ["words", "attention"]) if self.found else "")
+        p = self.parts
+        words = sorted({0, p.word.max // 2, p.word.max})
+        return still(p.sentence, p.categories) + (
+            self.book("word", words, ["words", "attention"]) if self.found else ""
+        )
 
 # %% ../nbs/50_widgets.ipynb #58172d48
 def look_at_word(panel: DescribePanel):
     "Draws where the model looked for one word of its sentence; place 0 is the mean of all."
     p, ck, k = panel.parts, panel.describer.checkpoint, panel.parts.word.value
-    if not panel.found: return
-    pieces = [ck.text.tokenizer.id_to_token(i) for i in panel.ids]; name = "the whole sentence" if k == 0 else f"‘{pieces[k - 1].removeprefix('##')}’"
-    p.words.value = f"<p>Its own sentence, word by word: {told_apart(pieces, k - 1)}</p>"; mel = as_arrays(panel.sample, ck.front).mel
-    p.attention.figure(attention_figure(panel.sample, mel, panel.found, ck.model, None if k == 0 else k - 1, f"Where the model looked for {name}"))
+    if not panel.found:
+        return
+    pieces = [ck.text.tokenizer.id_to_token(i) for i in panel.ids]
+    name = "the whole sentence" if k == 0 else f"‘{pieces[k - 1].removeprefix('##')}’"
+    p.words.value = f"<p>Its own sentence, word by word: {told_apart(pieces, k - 1)}</p>"
+    mel = as_arrays(panel.sample, ck.front).mel
+    p.attention.figure(
+        attention_figure(
+            panel.sample,
+            mel,
+            panel.found,
+            ck.model,
+            None if k == 0 else k - 1,
+            f"Where the model looked for {name}",
+        )
+    )
+
 
 DescribePanel.look = look_at_word
 
 # %% ../nbs/50_widgets.ipynb #wb000054
 def run_description(panel: DescribePanel):
     "Describes the chosen clip and shows what is said, how surely, and where the model looked. Raises `BadInput` without a clip or a sense."
-    p, ck = panel.parts, panel.describer.checkpoint; senses = tuple(s for s in SENSES if getattr(p, s).value)
-    if panel.sample is None: raise BadInput("There is no clip yet; open one.")
-    if not senses: raise BadInput("Let the model listen, or look, or both.")
-    panel.said = said = describe_sample(panel.describer, panel.sample, senses); given = given_tokens(panel.describer, panel.sample, senses)
+    p, ck = panel.parts, panel.describer.checkpoint
+    senses = tuple(s for s in SENSES if getattr(p, s).value)
+    if panel.sample is None:
+        raise BadInput("There is no clip yet; open one.")
+    if not senses:
+        raise BadInput("Let the model listen, or look, or both.")
+    panel.said = said = describe_sample(panel.describer, panel.sample, senses)
+    given = given_tokens(panel.describer, panel.sample, senses)
     p.sentence.value = said_html(said)
-    if said.abstains: return show_doubt(panel)
+    if said.abstains:
+        return show_doubt(panel)
     p.categories.figure(category_bars(said.categories))
-    bold = sample_sentence(panel.describer, given, p.temperature.value, p.seed.value) if p.temperature.value else ""
-    p.bold.value = f"<p>Drawn at boldness {p.temperature.value:.1f}: {html.escape(bold)}</p>" if bold else ""
-    panel.ids = ck.text.encode(said.guess); panel.found = attention_on(ck.model, given, panel.ids) if given and panel.ids else {}
-    p.word.max = len(panel.ids); panel.look(); rows = [p.sentence, p.bold, p.categories, p.words, p.word, p.attention]
-    panel.children = (*panel.top, *rows[:3 if not panel.found else None])
+    bold = (
+        sample_sentence(panel.describer, given, p.temperature.value, p.seed.value)
+        if p.temperature.value
+        else ""
+    )
+    p.bold.value = (
+        f"<p>Drawn at boldness {p.temperature.value:.1f}: {html.escape(bold)}</p>" if bold else ""
+    )
+    panel.ids = ck.text.encode(said.guess)
+    panel.found = attention_on(ck.model, given, panel.ids) if given and panel.ids else {}
+    p.word.max = len(panel.ids)
+    panel.look()
+    rows = [p.sentence, p.bold, p.categories, p.words, p.word, p.attention]
+    panel.children = (*panel.top, *rows[: 3 if not panel.found else None])
+
 
 def show_doubt(panel: DescribePanel):
     "Leaves nothing on the panel that could be read as an answer."
     p, panel.found = panel.parts, {}
-    for part in (p.bold, p.words): part.value = ""
-    for drawing in (p.categories, p.attention): drawing.clear()
+    for part in (p.bold, p.words):
+        part.value = ""
+    for drawing in (p.categories, p.attention):
+        drawing.clear()
     panel.children = (*panel.top, p.sentence)
+
 
 DescribePanel.run = run_description
 
 # %% ../nbs/50_widgets.ipynb #96428605
 def describe_widget(
-    model=None,     # a model folder or a `Describer`; None: the model in the package
-    clips=(),       # clips to choose from, anything `open_clip` takes; more can be opened from disk
+    model=None,  # a model folder or a `Describer`; None: the model in the package
+    clips=(),  # clips to choose from, anything `open_clip` takes; more can be opened from disk
 ) -> DescribePanel:
     "Pick a clip or open one, choose the senses, and read what the model says, how sure it is, and where it looked."
     return DescribePanel(model, clips)
@@ -755,97 +1225,169 @@ def describe_widget(
 # %% ../nbs/50_widgets.ipynb #fe22a8d3
 WANTED = {"sound": "audio", "picture": "video", "words": "caption"}
 
+
 def imagine_from(
-    describer,                # a `Describer`
-    given: dict,              # {"audio": (1, n), "video": (1, m), "caption": a sentence}, whichever there are
-    wanted: str,              # `audio`, `video` or `caption`
-    steps: int = 8,           # passes in which the tokens of a grid are filled in
-    temperature: float = 0.5, # 0: always the likeliest
+    describer,  # a `Describer`
+    given: dict,  # {"audio": (1, n), "video": (1, m), "caption": a sentence}, whichever there are
+    wanted: str,  # `audio`, `video` or `caption`
+    steps: int = 8,  # passes in which the tokens of a grid are filled in
+    temperature: float = 0.5,  # 0: always the likeliest
     seed: int = 0,
-):                            # wave (N,), frames (T, H, W, 3), or a sentence
+):  # wave (N,), frames (T, H, W, 3), or a sentence
     "What the model imagines of one sense, given others."
-    ck = describer.checkpoint; batch = sense_batch({s: given[s] for s in SENSES if s in given})
-    if given.get("caption"): batch["caption"] = given_text([ck.text.encode(given["caption"])])
-    if not batch: raise BadInput("Give the model something: a sound, a picture or some words.")
+    ck = describer.checkpoint
+    batch = sense_batch({s: given[s] for s in SENSES if s in given})
+    if given.get("caption"):
+        batch["caption"] = given_text([ck.text.encode(given["caption"])])
+    if not batch:
+        raise BadInput("Give the model something: a sound, a picture or some words.")
     generator = make_generator("imagine", seed)
     if wanted == "caption":
-        return ck.text.decode(generate_text(ck.model, batch, temperature=temperature, max_tokens=ck.caption_tokens, generator=generator)[0])
-    ids = maskgit(ck.model, batch, wanted, steps=steps, temperature=temperature, generator=generator)
-    if wanted == "video": return ck.video_tokenizer.to_frames(ck.video_tokenizer.decode(ids))[0].cpu().numpy()
+        return ck.text.decode(
+            generate_text(
+                ck.model,
+                batch,
+                temperature=temperature,
+                max_tokens=ck.caption_tokens,
+                generator=generator,
+            )[0]
+        )
+    ids = maskgit(
+        ck.model, batch, wanted, steps=steps, temperature=temperature, generator=generator
+    )
+    if wanted == "video":
+        return ck.video_tokenizer.to_frames(ck.video_tokenizer.decode(ids))[0].cpu().numpy()
     return ck.front.invert(ck.audio_tokenizer.decode(ids)[0].float().cpu()).numpy()
 
 # %% ../nbs/50_widgets.ipynb #wb000059
 def as_given(describer, name: str, thing) -> dict:
     "Frames, a sound or a sentence as what a model is given. Raises `BadInput` for a sound in which nothing is heard."
-    if name == "caption": return dict(caption=thing)
-    given = given_tokens(describer, Sample(thing, None) if name == "video" else Sample(None, thing), (name,))
-    if not given: raise BadInput("This sound is silent; there is nothing to imagine from it.")
+    if name == "caption":
+        return dict(caption=thing)
+    given = given_tokens(
+        describer, Sample(thing, None) if name == "video" else Sample(None, thing), (name,)
+    )
+    if not given:
+        raise BadInput("This sound is silent; there is nothing to imagine from it.")
     return given
+
 
 def show_chain(panel, chain: list):
     "Shows (place, sense, thing) of each station: pictures under one slider, sounds in players, words in lines."
-    named = {kind: {f"{place}: {sense}": thing for place, name, thing in chain if name == kind} for sense, kind in WANTED.items()}
-    panel.parts.outcome.value = "".join(f'<p role="status">{k}: <strong>{html.escape(v)}</strong></p>' for k, v in named["caption"].items())
-    panel.parts.view.set(named["video"], named["audio"], title=" → ".join(place for place, _, _ in chain).capitalize())
+    named = {
+        kind: {f"{place}: {sense}": thing for place, name, thing in chain if name == kind}
+        for sense, kind in WANTED.items()
+    }
+    panel.parts.outcome.value = "".join(
+        f'<p role="status">{k}: <strong>{html.escape(v)}</strong></p>'
+        for k, v in named["caption"].items()
+    )
+    panel.parts.view.set(
+        named["video"],
+        named["audio"],
+        title=" → ".join(place for place, _, _ in chain).capitalize(),
+    )
 
 # %% ../nbs/50_widgets.ipynb #df4acc32
 class ImaginePanel(Panel):
     "Parts: clips, given, words, wanted, steps, temperature, seed, run, back, view, outcome."
+
     def __init__(self, model=None, clips=()):
-        super().__init__("From one sense to another", clips=ClipPicker(), words=widgets.Text(description="words", placeholder="a dog is barking"),
-                         given=widgets.Dropdown(description="from", options=list(WANTED), value="picture"), outcome=widgets.HTML(),
-                         wanted=widgets.Dropdown(description="to", options=list(WANTED), value="sound"), view=ClipView(160),
-                         steps=slider("steps", 8, 1, 16), seed=slider("draw", 0, 0, 99), temperature=boldness(0.5),
-                         run=button("Imagine", button_style="primary"),
-                         back=button("And back", disabled=True, tooltip="From what was imagined to the sense it came from"))
-        p = self.parts; self.follow(lambda: self.run(), p.run, doing="Imagining …"); self.follow(lambda: self.back(), p.back, doing="Imagining …")
+        super().__init__(
+            "From one sense to another",
+            clips=ClipPicker(),
+            words=widgets.Text(description="words", placeholder="a dog is barking"),
+            given=widgets.Dropdown(description="from", options=list(WANTED), value="picture"),
+            outcome=widgets.HTML(),
+            wanted=widgets.Dropdown(description="to", options=list(WANTED), value="sound"),
+            view=ClipView(160),
+            steps=slider("steps", 8, 1, 16),
+            seed=slider("draw", 0, 0, 99),
+            temperature=boldness(0.5),
+            run=button("Imagine", button_style="primary"),
+            back=button(
+                "And back",
+                disabled=True,
+                tooltip="From what was imagined to the sense it came from",
+            ),
+        )
+        p = self.parts
+        self.follow(lambda: self.run(), p.run, doing="Imagining …")
+        self.follow(lambda: self.back(), p.back, doing="Imagining …")
         with self.attempt():
-            self.describer = get_describer(model); p.clips.fill(clips, self.describer.checkpoint.clip)
-            self.show([p.clips, p.words], [p.given, p.wanted], [p.steps, p.temperature, p.seed], [p.run, p.back], p.outcome, p.view)
+            self.describer = get_describer(model)
+            p.clips.fill(clips, self.describer.checkpoint.clip)
+            self.show(
+                [p.clips, p.words],
+                [p.given, p.wanted],
+                [p.steps, p.temperature, p.seed],
+                [p.run, p.back],
+                p.outcome,
+                p.view,
+            )
 
     def start(self) -> tuple:
         "What is to be imagined from: the name of its sense, and the thing itself. Raises `BadInput` where it is not there."
-        p, name = self.parts, WANTED[self.parts.given.value]; s = p.clips.chosen
-        if name == WANTED[p.wanted.value]: raise BadInput("From and to are the same; choose two different ones.")
-        if name == "caption": return name, p.words.value
-        if s is None: raise BadInput("There is no clip to begin with; choose words, or give the widget a clip.")
-        if (s.frames if name == "video" else s.wave) is None: raise BadInput(f"{s.name}: this clip has no {p.given.value}; choose another one.")
+        p, name = self.parts, WANTED[self.parts.given.value]
+        s = p.clips.chosen
+        if name == WANTED[p.wanted.value]:
+            raise BadInput("From and to are the same; choose two different ones.")
+        if name == "caption":
+            return name, p.words.value
+        if s is None:
+            raise BadInput(
+                "There is no clip to begin with; choose words, or give the widget a clip."
+            )
+        if (s.frames if name == "video" else s.wave) is None:
+            raise BadInput(f"{s.name}: this clip has no {p.given.value}; choose another one.")
         return name, s.frames if name == "video" else s.wave
 
     def imagine(self, name: str, thing, wanted: str):
         "What the model makes of a thing in another sense, with the knobs as they are."
         p, given = self.parts, as_given(self.describer, name, thing)
-        return imagine_from(self.describer, given, wanted, p.steps.value, p.temperature.value, p.seed.value)
+        return imagine_from(
+            self.describer, given, wanted, p.steps.value, p.temperature.value, p.seed.value
+        )
 
-    def static(self) -> str: return still(self.parts.outcome, self.parts.view)
+    def static(self) -> str:
+        return still(self.parts.outcome, self.parts.view)
 
 # %% ../nbs/50_widgets.ipynb #imaginerun
 def run_imagination(panel: ImaginePanel):
     "Imagines what was asked for and shows it beside what it was imagined from."
-    name, thing = panel.start(); wanted = WANTED[panel.parts.wanted.value]
-    if wanted == "caption": refuse_doubtful(panel, name)
+    name, thing = panel.start()
+    wanted = WANTED[panel.parts.wanted.value]
+    if wanted == "caption":
+        refuse_doubtful(panel, name)
     panel.made = panel.imagine(name, thing, wanted)
-    panel.chain = [("given", name, thing), ("imagined", wanted, panel.made)]; panel.parts.back.disabled = False; show_chain(panel, panel.chain)
+    panel.chain = [("given", name, thing), ("imagined", wanted, panel.made)]
+    panel.parts.back.disabled = False
+    show_chain(panel, panel.chain)
+
 
 def refuse_doubtful(panel: ImaginePanel, name: str):
     "Raises `BadInput` where the model does not know what the clip is: words that it would write all the same could be read as an answer."
     said = describe_sample(panel.describer, panel.parts.clips.chosen, (name,))
-    if not said.abstains: return
+    if not said.abstains:
+        return
     panel.parts.outcome.value, panel.parts.back.disabled = "", True
     panel.parts.view.set({})
     raise BadInput(said.description)
 
+
 def imagine_back(panel: ImaginePanel):
     "From what was imagined back to the sense it was imagined from."
     (_, first, _), (_, name, thing) = panel.chain[:2]
-    panel.chain = [*panel.chain[:2], ("and back", first, panel.imagine(name, thing, first))]; show_chain(panel, panel.chain)
+    panel.chain = [*panel.chain[:2], ("and back", first, panel.imagine(name, thing, first))]
+    show_chain(panel, panel.chain)
+
 
 ImaginePanel.run, ImaginePanel.back = run_imagination, imagine_back
 
 # %% ../nbs/50_widgets.ipynb #70bf6aed
 def any_to_any_widget(
-    model=None,     # a model folder or a `Describer`; None: the model in the package
-    clips=(),       # clips to begin with, anything `open_clip` takes
+    model=None,  # a model folder or a `Describer`; None: the model in the package
+    clips=(),  # clips to begin with, anything `open_clip` takes
 ) -> ImaginePanel:
     "From a picture to the sound it might make, from words to a picture, and back."
     return ImaginePanel(model, clips)

@@ -15,8 +15,8 @@ from .core import BadInput, fingerprint, read_json, write_json
 
 # %% ../nbs/05_world.ipynb #wd000007
 def labels_in(
-    text: str | None,     # the field `label` of a list
-) -> tuple:               # of the labels; empty where there is none
+    text: str | None,  # the field `label` of a list
+) -> tuple:  # of the labels; empty where there is none
     "The labels of a clip: one, several with `|` between them, or a JSON list."
     text = (text or "").strip()
     if text.startswith("["):
@@ -33,8 +33,10 @@ def label_places(labels, among) -> list[int]:
     "The position of each label `among` the categories. Raises `BadInput` for one that is not there."
     for i, label in enumerate(labels):
         if label not in among:
-            raise BadInput(f"Clip {i} has the label {label!r}, which is none of the categories; "
-                           f"leave the clip out, or write one of: {'; '.join(among)}.")
+            raise BadInput(
+                f"Clip {i} has the label {label!r}, which is none of the categories; "
+                f"leave the clip out, or write one of: {'; '.join(among)}."
+            )
     return [list(among).index(label) for label in labels]
 
 # %% ../nbs/05_world.ipynb #wd000010
@@ -42,6 +44,7 @@ def _dictionary(text: str, kind: str) -> dict:
     "What a file of the kind `.json`, `.yaml` or `.csv` says, as it stands there."
     if kind in (".yaml", ".yml"):
         import yaml
+
         return yaml.safe_load(text)
     if kind != ".csv":
         return json.loads(text)
@@ -49,6 +52,7 @@ def _dictionary(text: str, kind: str) -> dict:
     for line in csv.DictReader(io.StringIO(text)):
         out.setdefault(line["label"], []).append(line["caption"])
     return out
+
 
 def is_dictionary(file) -> bool:
     "Whether a file of captions goes by label; a csv of captions by clip does not."
@@ -60,24 +64,37 @@ def is_dictionary(file) -> bool:
     except (OSError, UnicodeDecodeError):
         return True
 
+
 def read_captions(
-    file,           # JSON, YAML or csv
-) -> dict:          # label → tuple of sentences
+    file,  # JSON, YAML or csv
+) -> dict:  # label → tuple of sentences
     "A dictionary of sentences. Raises `BadInput` for a file that is none."
     try:
         found = _dictionary(Path(file).read_text(encoding="utf-8-sig"), Path(file).suffix.lower())
-        found = {k: (v,) if isinstance(v, str) else tuple(v) if isinstance(v, list) else () for k, v in found.items()}
+        found = {
+            k: (v,) if isinstance(v, str) else tuple(v) if isinstance(v, list) else ()
+            for k, v in found.items()
+        }
     except Exception as e:
-        raise BadInput(f"{file}: this is no dictionary of captions ({e}); write a list of sentences for every label.") from e
+        raise BadInput(
+            f"{file}: this is no dictionary of captions ({e}); write a list of sentences for every label."
+        ) from e
     for label, sentences in found.items():
-        if not isinstance(label, str) or not sentences or not all(isinstance(s, str) and s.strip() for s in sentences):
-            raise BadInput(f"{file}: the label {label!r} has no list of sentences; write one or more for it.")
+        if (
+            not isinstance(label, str)
+            or not sentences
+            or not all(isinstance(s, str) and s.strip() for s in sentences)
+        ):
+            raise BadInput(
+                f"{file}: the label {label!r} has no list of sentences; write one or more for it."
+            )
     return found
 
 # %% ../nbs/05_world.ipynb #wd000014
 def _words(text) -> str:
     "Lower-case words with one space between and around them."
     return " " + " ".join(re.findall(r"\w+", str(text).lower())) + " "
+
 
 def default_phrases(name: str, value) -> tuple:
     "What states the value of an attribute where nobody gave phrases: the value, or the attribute's name and its opposite."
@@ -89,13 +106,14 @@ def default_phrases(name: str, value) -> tuple:
 @dataclass(frozen=True)
 class WorldRecord:
     "What there is to describe, as plain data that reads and writes JSON."
+
     name: str = "own"
     version: str = "1"
     labels: tuple = ()
-    captions: dict = field(default_factory=dict)      # label → sentences
-    attributes: dict = field(default_factory=dict)    # name → {value: phrases that state it}
-    hints: tuple = ()        # rules: dict(when={name: value, or a list of them}, say="…")
-    grammar: str = ""        # a module of `scene4m.worlds` that writes and parses sentences
+    captions: dict = field(default_factory=dict)  # label → sentences
+    attributes: dict = field(default_factory=dict)  # name → {value: phrases that state it}
+    hints: tuple = ()  # rules: dict(when={name: value, or a list of them}, say="…")
+    grammar: str = ""  # a module of `scene4m.worlds` that writes and parses sentences
 
     def to_dict(self) -> dict:
         "The record for JSON; an attribute's values stand in a list, since they need not be texts."
@@ -109,25 +127,41 @@ class WorldRecord:
             unknown = set(record) - set(cls.__dataclass_fields__)
             if unknown:
                 raise ValueError(f"there is no field {sorted(unknown)[0]!r}")
-            attributes = {n: {v: tuple(p) for v, p in ps} for n, ps in record.get("attributes", {}).items()}
+            attributes = {
+                n: {v: tuple(p) for v, p in ps} for n, ps in record.get("attributes", {}).items()
+            }
             captions = {k: tuple(v) for k, v in record.get("captions", {}).items()}
             labels, hints = tuple(record.get("labels", ())), tuple(record.get("hints", ()))
             if isinstance(record.get("labels"), str):
                 raise ValueError("labels are a list")
             texts = [record.get(k, "") for k in ("name", "version", "grammar")]
-            texts += [*labels, *(s for ss in captions.values() for s in ss), *(h["say"] for h in hints)]
+            texts += [
+                *labels,
+                *(s for ss in captions.values() for s in ss),
+                *(h["say"] for h in hints),
+            ]
             texts += [p for ps in attributes.values() for forms in ps.values() for p in forms]
             if not all(isinstance(t, str) for t in texts) or len(set(labels)) < len(labels):
-                raise ValueError("names, labels and sentences are texts, and no label stands there twice")
+                raise ValueError(
+                    "names, labels and sentences are texts, and no label stands there twice"
+                )
             if not all(isinstance(h["when"], dict) for h in hints):
                 raise ValueError("a hint says when it holds")
         except (AttributeError, KeyError, TypeError, ValueError) as e:
-            raise BadInput(f"{where}: this is no world ({e}); copy the file again, or make it with curate.") from e
-        return cls(**{**record, **dict(captions=captions, attributes=attributes, labels=labels, hints=hints)})
+            raise BadInput(
+                f"{where}: this is no world ({e}); copy the file again, or make it with curate."
+            ) from e
+        return cls(
+            **{
+                **record,
+                **dict(captions=captions, attributes=attributes, labels=labels, hints=hints),
+            }
+        )
 
 # %% ../nbs/05_world.ipynb #wd000017
 class SpokenWorld(WorldRecord):
     "A world whose sentences are written and read."
+
     @functools.cached_property
     def language(self):
         "The module that writes and parses sentences, or None. Raises `BadInput` for one that is not part of scene4m."
@@ -138,39 +172,63 @@ class SpokenWorld(WorldRecord):
                 raise ImportError("not the name of a module")
             return importlib.import_module(f"scene4m.worlds.{self.grammar}")
         except ImportError as e:
-            raise BadInput(f"The world {self.name!r} wants the grammar {self.grammar!r}, which scene4m does not have.") from e
+            raise BadInput(
+                f"The world {self.name!r} wants the grammar {self.grammar!r}, which scene4m does not have."
+            ) from e
 
     def write(
         self,
-        labels: tuple, attributes: dict, captions,      # of one clip; captions are its own sentences
-        rng,                                            # chooses among them
+        labels: tuple,
+        attributes: dict,
+        captions,  # of one clip; captions are its own sentences
+        rng,  # chooses among them
     ) -> str:
         "A sentence for a clip."
-        def pick(options): return options[int(rng.integers(len(options)))]
+
+        def pick(options):
+            return options[int(rng.integers(len(options)))]
+
         label = pick(labels) if len(labels) > 1 else labels[0] if labels else ""
-        known = {n: v for n, v in (attributes or {}).items() if v is not None and n in self.attributes}
+        known = {
+            n: v for n, v in (attributes or {}).items() if v is not None and n in self.attributes
+        }
         if self.language and label in self.labels and attributes:
             return self.language.write(label, attributes, rng)
         sentence = pick(captions) if captions else pick(self.captions.get(label) or (label,))
-        added = [pick(self.attributes[n][v]) for n, v in known.items() if v in self.attributes[n] and self.stated(sentence, n) != v]
-        return ", ".join([sentence.rstrip(". "), *added]) + "." * sentence.rstrip().endswith(".") if added else sentence
+        added = [
+            pick(self.attributes[n][v])
+            for n, v in known.items()
+            if v in self.attributes[n] and self.stated(sentence, n) != v
+        ]
+        return (
+            ", ".join([sentence.rstrip(". "), *added]) + "." * sentence.rstrip().endswith(".")
+            if added
+            else sentence
+        )
 
     def stated(self, sentence: str, name: str):
         "The value of an attribute that a sentence states, or None: the one whose phrase comes first, the longer of two."
         text = _words(sentence)
-        found = [(text.find(_words(p)), -len(p), i, v) for i, (v, ps) in enumerate(self.attributes[name].items())
-                 for p in ps if _words(p) in text]
+        found = [
+            (text.find(_words(p)), -len(p), i, v)
+            for i, (v, ps) in enumerate(self.attributes[name].items())
+            for p in ps
+            if _words(p) in text
+        ]
         return min(found)[-1] if found else None
 
 # %% ../nbs/05_world.ipynb #wd000018
 class World(SpokenWorld):
     "What there is to describe: read from a folder, made from a list of clips, asked what a sentence states."
+
     @classmethod
     def load(cls, folder) -> "World":
         "The world of a folder. Raises `BadInput` where there is none."
         path = Path(folder) / "world.json"
         if not path.exists():
-            raise BadInput(f"{folder}: there is no world.json, which says what there is to describe.")
+            raise BadInput(
+                f"{folder}: there is no world.json, which says what there is to describe."
+            )
         return cls.from_dict(read_json(path), path)
 
     def save(self, folder) -> Path:
@@ -180,7 +238,11 @@ class World(SpokenWorld):
     @functools.cached_property
     def _names(self) -> list:
         "Words and the label they name, the longest first."
-        known = [(_words(s), label) for label in self.labels for s in (label, *self.captions.get(label, ()))]
+        known = [
+            (_words(s), label)
+            for label in self.labels
+            for s in (label, *self.captions.get(label, ()))
+        ]
         return sorted(known, key=lambda pair: -len(pair[0]))
 
     def parse(self, sentence: str) -> dict:
@@ -193,8 +255,14 @@ class World(SpokenWorld):
 
     def hint(self, stated: dict) -> dict:
         "The first rule whose conditions hold, or an empty one."
-        def holds(name, wanted): return stated.get(name) in (wanted if isinstance(wanted, (list, tuple)) else [wanted])
-        return next((h for h in self.hints if all(holds(*w) for w in h["when"].items())), dict(when={}, say=""))
+
+        def holds(name, wanted):
+            return stated.get(name) in (wanted if isinstance(wanted, (list, tuple)) else [wanted])
+
+        return next(
+            (h for h in self.hints if all(holds(*w) for w in h["when"].items())),
+            dict(when={}, say=""),
+        )
 
     def texts(self) -> list:
         "Lines with every word that a sentence may need."
@@ -204,8 +272,8 @@ class World(SpokenWorld):
 
 # %% ../nbs/05_world.ipynb #wd000020
 def world_of(
-    rows,                       # of a list: dicts with `label` and `attributes`
-    captions: dict | None = None,   # label → sentences
+    rows,  # of a list: dicts with `label` and `attributes`
+    captions: dict | None = None,  # label → sentences
     name: str = "own",
 ) -> World:
     "The world that a list of clips speaks of; its version is a fingerprint of what is in it."
@@ -216,7 +284,15 @@ def world_of(
             kept = values.setdefault(n, {})
             if v is not None and isinstance(v, (bool, int, float, str)):
                 kept[v] = default_phrases(n, v)
-    attributes = {n: dict(sorted(vs.items(), key=str)) for n, vs in sorted(values.items()) if vs and n != "label"}
-    spoken = {label: tuple((captions or {})[label]) for label in sorted(labels) if label in (captions or {})}
+    attributes = {
+        n: dict(sorted(vs.items(), key=str))
+        for n, vs in sorted(values.items())
+        if vs and n != "label"
+    }
+    spoken = {
+        label: tuple((captions or {})[label])
+        for label in sorted(labels)
+        if label in (captions or {})
+    }
     world = World(name, "", tuple(sorted(labels)), spoken, attributes)
     return World(name, fingerprint(world.to_dict()), world.labels, spoken, attributes)

@@ -1,13 +1,14 @@
 """Puts the checkpoint of a finished run into the package: `python scripts/pretrained.py runs/shipped`.
 
 Weights are stored in 16 bits, and the folder is read back and must describe a clip before it counts as done."""
+
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT = 10_000_000     # bytes that the wheel may gain
+LIMIT = 10_000_000  # bytes that the wheel may gain
 
 
 def halve(folder: Path) -> None:
@@ -19,7 +20,14 @@ def halve(folder: Path) -> None:
     for path in folder.rglob("*.safetensors"):
         with safe_open(path, "pt") as f:
             kept, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
-        save_file({k: t.half() if t.dtype == torch.float32 and t.ndim > 1 else t for k, t in kept.items()}, path, metadata=meta)
+        save_file(
+            {
+                k: t.half() if t.dtype == torch.float32 and t.ndim > 1 else t
+                for k, t in kept.items()
+            },
+            path,
+            metadata=meta,
+        )
 
 
 def compact(folder: Path) -> None:
@@ -35,7 +43,10 @@ def name_again(folder: Path) -> None:
     from scene4m.vq import load_tokenizer
 
     settings = read_json(folder / "describe.json")
-    settings["fingerprints"] = {sense: load_tokenizer(folder / f"{sense}_tokenizer").fingerprint for sense in settings["fingerprints"]}
+    settings["fingerprints"] = {
+        sense: load_tokenizer(folder / f"{sense}_tokenizer").fingerprint
+        for sense in settings["fingerprints"]
+    }
     write_json(folder / "describe.json", settings)
 
 
@@ -83,15 +94,33 @@ def describe_itself(folder: Path, steps: int, clips: int, seconds: float) -> Non
     told = {"category, both senses": (r["category_accuracy"], chance["category_accuracy"])}
     for k, name in (("audio", "sound only"), ("video", "picture only")):
         told[f"category, {name}"] = by_sense[k], chance["category_accuracy_by_sense"][k]
-    told |= {k.replace("_", " "): (v, chance["attribute_accuracy"][k]) for k, v in r["attribute_accuracy"].items()}
-    told |= {"every attribute": (r["exact_accuracy"], chance["exact_accuracy"]),
-             "category of the sound imagined from the picture": (r["imagined_sound_accuracy"], chance["imagined_sound_accuracy"])}
+    told |= {
+        k.replace("_", " "): (v, chance["attribute_accuracy"][k])
+        for k, v in r["attribute_accuracy"].items()
+    }
+    told |= {
+        "every attribute": (r["exact_accuracy"], chance["exact_accuracy"]),
+        "category of the sound imagined from the picture": (
+            r["imagined_sound_accuracy"],
+            chance["imagined_sound_accuracy"],
+        ),
+    }
     rows = "\n".join(f"| {k} | {100 * a:.1f} | {100 * b:.1f} |" for k, (a, b) in told.items())
-    stages = r["seconds"] | {"4M": seconds}       # of a training that was interrupted, all of its parts
+    stages = r["seconds"] | {"4M": seconds}  # of a training that was interrupted, all of its parts
     seconds = ", ".join(f"{k} {v:,.0f} s" for k, v in stages.items())
     arithmetic = "bfloat16" if r["machine"]["fast_bf16"] else "float32"
-    text = CARD.format(world=r["world_version"], clips=clips, steps=steps, cores=r["machine"]["cores"], arithmetic=arithmetic, seconds=seconds,
-                       n=r["n"], rows=rows, invented=r["invented_rate"], ece=r["ece"])
+    text = CARD.format(
+        world=r["world_version"],
+        clips=clips,
+        steps=steps,
+        cores=r["machine"]["cores"],
+        arithmetic=arithmetic,
+        seconds=seconds,
+        n=r["n"],
+        rows=rows,
+        invented=r["invented_rate"],
+        ece=r["ece"],
+    )
     with open(folder / "README.md", "a", encoding="utf-8") as f:
         f.write(text)
 
@@ -111,12 +140,14 @@ def main(run: Path) -> int:
         compact(new)
         halve(new)
         name_again(new)
-        shutil.copy(run / "report.json", new)       # the page of figures reads it
+        shutil.copy(run / "report.json", new)  # the page of figures reads it
         trained = read_json(run / "training" / "run.json")
         clips = splits_of(run / "data").count("train")
         describe_itself(new, trained["steps"], clips, trained["seconds"])
         if weigh(new) > LIMIT:
-            print(f"{new.name}: {weigh(new) / 1e6:.1f} MB is more than the {LIMIT / 1e6:.0f} MB that the wheel may carry.")
+            print(
+                f"{new.name}: {weigh(new) / 1e6:.1f} MB is more than the {LIMIT / 1e6:.0f} MB that the wheel may carry."
+            )
             return 1
         clip = write_scene(sample_scene(7), Path(place) / "clip.mp4")
         print(f"→ it says: {Describer.from_pretrained(new)(clip).description}")

@@ -3,6 +3,7 @@
 nbdev processes every notebook exactly as for the website (reference entries for exported symbols, links from prose to them); what Quarto
 would do after that is done here by a few hundred lines: one page per notebook at the same address, the sidebar of `_quarto.yml`, light and
 dark, formulas as MathML. There is no search. Nothing in a page is fetched from elsewhere. `python scripts/preview.py FOLDER` writes to FOLDER."""
+
 import configparser
 import contextlib
 import functools
@@ -51,31 +52,42 @@ def directives(source: str) -> tuple[dict, str]:
 
 def blocks(source: str) -> str:
     "Quarto's `::: {…}` blocks as HTML: collapsed callouts become <details>, other blocks a <div>."
+
     def opened(m):
         title = re.search(r'title="([^"]*)"', m[1])
         heading = re.match(r"\s*#+ (.+)\n", m[2])
         name = title[1] if title else heading[1] if heading else "More"
-        inner = m[2][heading.end():] if heading and not title else m[2]
+        inner = m[2][heading.end() :] if heading and not title else m[2]
         if 'collapse="true"' in m[1]:
             return f"\n<details><summary>{html.escape(name)}</summary>\n\n{inner}\n\n</details>\n"
         return f'\n<div class="callout">\n\n{inner}\n\n</div>\n'
+
     return re.sub(r"^:{3,} ?\{([^}\n]*)\}\n(.*?)^:{3,}[ ]*$", opened, source, flags=re.S | re.M)
 
 
-CODE_OR_MATH = re.compile(r"(?P<code>^```.*?^```|`[^`\n]+`)|\$\$(?P<display>.+?)\$\$"
-                          r"|(?<![\\\w$])\$(?P<inline>[^\s$](?:[^$\n]*[^\s$])?)\$(?!\d)", re.S | re.M)
+CODE_OR_MATH = re.compile(
+    r"(?P<code>^```.*?^```|`[^`\n]+`)|\$\$(?P<display>.+?)\$\$"
+    r"|(?<![\\\w$])\$(?P<inline>[^\s$](?:[^$\n]*[^\s$])?)\$(?!\d)",
+    re.S | re.M,
+)
 
 
 def formulas(text: str) -> tuple[str, dict[str, str]]:
     "Formulas replaced by marks that markdown leaves alone, and what stands for each mark as MathML."
     found: dict[str, str] = {}
+
     def marked(m):
         if m["code"]:
             return m[0]
         mark, display = f"FORMULA{len(found)}X", m["display"] is not None
         formula = mathml(m["display"] or m["inline"], display="block" if display else "inline")
-        found[mark] = f'<span class="display" style="display:block" tabindex="0">{formula}</span>' if display else formula
+        found[mark] = (
+            f'<span class="display" style="display:block" tabindex="0">{formula}</span>'
+            if display
+            else formula
+        )
         return mark
+
     return CODE_OR_MATH.sub(marked, text), found
 
 
@@ -83,7 +95,9 @@ def local(url: str) -> str:
     "An address of the website or of a notebook beside this one as a link between pages; other addresses as they are."
     cfg = settings()
     if url.startswith(site := cfg["doc_host"] + cfg["doc_baseurl"]):
-        url = re.sub(r"(#\w+)\.\w+$", r"\1", url.removeprefix(site))        # a method stands in the entry of its class
+        url = re.sub(
+            r"(#\w+)\.\w+$", r"\1", url.removeprefix(site)
+        )  # a method stands in the entry of its class
     return re.sub(r"^([\w-]+)\.ipynb", lambda m: page_name(m[0]), url)
 
 
@@ -102,7 +116,7 @@ def prose(source: str) -> str:
 def heading(level: int, text: str) -> str:
     "A heading with the anchor that was asked for (`{#name}`) or follows from its words."
     given = re.search(r"\s*\{#([\w.-]+)[^}]*\}\s*$", text)
-    return f'<h{level} id="{given[1] if given else slug(text)}">{text[:given.start()] if given else text}</h{level}>'
+    return f'<h{level} id="{given[1] if given else slug(text)}">{text[: given.start()] if given else text}</h{level}>'
 
 
 def scrolled(table) -> str:
@@ -116,14 +130,27 @@ def output(o, alt: str) -> str:
         return f"<pre>{ansi2html(''.join(o.text))}</pre>" if o.name == "stdout" else ""
     if o.output_type == "error":
         return f"<pre>{ansi2html(chr(10).join(o.traceback))}</pre>"
-    data = {kind: "".join(value) if isinstance(value, list) else value for kind, value in o.get("data", {}).items()}
+    data = {
+        kind: "".join(value) if isinstance(value, list) else value
+        for kind, value in o.get("data", {}).items()
+    }
     if "application/vnd.jupyter.widget-view+json" in data:
         return "<p><em>A widget: it moves in the notebook.</em></p>"
     if "text/html" in data:
-        held = 'role="region"' in data["text/html"]        # its tables can be moved sideways already
-        return "<div>" + (data["text/html"] if held else re.sub(r"<table.*?</table>", scrolled, data["text/html"], flags=re.S)) + "</div>"
+        held = 'role="region"' in data["text/html"]  # its tables can be moved sideways already
+        return (
+            "<div>"
+            + (
+                data["text/html"]
+                if held
+                else re.sub(r"<table.*?</table>", scrolled, data["text/html"], flags=re.S)
+            )
+            + "</div>"
+        )
     if "image/svg+xml" in data:
-        return f'<figure role="img" aria-label="{html.escape(alt)}">{data["image/svg+xml"]}</figure>'
+        return (
+            f'<figure role="img" aria-label="{html.escape(alt)}">{data["image/svg+xml"]}</figure>'
+        )
     for kind in ("image/png", "image/jpeg"):
         if kind in data:
             return f'<figure><img src="data:{kind};base64,{data[kind].strip()}" alt="{html.escape(alt)}"></figure>'
@@ -135,10 +162,20 @@ def output(o, alt: str) -> str:
 def entry(text: str) -> str:
     "The reference entry of an exported symbol, from what nbdev's `show_doc` gives."
     source = re.search(r"\[source\]\(([^)]+)\)", text)
-    parts = re.split(r"^(```.*?^```)$", re.sub(r"^\s*---\s*|\[source\]\([^)]+\)\{[^}]*\}", "", text), flags=re.S | re.M)
-    parts[1::2] = [re.sub(r"\[(`[^`]+`)\]\([^)]+\)", r"\1", block) for block in parts[1::2]]       # a signature is no place for links
+    parts = re.split(
+        r"^(```.*?^```)$",
+        re.sub(r"^\s*---\s*|\[source\]\([^)]+\)\{[^}]*\}", "", text),
+        flags=re.S | re.M,
+    )
+    parts[1::2] = [
+        re.sub(r"\[(`[^`]+`)\]\([^)]+\)", r"\1", block) for block in parts[1::2]
+    ]  # a signature is no place for links
     name = re.search(r"^#+ (.+)$", text, re.M)
-    at = f'<a class="at" href="{source[1]}" aria-label="Source of {html.escape(name[1])}">source</a>' if source and name else ""
+    at = (
+        f'<a class="at" href="{source[1]}" aria-label="Source of {html.escape(name[1])}">source</a>'
+        if source and name
+        else ""
+    )
     return f'<section class="api">{at}{prose("".join(parts))}</section>'
 
 
@@ -146,15 +183,27 @@ def code(cell, highlight) -> str:
     "A code cell with its saved outputs; `hide`, `include: false`, `echo: false` and `output: false` are obeyed."
     told, source = directives(cell.source)
     if source.startswith("show_doc("):
-        return "".join(entry("".join(o["data"]["text/markdown"])) for o in cell.outputs if "text/markdown" in o.get("data", {}))
+        return "".join(
+            entry("".join(o["data"]["text/markdown"]))
+            for o in cell.outputs
+            if "text/markdown" in o.get("data", {})
+        )
     if "hide" in told or told.get("include") == "false" or "default_exp" in told:
         return ""
-    shown = [] if told.get("echo") == "false" or not source.strip() else [f'<div class="input">{highlight(source)}</div>']
+    shown = (
+        []
+        if told.get("echo") == "false" or not source.strip()
+        else [f'<div class="input">{highlight(source)}</div>']
+    )
     if shown and told.get("code-fold") == "true":
         shown = [f"<details><summary>Code</summary>{shown[0]}</details>"]
     alt = str(yaml.safe_load(told.get("fig-alt", "")) or "")
     outputs = "" if told.get("output") == "false" else "".join(output(o, alt) for o in cell.outputs)
-    return f'<div class="cell">{"".join(shown)}' + (f'<div class="cell-output">{outputs}</div>' if outputs else "") + "</div>"
+    return (
+        f'<div class="cell">{"".join(shown)}'
+        + (f'<div class="cell-output">{outputs}</div>' if outputs else "")
+        + "</div>"
+    )
 
 
 def processed(path: Path):
@@ -163,13 +212,21 @@ def processed(path: Path):
     from nbdev.processors import FilterDefaults
 
     nb = read_nb(path)
-    with contextlib.chdir(path.parent), warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+    with (
+        contextlib.chdir(path.parent),
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(sys.stderr),
+    ):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
-        try: FilterDefaults()(nb)
+        try:
+            FilterDefaults()(nb)
         except Exception as e:
-            raise SystemExit(f"{path.name}: nbdev could not process it: {str(e)[:300]}. Give imports a cell of their own.") from e
-        finally: logging.disable(logging.NOTSET)
+            raise SystemExit(
+                f"{path.name}: nbdev could not process it: {str(e)[:300]}. Give imports a cell of their own."
+            ) from e
+        finally:
+            logging.disable(logging.NOTSET)
     nb.cells = in_reading_order(nb.cells)
     out = nbformat.reads(nb2str(nb), 4)
     return out, dict(yaml.safe_load(out.cells[0].source.strip().strip("-")))
@@ -190,9 +247,11 @@ def in_reading_order(cells: list) -> list:
 def unique_ids(text: str) -> str:
     "Every anchor once: a second heading of the same words gets a number, as in Quarto; tables without a caption are numbered, too."
     seen: dict[str, int] = {}
+
     def numbered(m):
         seen[m[2]] = seen.get(m[2], -1) + 1
         return f'{m[1]}{m[2]}{"-" + str(seen[m[2]]) if seen[m[2]] else ""}"'
+
     text = re.sub(r'(<h[1-6] id=")([^"]*)"', numbered, text)
     tables = itertools.count(1)
     return re.sub(r'aria-label="Table"', lambda m: f'aria-label="Table {next(tables)}"', text)
@@ -200,9 +259,14 @@ def unique_ids(text: str) -> str:
 
 def navigation(contents: list, titles: dict, here: str) -> str:
     "The sidebar of `_quarto.yml` as a list of links; pages that are not there are left out."
+
     def links(names):
         items = [(n, ' aria-current="page"' if n == here else "") for n in names if n in titles]
-        return "".join(f'<li><a href="{page_name(n)}"{current}>{html.escape(titles[n])}</a></li>' for n, current in items)
+        return "".join(
+            f'<li><a href="{page_name(n)}"{current}>{html.escape(titles[n])}</a></li>'
+            for n, current in items
+        )
+
     out = ""
     for item in contents:
         part = dict(section="", contents=[item]) if isinstance(item, str) else item
@@ -222,33 +286,66 @@ def neighbours(order: list[str], titles: dict, here: str) -> str:
 def facts(name: str, front: dict, cfg) -> dict:
     "What the page of a notebook says of itself and where it comes from."
     place, git = f"blob/{cfg['branch']}/nbs/{name}", cfg["git_url"]
-    return dict(title=html.escape(front["title"]), lead=html.escape(front.get("description", "")), description=cfg["description"],
-                source=f"{git}/{place}", colab=f"{git.replace('https://github.com', 'https://colab.research.google.com/github')}/{place}",
-                install=f"git+{git}")
+    return dict(
+        title=html.escape(front["title"]),
+        lead=html.escape(front.get("description", "")),
+        description=cfg["description"],
+        source=f"{git}/{place}",
+        colab=f"{git.replace('https://github.com', 'https://colab.research.google.com/github')}/{place}",
+        install=f"git+{git}",
+    )
 
 
 def on_this_page(body: str) -> str:
     "The sections of a page as a list of links."
     sections = re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', body, re.S)
-    items = "".join(f'<li><a href="#{anchor}">{re.sub("<[^>]+>", "", text)}</a></li>' for anchor, text in sections)
-    return f'<nav class="here" aria-label="On this page"><h2>On this page</h2><ul>{items}</ul></nav>' if sections else ""
+    items = "".join(
+        f'<li><a href="#{anchor}">{re.sub("<[^>]+>", "", text)}</a></li>'
+        for anchor, text in sections
+    )
+    return (
+        f'<nav class="here" aria-label="On this page"><h2>On this page</h2><ul>{items}</ul></nav>'
+        if sections
+        else ""
+    )
 
 
 def build(out: Path, nbs: Path = NBS) -> list[Path]:
     "Writes the preview of every notebook in `nbs` to `out`; returns the pages."
-    site, cfg = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["website"], settings()
-    template, highlight = (HERE / "preview.html").read_text(encoding="utf-8"), Highlight2HTML(pygments_lexer="python3")
+    site, cfg = (
+        yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["website"],
+        settings(),
+    )
+    template, highlight = (
+        (HERE / "preview.html").read_text(encoding="utf-8"),
+        Highlight2HTML(pygments_lexer="python3"),
+    )
     read = {p.name: processed(p) for p in sorted(nbs.glob("*.ipynb"))}
     titles = {name: front["title"] for name, (_, front) in read.items()}
     contents = site["sidebar"]["contents"]
-    order = [n for item in contents for n in ([item] if isinstance(item, str) else item["contents"]) if n in titles]
+    order = [
+        n
+        for item in contents
+        for n in ([item] if isinstance(item, str) else item["contents"])
+        if n in titles
+    ]
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     for name, (nb, front) in read.items():
-        parts = [prose(c.source) if c.cell_type == "markdown" else code(c, highlight) for c in nb.cells if c.cell_type != "raw"]
+        parts = [
+            prose(c.source) if c.cell_type == "markdown" else code(c, highlight)
+            for c in nb.cells
+            if c.cell_type != "raw"
+        ]
         body = unique_ids("\n".join(parts))
-        text = template.format(**facts(name, front, cfg), body=body, here=on_this_page(body), navigation=navigation(contents, titles, name),
-                               turn=neighbours(order, titles, name), footer=site["page-footer"]["left"])
+        text = template.format(
+            **facts(name, front, cfg),
+            body=body,
+            here=on_this_page(body),
+            navigation=navigation(contents, titles, name),
+            turn=neighbours(order, titles, name),
+            footer=site["page-footer"]["left"],
+        )
         (out / page_name(name)).write_text(text, encoding="utf-8")
     for style in (HERE / "preview.css", nbs / "styles.css"):
         shutil.copy(style, out)

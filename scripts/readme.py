@@ -1,4 +1,5 @@
 """Writes README.md and its pictures from nbs/index.ipynb, without Quarto: `python scripts/readme.py`; --check only compares."""
+
 import base64
 import re
 import sys
@@ -19,7 +20,11 @@ def here(text: str) -> str:
     "Links as GitHub needs them: pages of the website become notebooks, files of the repository become relative."
     pages = {page_name(p.name): p.name for p in NBS.glob("*.ipynb")}
     text = text.replace(f"]({REPOSITORY}", "](")
-    text = re.sub(r"\]\((?!\w+:)([\w/-]+\.html)(#[\w-]*)?\)", lambda m: f"](nbs/{pages.get(m[1], m[1])})", text)
+    text = re.sub(
+        r"\]\((?!\w+:)([\w/-]+\.html)(#[\w-]*)?\)",
+        lambda m: f"](nbs/{pages.get(m[1], m[1])})",
+        text,
+    )
     return re.sub(r"\]\((images/[^)]+)\)", r"](nbs/\1)", text)
 
 
@@ -47,16 +52,27 @@ def readme(notebook: Path = NBS / "index.ipynb") -> tuple[str, dict[str, bytes]]
     "The text of README.md, and its pictures by name."
     pictures: dict[str, bytes] = {}
     cells = nbformat.read(notebook, 4).cells
-    parts = [here(c.source) if c.cell_type == "markdown" else shown(c, pictures) for c in cells if c.cell_type != "raw"]
+    parts = [
+        here(c.source) if c.cell_type == "markdown" else shown(c, pictures)
+        for c in cells
+        if c.cell_type != "raw"
+    ]
     return HEAD + "\n\n".join(p.strip() for p in parts if p.strip()) + "\n", pictures
 
 
 def differences() -> list[str]:
     "Files that are not in step with the notebook."
     text, pictures = readme()
-    wanted = {ROOT / "README.md": text.encode(), **{NBS / "images" / name: data for name, data in pictures.items()}}
+    wanted = {
+        ROOT / "README.md": text.encode(),
+        **{NBS / "images" / name: data for name, data in pictures.items()},
+    }
     left = [p for p in (NBS / "images").glob("index_*.png") if p not in wanted]
-    return [str(p.relative_to(ROOT)) for p, data in wanted.items() if not p.exists() or p.read_bytes() != data] + [str(p) for p in left]
+    return [
+        str(p.relative_to(ROOT))
+        for p, data in wanted.items()
+        if not p.exists() or p.read_bytes() != data
+    ] + [str(p) for p in left]
 
 
 def write() -> None:
@@ -72,7 +88,11 @@ def write() -> None:
 if __name__ == "__main__":
     if "--check" in sys.argv[1:]:
         old = differences()
-        print(f"not in step with nbs/index.ipynb: {', '.join(old)}; run python scripts/readme.py" if old else "README.md is in step")
+        print(
+            f"not in step with nbs/index.ipynb: {', '.join(old)}; run python scripts/readme.py"
+            if old
+            else "README.md is in step"
+        )
         sys.exit(bool(old))
     write()
     print("→ README.md is in step with nbs/index.ipynb")

@@ -1,4 +1,5 @@
 """Where tests find data that does not come with the package, and a browser; what is missing is skipped with its reason."""
+
 import os
 import shutil
 import signal
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")      # as the command line does: tests run beside one another
+os.environ.setdefault(
+    "GOMP_SPINCOUNT", "2000"
+)  # as the command line does: tests run beside one another
 
 
 # a process that was started in the background ignores Ctrl-C, and so would the commands that tests start and stop
@@ -59,7 +62,12 @@ def tokenizer_4m() -> Path:
     return _place("SCENE4M_4M_TOKENIZER", "../shared/data/4m/text_tokenizer_4m_wordpiece_30k.json")
 
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
+BROWSERS = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+)
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +85,13 @@ def chromium() -> str:
 def browser(chromium):
     "A headless browser driven by playwright that reaches nothing but this machine."
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    args = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    args = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--no-first-run",
+    ]
     with sync_api.sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=chromium, args=args)
         yield running

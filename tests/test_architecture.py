@@ -1,4 +1,5 @@
 """The order of the rooms: a module imports only modules whose notebook has a lower number, and heavy packages only when they are used."""
+
 import ast
 import re
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "scene4m"
-LATE = {"torchaudio", "transformers", "peft", "av", "moviepy"}     # imported inside functions only
+LATE = {"torchaudio", "transformers", "peft", "av", "moviepy"}  # imported inside functions only
 
 
 def numbers(nbs: Path) -> dict[str, int]:
@@ -25,7 +26,12 @@ def numbers(nbs: Path) -> dict[str, int]:
 def imports(source: str, module: str, top_only: bool = False) -> set[str]:
     "Names of the modules that `source` imports, relative ones made absolute; inside functions too unless `top_only`."
     tree, out = ast.parse(source), set()
-    inner = {n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) for n in ast.walk(f)}
+    inner = {
+        n
+        for f in ast.walk(tree)
+        if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for n in ast.walk(f)
+    }
     for node in ast.walk(tree):
         if top_only and node in inner:
             continue
@@ -44,19 +50,28 @@ def own(names: set[str], modules) -> set[str]:
 
 def uphill(sources: dict[str, str], number: dict[str, int]) -> list[str]:
     "A sentence for every import that runs uphill."
-    return [f"{module} (notebook {number[module]:02d}) imports {other} (notebook {number[other]:02d})"
-            for module, source in sources.items() for other in sorted(own(imports(source, module), number))
-            if other != module and number[other] >= number[module]]
+    return [
+        f"{module} (notebook {number[module]:02d}) imports {other} (notebook {number[other]:02d})"
+        for module, source in sources.items()
+        for other in sorted(own(imports(source, module), number))
+        if other != module and number[other] >= number[module]
+    ]
 
 
 NUMBER = numbers(ROOT / "nbs")
-SOURCES = {m: (ROOT / NAME / f"{m.replace('.', '/')}.py").read_text(encoding="utf-8") for m in NUMBER}
+SOURCES = {
+    m: (ROOT / NAME / f"{m.replace('.', '/')}.py").read_text(encoding="utf-8") for m in NUMBER
+}
 
 
 def test_every_module_has_a_notebook():
     found = (p.relative_to(ROOT / NAME).with_suffix("") for p in (ROOT / NAME).rglob("*.py"))
-    modules = {".".join(p.parts) for p in found if p.stem not in ("__init__", "_modidx")}           # nbdev writes these two
-    assert modules == set(NUMBER), f"without a notebook: {modules - set(NUMBER)}; without a module: {set(NUMBER) - modules}"
+    modules = {
+        ".".join(p.parts) for p in found if p.stem not in ("__init__", "_modidx")
+    }  # nbdev writes these two
+    assert modules == set(NUMBER), (
+        f"without a notebook: {modules - set(NUMBER)}; without a module: {set(NUMBER) - modules}"
+    )
 
 
 def test_two_notebooks_never_share_a_number():
@@ -69,9 +84,16 @@ def test_imports_run_downhill():
 
 def test_an_import_that_runs_uphill_is_found():
     number = dict(core=0, media=10, cli=60)
-    for line in ("from .media import probe", "from . import media", "import scene4m.media", "from scene4m.media import probe",
-                 "def f():\n    from scene4m import media"):
-        assert uphill(dict(core=line), number) == ["core (notebook 00) imports media (notebook 10)"], line
+    for line in (
+        "from .media import probe",
+        "from . import media",
+        "import scene4m.media",
+        "from scene4m.media import probe",
+        "def f():\n    from scene4m import media",
+    ):
+        assert uphill(dict(core=line), number) == [
+            "core (notebook 00) imports media (notebook 10)"
+        ], line
     assert not uphill(dict(cli="from .media import probe"), number)
 
 
@@ -83,7 +105,9 @@ def test_heavy_packages_wait_until_they_are_used(module):
 
 def test_only_run_cli_and_the_street_itself_know_the_toy_street():
     allowed = {"toystreet", "run", "cli", "widgets"}
-    assert not {m for m, s in SOURCES.items() if "toystreet" in own(imports(s, m), NUMBER)} - allowed
+    assert (
+        not {m for m, s in SOURCES.items() if "toystreet" in own(imports(s, m), NUMBER)} - allowed
+    )
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -96,7 +120,15 @@ def loaded_by(statement: str) -> set[str]:
 
 @pytest.mark.skipif("fourm" not in NUMBER, reason="there is no fourm module")
 def test_the_model_costs_torch_and_little_else():
-    assert not loaded_by("import scene4m.fourm") & {"av", "moviepy", "transformers", "matplotlib", "pandas", "torchaudio", "IPython"}
+    assert not loaded_by("import scene4m.fourm") & {
+        "av",
+        "moviepy",
+        "transformers",
+        "matplotlib",
+        "pandas",
+        "torchaudio",
+        "IPython",
+    }
 
 
 @pytest.mark.skipif("finetune" not in NUMBER, reason="there is no finetune module")

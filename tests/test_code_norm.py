@@ -1,4 +1,5 @@
 "Tokenizers have no norm before the codebook; those whose weights hold one keep it."
+
 import pytest
 import torch
 
@@ -9,8 +10,16 @@ from scene4m.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 from scene4m.vq import CodeNorm, load_tokenizer
 
 NEW = [
-    (AudioTokenizer, AudioTokenizerConfig(width=16, blocks=1, dim=8, codes=16), torch.randn(2, 80, 96)),
-    (VideoTokenizer, VideoTokenizerConfig(width=16, blocks=1, dim=8, codes=16), torch.randn(2, 3, 16, 32, 32)),
+    (
+        AudioTokenizer,
+        AudioTokenizerConfig(width=16, blocks=1, dim=8, codes=16),
+        torch.randn(2, 80, 96),
+    ),
+    (
+        VideoTokenizer,
+        VideoTokenizerConfig(width=16, blocks=1, dim=8, codes=16),
+        torch.randn(2, 3, 16, 32, 32),
+    ),
 ]
 
 

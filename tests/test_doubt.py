@@ -1,4 +1,5 @@
 """What is said while not knowing: doubt, and nothing that could be taken for an answer; and how much of a recording was looked at."""
+
 import html
 import json
 import pickle
@@ -19,8 +20,18 @@ from scene4m.describe import SHIPPED, Describer, describe_long, load_arrays, sav
 from scene4m.media import read_clip, write_clip
 from scene4m.toystreet import sample_scene, street_clip, street_seed, write_scene
 
-pytestmark = pytest.mark.skipif(not (SHIPPED / "config.json").exists(), reason="no checkpoint is in the package")
-COLOURS = ((255, 255, 255), (255, 255, 0), (0, 255, 255), (0, 255, 0), (255, 0, 255), (255, 0, 0), (0, 0, 255))
+pytestmark = pytest.mark.skipif(
+    not (SHIPPED / "config.json").exists(), reason="no checkpoint is in the package"
+)
+COLOURS = (
+    (255, 255, 255),
+    (255, 255, 0),
+    (0, 255, 255),
+    (0, 255, 0),
+    (255, 0, 255),
+    (255, 0, 0),
+    (0, 0, 255),
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,7 +46,12 @@ def write_bars(path, seconds):
     "A test pattern: seven bars of colour, and a tone of 1 kHz."
     bars = np.array(COLOURS, np.uint8)[None].repeat(64, 0).repeat(12, 1)
     tone = 0.3 * np.sin(2 * np.pi * 1000 * np.arange(round(seconds * 16_000)) / 16_000)
-    return write_clip(path, np.ascontiguousarray(np.broadcast_to(bars, (round(seconds * 4), *bars.shape))), tone.astype(np.float32), 4)
+    return write_clip(
+        path,
+        np.ascontiguousarray(np.broadcast_to(bars, (round(seconds * 4), *bars.shape))),
+        tone.astype(np.float32),
+        4,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +85,8 @@ def doubting_folder(tmp_path_factory):
     return model
 
 
-def command(*args): return CliRunner().invoke(cli.app, [str(a) for a in args])
+def command(*args):
+    return CliRunner().invoke(cli.app, [str(a) for a in args])
 
 
 def words_of(page):
@@ -90,19 +107,27 @@ def gives_no_answer(text):
 
 
 @pytest.mark.parametrize("name", ["bars.mp4", "street.mp4"])
-def test_a_description_that_abstains_says_so_first_and_names_nothing(folder, describer, doubter, name):
+def test_a_description_that_abstains_says_so_first_and_names_nothing(
+    folder, describer, doubter, name
+):
     d = (describer if name == "bars.mp4" else doubter)(folder / name)
     assert d.abstains and d.description.startswith("I do not know") and d.reason in d.description
     assert gives_no_answer(d.description) and d.direction == ""
     whole = d.to_dict()
-    assert {"confidence", "categories", "guess", "reason", "senses"} <= set(whole) and len(whole["categories"]) == len(LABELS)
+    assert {"confidence", "categories", "guess", "reason", "senses"} <= set(whole) and len(
+        whole["categories"]
+    ) == len(LABELS)
 
 
 def test_of_nothing_nothing_is_said(folder, describer):
     settings = dict(describer.checkpoint.settings, threshold=0.0)
     rash = Describer(replace(describer.checkpoint, settings=settings))
     d = rash(folder / "street.mp4", senses=())
-    assert d.abstains and gives_no_answer(d.description) and "nothing to hear and nothing to see" in d.reason
+    assert (
+        d.abstains
+        and gives_no_answer(d.description)
+        and "nothing to hear and nothing to see" in d.reason
+    )
 
 
 def test_subtitles_hold_no_guess(folder, doubter):
@@ -123,18 +148,36 @@ def test_the_command_line_prints_no_number_where_the_model_abstains(folder, doub
 
 def test_the_command_line_says_how_sure_it_is_where_it_is(folder):
     done = command("describe", folder / "street.mp4")
-    assert "I do not know" not in done.stdout and re.search(r"sure: \d+%", done.stdout) and "likely: " in done.stdout
+    assert (
+        "I do not know" not in done.stdout
+        and re.search(r"sure: \d+%", done.stdout)
+        and "likely: " in done.stdout
+    )
 
 
 def test_json_keeps_its_fields_where_the_model_abstains(folder, doubting_folder):
     done = command("describe", "--json", "--model", doubting_folder, folder / "street.mp4")
     d = json.loads(done.stdout)
-    assert d["abstains"] and 0 < d["confidence"] <= 1 and len(d["categories"]) == len(LABELS) and parse_caption(d["guess"]).label
+    assert (
+        d["abstains"]
+        and 0 < d["confidence"] <= 1
+        and len(d["categories"]) == len(LABELS)
+        and parse_caption(d["guess"]).label
+    )
 
 
 def test_the_subtitle_file_holds_no_guess(folder, doubting_folder, tmp_path):
-    done = command("describe", "--model", doubting_folder, "--vtt", tmp_path / "said.vtt", folder / "street.mp4")
-    assert done.exit_code == 0 and gives_no_answer((tmp_path / "said.vtt").read_text(encoding="utf-8"))
+    done = command(
+        "describe",
+        "--model",
+        doubting_folder,
+        "--vtt",
+        tmp_path / "said.vtt",
+        folder / "street.mp4",
+    )
+    assert done.exit_code == 0 and gives_no_answer(
+        (tmp_path / "said.vtt").read_text(encoding="utf-8")
+    )
 
 
 def test_what_is_spoken_holds_no_guess(folder, doubting_folder, monkeypatch):
@@ -149,9 +192,12 @@ def test_what_is_spoken_holds_no_guess(folder, doubting_folder, monkeypatch):
 
 def shown(panel):
     "Everything that stands on a panel: texts, and the words of its pictures."
+
     def one(w):
-        if isinstance(w, widgets.widgets.Box): return " ".join(map(one, w.children))
+        if isinstance(w, widgets.widgets.Box):
+            return " ".join(map(one, w.children))
         return words_of(str(getattr(w, "value", ""))) if isinstance(w, widgets.widgets.HTML) else ""
+
     return one(panel)
 
 
@@ -163,7 +209,11 @@ def test_the_widget_shows_doubt_and_clears_what_it_said_before(folder, describer
     assert "Confidence" in shown(panel) and p.categories in panel.children and p.categories.png
     panel.describer = doubter
     p.run.click()
-    assert gives_no_answer(shown(panel)) and "Confidence" not in shown(panel) and p.sentence in panel.children
+    assert (
+        gives_no_answer(shown(panel))
+        and "Confidence" not in shown(panel)
+        and p.sentence in panel.children
+    )
     for part in (p.categories, p.attention, p.words, p.bold):
         assert part not in panel.children and not part.value
     p.word.value = p.word.max
@@ -203,7 +253,12 @@ def test_masking_hides_no_words_that_the_model_does_not_stand_by(folder, doubter
     assert gives_no_answer(shown(panel)) and "give a caption" in panel.parts.message.value
     panel.parts.seen.value = 32
     assert "Words shown" in panel.parts.words.value and parse_caption(shown(panel)).label is None
-    assert parse_caption(shown(widgets.masking_widget(folder / "street.mp4", doubter, "a dog is barking"))).label == "dog barking"
+    assert (
+        parse_caption(
+            shown(widgets.masking_widget(folder / "street.mp4", doubter, "a dog is barking"))
+        ).label
+        == "dog barking"
+    )
 
 
 # ---- the report
@@ -213,11 +268,14 @@ def test_masking_hides_no_words_that_the_model_does_not_stand_by(folder, doubter
 def report(tmp_path_factory, doubting_folder):
     "The page of an evaluation of four clips by a model that never commits itself, and its examples alone."
     from scene4m.toystreet import write_street
+
     place = tmp_path_factory.mktemp("report")
     street = write_street(place / "clips", 4, seed=78, workers=1)
     evaluate.evaluate_folder(street, doubting_folder, workers=0, out=place)
     page = (place / "report.html").read_text(encoding="utf-8")
-    return page, re.findall(r"<table.*?</table>", page[page.index("Clips and what is said"):], flags=re.S)
+    return page, re.findall(
+        r"<table.*?</table>", page[page.index("Clips and what is said") :], flags=re.S
+    )
 
 
 def test_examples_of_the_report_hold_no_answer_of_the_model(report):
@@ -236,15 +294,24 @@ def test_examples_of_the_report_hold_no_answer_of_the_model(report):
 
 def test_a_minute_is_said_to_be_described_by_its_first_ten_seconds(folder, describer):
     d = describer(folder / "minute.mp4")
-    assert "first 10 seconds of 60" in d.part and "--vtt" in d.part and d.to_dict()["part"] == d.part
+    assert (
+        "first 10 seconds of 60" in d.part and "--vtt" in d.part and d.to_dict()["part"] == d.part
+    )
     assert "seconds 20 to 30 of 60" in describer(folder / "minute.mp4", start=20.0).part
-    assert describer(folder / "bars.mp4").part == describer(folder / "minute.mp4", start=50.0).part == ""
+    assert (
+        describer(folder / "bars.mp4").part
+        == describer(folder / "minute.mp4", start=50.0).part
+        == ""
+    )
 
 
 def test_the_command_line_says_it_and_how_to_get_the_rest(folder, tmp_path):
     done = command("describe", folder / "minute.mp4", folder / "bars.mp4")
     assert done.stdout.count("first 10 seconds of 60") == 1 and done.stdout.count("--vtt") == 1
-    assert "first 10 seconds of 60" in json.loads(command("describe", "--json", folder / "minute.mp4").stdout)["part"]
+    assert (
+        "first 10 seconds of 60"
+        in json.loads(command("describe", "--json", folder / "minute.mp4").stdout)["part"]
+    )
     done = command("describe", "--vtt", tmp_path / "all.vtt", folder / "minute.mp4")
     text = (tmp_path / "all.vtt").read_text(encoding="utf-8")
     assert "first 10 seconds" not in done.stdout + text and "00:01:00" in text
@@ -261,14 +328,32 @@ def test_the_widget_says_it(folder, describer):
     panel = widgets.describe_widget(describer, [folder / "minute.mp4"])
     panel.parts.run.click()
     assert "first 10 seconds of 60" in shown(panel)
-    panel.parts.upload.value = [dict(name="m.mp4", type="", size=1, content=(folder / "minute.mp4").read_bytes(), last_modified=datetime.now())]
+    panel.parts.upload.value = [
+        dict(
+            name="m.mp4",
+            type="",
+            size=1,
+            content=(folder / "minute.mp4").read_bytes(),
+            last_modified=datetime.now(),
+        )
+    ]
     panel.parts.run.click()
     assert panel.sample.name == "m.mp4" and "first 10 seconds of 60" in shown(panel)
 
 
-@pytest.mark.parametrize("header, filled, expected", [
-    (10.0, 10.0, ""), (10.3, 10.0, ""), (3.0, 3.0, ""), (60.0, 4.0, ""), (60.0, 10.0, "of 60"), (0.0, 10.0, "more may follow"), (0.0, 4.0, ""),
-    (5.0, 10.0, "more may follow")])
+@pytest.mark.parametrize(
+    "header, filled, expected",
+    [
+        (10.0, 10.0, ""),
+        (10.3, 10.0, ""),
+        (3.0, 3.0, ""),
+        (60.0, 4.0, ""),
+        (60.0, 10.0, "of 60"),
+        (0.0, 10.0, "more may follow"),
+        (0.0, 4.0, ""),
+        (5.0, 10.0, "more may follow"),
+    ],
+)
 def test_headers_that_say_too_little_too_much_or_nothing(folder, header, filled, expected):
     got = read_clip(folder / "bars.mp4")
     got = replace(got, duration=filled, info=replace(got.info, duration=header))
@@ -282,29 +367,49 @@ def test_headers_that_say_too_little_too_much_or_nothing(folder, header, filled,
 def test_keeping_a_judge_leaves_the_callers_weights_alone(tmp_path):
     judge = evaluate.MelJudge(14).eval()
     with torch.no_grad():
-        for p in judge.parameters(): p.add_(1e-5)
+        for p in judge.parameters():
+            p.add_(1e-5)
     before = {k: v.clone() for k, v in judge.state_dict().items()}
     evaluate.save_judge(judge, tmp_path)
     after = judge.state_dict()
     assert all(v.dtype == after[k].dtype and torch.equal(v, after[k]) for k, v in before.items())
     kept = evaluate.load_judge(tmp_path).state_dict()
-    assert all(torch.allclose(v.float(), kept[k].float(), rtol=1e-2, atol=1e-2) for k, v in before.items())
+    assert all(
+        torch.allclose(v.float(), kept[k].float(), rtol=1e-2, atol=1e-2) for k, v in before.items()
+    )
 
 
 def test_the_likelihood_of_many_captions_is_computed_in_batches(folder, describer, monkeypatch):
     ck = describer.checkpoint
     frames, wave = street_clip(sample_scene(street_seed("test", 11)))
-    clip = describe.ClipArrays(frames, ck.front(torch.from_numpy(wave)).numpy(), dict(audio="used", video="used"))
+    clip = describe.ClipArrays(
+        frames, ck.front(torch.from_numpy(wave)).numpy(), dict(audio="used", video="used")
+    )
     tokens = describe.take(describe.tokenize_arrays(ck, [clip]), [0] * 80)
     tokens.has["audio"][70:] = False
-    texts = [ck.text.encode("a dog is barking" if i % 3 else "close by and in view, a red bus is driving by at night") for i in range(80)]
+    texts = [
+        ck.text.encode(
+            "a dog is barking"
+            if i % 3
+            else "close by and in view, a red bus is driving by at night"
+        )
+        for i in range(80)
+    ]
     rows, encode = [], ck.model.encode
-    monkeypatch.setattr(ck.model, "encode", lambda batch, *a: rows.append(len(batch["video"]["tensor"])) or encode(batch, *a))
+    monkeypatch.setattr(
+        ck.model,
+        "encode",
+        lambda batch, *a: rows.append(len(batch["video"]["tensor"])) or encode(batch, *a),
+    )
     batched = evaluate.caption_nats(ck, tokens, texts)
     assert max(rows) <= 64 and sum(rows) == 80
     rows.clear()
     at_once = evaluate.caption_nats(ck, tokens, texts, batch_size=80)
-    assert max(rows) == 70 and np.allclose(batched, at_once, atol=1e-3) and len(set(batched.round(2))) == 4
+    assert (
+        max(rows) == 70
+        and np.allclose(batched, at_once, atol=1e-3)
+        and len(set(batched.round(2))) == 4
+    )
 
 
 @pytest.fixture(scope="module")
@@ -316,13 +421,24 @@ def with_cosmos(tmp_path_factory):
     from scene4m.cosmos import load_cosmos, write_block_pair
     from scene4m.fourm import FourM
     from scene4m.masking import Text, TokenGrid
+
     place = tmp_path_factory.mktemp("cosmos")
     audio = AudioTokenizer(AudioTokenizerConfig()).eval()
     video = load_cosmos(write_block_pair(place / "pair"), device="cpu", size=32)
     text = TextTokenizer.train(grammar_texts())
-    grids = [TokenGrid(n, t.vocab_size, tuple(t.grid())) for n, t in (("audio", audio), ("video", video))]
-    net = FourM.toy([*grids, Text("caption", text.vocab_size, 48), TokenGrid("category", 14, (1, 1))], dim=32, encoder_depth=1, decoder_depth=1, num_heads=2)
-    return save_checkpoint(place / "model", net, audio, video, text, clip=ClipSpec(frames=17, size=32), world=WORLD)
+    grids = [
+        TokenGrid(n, t.vocab_size, tuple(t.grid())) for n, t in (("audio", audio), ("video", video))
+    ]
+    net = FourM.toy(
+        [*grids, Text("caption", text.vocab_size, 48), TokenGrid("category", 14, (1, 1))],
+        dim=32,
+        encoder_depth=1,
+        decoder_depth=1,
+        num_heads=2,
+    )
+    return save_checkpoint(
+        place / "model", net, audio, video, text, clip=ClipSpec(frames=17, size=32), world=WORLD
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
@@ -336,12 +452,16 @@ def test_on_standard_output_there_are_answers_only(with_cosmos, folder, tmp_path
     for args, answers in zip(ways, (2, 1)):
         done = command(*args, "--json", "--model", with_cosmos)
         assert done.exit_code == 0 and "sha256" in done.stderr
-        assert [isinstance(json.loads(line), dict) for line in done.stdout.splitlines()] == [True] * answers
+        assert [isinstance(json.loads(line), dict) for line in done.stdout.splitlines()] == [
+            True
+        ] * answers
 
 
 def test_processes_that_read_clips_load_no_model(describer, folder, monkeypatch):
     "What they would print goes past the command line, straight to standard output."
-    monkeypatch.setattr(evaluate, "load_checkpoint", lambda *a: pytest.fail("a model was loaded to read a clip"))
+    monkeypatch.setattr(
+        evaluate, "load_checkpoint", lambda *a: pytest.fail("a model was loaded to read a clip")
+    )
     ck = describer.checkpoint
     arrays = evaluate.read_clips(ck, [folder / "street.mp4", folder / "none.mp4"], workers=0)
     assert arrays[0].senses == dict(audio="used", video="used") and "none.mp4" in arrays[1]

@@ -1,4 +1,5 @@
 """Fetching clips: what is lost for ever and what only for today, the wishes of a person, and clips that someone has already."""
+
 import importlib.util
 import io
 import json
@@ -13,7 +14,15 @@ from typer.testing import CliRunner
 from scene4m import curation
 from scene4m.cli import app
 from scene4m.core import BadInput
-from scene4m.curation import add_archive, clip_files, download, failure_kind, fetch_options, read_downloads, unpack_clips
+from scene4m.curation import (
+    add_archive,
+    clip_files,
+    download,
+    failure_kind,
+    fetch_options,
+    read_downloads,
+    unpack_clips,
+)
 
 HINT = "Use --cookies-from-browser or --cookies for the authentication. See https://github.com/yt-dlp/yt-dlp/wiki/FAQ"
 LIMITED = "The current session has been rate-limited by YouTube for up to an hour."
@@ -76,10 +85,12 @@ def vggsound(tmp_path) -> Path:
 
 def saying(message: str, asked: list | None = None):
     "A stand-in for yt-dlp that says the same of every clip."
+
     def fetch(youtube_id, start, seconds, folder, whole):
         if asked is not None:
             asked.append(youtube_id)
         raise RuntimeError(f"ERROR: [youtube] {youtube_id}: {message}")
+
     return fetch
 
 
@@ -88,12 +99,16 @@ def writing(youtube_id, start, seconds, folder, whole):
     (folder / f"{youtube_id}_{start:06d}.mp4").write_bytes(b"clip")
 
 
-@pytest.mark.parametrize("kind, message", [(k, m) for k, messages in SAID.items() for m in messages])
+@pytest.mark.parametrize(
+    "kind, message", [(k, m) for k, messages in SAID.items() for m in messages]
+)
 def test_only_what_an_owner_did_is_for_ever(kind, message):
     assert failure_kind(f"ERROR: [youtube] abcdefghijk: {message}", "abcdefghijk") == kind
 
 
-@pytest.mark.parametrize("youtube_id", ["429abcdefgh", "-404-403-500", "HTTP_403_ab", "not a bot_x"])
+@pytest.mark.parametrize(
+    "youtube_id", ["429abcdefgh", "-404-403-500", "HTTP_403_ab", "not a bot_x"]
+)
 def test_the_spelling_of_an_id_never_decides(youtube_id):
     for kind, messages in SAID.items():
         for message in messages:
@@ -125,42 +140,68 @@ def test_a_refusal_now_and_then_is_no_reason_to_stop(vggsound, tmp_path):
         if int(youtube_id) % 5 < 4:
             raise RuntimeError("HTTP Error 403: Forbidden")
         writing(youtube_id, *more)
-    assert download(vggsound, tmp_path / "clips", fetch=fetch, pause=0) == dict(throttled=16, done=4)
+
+    assert download(vggsound, tmp_path / "clips", fetch=fetch, pause=0) == dict(
+        throttled=16, done=4
+    )
 
 
 def test_what_was_filed_too_harshly_is_mended(vggsound, tmp_path):
     "Ledgers of an earlier version call a bot check blocked, and a missing format gone."
     ledger = tmp_path / "clips" / "downloads.jsonl"
     ledger.parent.mkdir()
-    filed = [("gone", "Requested format is not available"), ("blocked", "Sign in to confirm you're not a bot"), ("gone", "Video unavailable")]
-    lines = [json.dumps(dict(key=f"{i:011d}_000030", status=s, message=f"ERROR: [youtube] {i:011d}: {m}")) for i, (s, m) in enumerate(filed)]
+    filed = [
+        ("gone", "Requested format is not available"),
+        ("blocked", "Sign in to confirm you're not a bot"),
+        ("gone", "Video unavailable"),
+    ]
+    lines = [
+        json.dumps(
+            dict(key=f"{i:011d}_000030", status=s, message=f"ERROR: [youtube] {i:011d}: {m}")
+        )
+        for i, (s, m) in enumerate(filed)
+    ]
     ledger.write_text("\n".join(lines) + "\n")
-    assert [reason for reason, _ in read_downloads(ledger).values()] == ["failed", "throttled", "gone"]
+    assert [reason for reason, _ in read_downloads(ledger).values()] == [
+        "failed",
+        "throttled",
+        "gone",
+    ]
     assert download(vggsound, tmp_path / "clips", fetch=writing, pause=0) == dict(done=19)
 
 
 def test_several_at_a_time(vggsound, tmp_path):
     "Three fetch at the same time, each line of the ledger is whole, and all stop together."
     together = threading.Barrier(3, timeout=60)
+
     def fetch(youtube_id, *more):
         if int(youtube_id) < 18:
             together.wait()
         writing(youtube_id, *more)
+
     assert download(vggsound, tmp_path / "clips", fetch=fetch, pause=0, jobs=3) == dict(done=20)
-    lines = [json.loads(line) for line in (tmp_path / "clips" / "downloads.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "clips" / "downloads.jsonl").read_text().splitlines()
+    ]
     assert sorted(line["key"] for line in lines) == sorted(f"{i:011d}_000030" for i in range(20))
     asked = []
     with pytest.raises(BadInput, match="refused 5 clips"):
-        download(vggsound, tmp_path / "none", fetch=saying("HTTP Error 429", asked), pause=0.2, jobs=3)
+        download(
+            vggsound, tmp_path / "none", fetch=saying("HTTP Error 429", asked), pause=0.2, jobs=3
+        )
     assert len(asked) < 20
 
 
 def test_the_disk_is_told_also_from_a_thread(vggsound, tmp_path, monkeypatch):
     def full(path):
         raise BadInput(f"{path}: cannot be written")
+
     monkeypatch.setattr(curation, "_disk", full)
     (tmp_path / "clips").mkdir()
-    monkeypatch.setattr(curation, "_to_fetch", lambda *a: [(f"{i:011d}", 30, "", "") for i in range(3)])
+    monkeypatch.setattr(
+        curation, "_to_fetch", lambda *a: [(f"{i:011d}", 30, "", "") for i in range(3)]
+    )
     with pytest.raises(BadInput, match="cannot be written"):
         download(vggsound, tmp_path / "clips", fetch=writing, pause=0, jobs=2)
 
@@ -175,16 +216,24 @@ def asked(monkeypatch) -> list:
     "The options that every `YoutubeDL` was made with; nothing is fetched, but a file lies there."
     yt_dlp = pytest.importorskip("yt_dlp")
     seen = []
+
     class Stand_in:
-        def __init__(self, options): self.options = options
-        def __enter__(self): return self
-        def __exit__(self, *a): pass
+        def __init__(self, options):
+            self.options = options
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *a):
+            pass
+
         def download(self, urls):
             seen.append({**self.options, "url": urls[0]})
             if "cookiefile" in self.options:
                 seen[-1]["read"] = self.options["cookiefile"].read()
                 self.options["cookiefile"].truncate(0)
             Path(self.options["outtmpl"].replace("%(ext)s", "mp4")).write_bytes(b"clip")
+
     monkeypatch.setattr(yt_dlp, "YoutubeDL", Stand_in)
     return seen
 
@@ -195,11 +244,31 @@ def typed(*args):
 
 def test_wishes_reach_yt_dlp(asked, vggsound, tmp_path):
     (tmp_path / "cookies.txt").write_text(COOKIES)
-    done = typed(vggsound, "--out", tmp_path / "clips", "--limit", 2, "--pause", 0, "--jobs", 2, "--whole", "--rate", "500K",
-                 "--proxy", "socks5://localhost:1080", "--cookies", tmp_path / "cookies.txt")
+    done = typed(
+        vggsound,
+        "--out",
+        tmp_path / "clips",
+        "--limit",
+        2,
+        "--pause",
+        0,
+        "--jobs",
+        2,
+        "--whole",
+        "--rate",
+        "500K",
+        "--proxy",
+        "socks5://localhost:1080",
+        "--cookies",
+        tmp_path / "cookies.txt",
+    )
     assert done.exit_code == 0 and "done 2" in done.output, done.output
     for options in asked:
-        assert options["ratelimit"] == 500 * 1024 and options["proxy"] == "socks5://localhost:1080" and options["read"] == COOKIES
+        assert (
+            options["ratelimit"] == 500 * 1024
+            and options["proxy"] == "socks5://localhost:1080"
+            and options["read"] == COOKIES
+        )
     assert (tmp_path / "cookies.txt").read_text() == COOKIES
 
 
@@ -207,23 +276,35 @@ def test_cookies_ask_again_for_what_needs_an_account(asked, vggsound, tmp_path):
     download(vggsound, tmp_path / "clips", fetch=saying("Sign in to confirm your age"), pause=0)
     assert "nothing was left" in typed(vggsound, "--out", tmp_path / "clips", "--pause", 0).output
     done = typed(vggsound, "--out", tmp_path / "clips", "--pause", 0, "--cookies", "firefox")
-    assert "done 20" in done.output and asked[0]["cookiesfrombrowser"] == ("firefox", None, None, None)
+    assert "done 20" in done.output and asked[0]["cookiesfrombrowser"] == (
+        "firefox",
+        None,
+        None,
+        None,
+    )
 
 
 def test_what_failed_for_today_is_told(asked, vggsound, tmp_path, monkeypatch):
-    monkeypatch.setattr(curation, "yt_dlp_fetch", lambda *a, options: saying("Requested format is not available")(*a))
+    monkeypatch.setattr(
+        curation,
+        "yt_dlp_fetch",
+        lambda *a, options: saying("Requested format is not available")(*a),
+    )
     done = typed(vggsound, "--out", tmp_path / "clips", "--limit", 3, "--pause", 0)
     assert "failed 3" in done.output and "the same command" in done.output
 
 
-@pytest.mark.parametrize("wish, word", [
-    (["--cookies", "nowhere.txt"], "no such file"),
-    (["--cookies", "page.html"], "Netscape"),
-    (["--proxy", "localhost:3128"], "http://"),
-    (["--proxy", "socks5://localhost:1080"], "whole"),
-    (["--rate", "fast", "--whole"], "500K"),
-    (["--rate", "500K"], "pause"),
-])
+@pytest.mark.parametrize(
+    "wish, word",
+    [
+        (["--cookies", "nowhere.txt"], "no such file"),
+        (["--cookies", "page.html"], "Netscape"),
+        (["--proxy", "localhost:3128"], "http://"),
+        (["--proxy", "socks5://localhost:1080"], "whole"),
+        (["--rate", "fast", "--whole"], "500K"),
+        (["--rate", "500K"], "pause"),
+    ],
+)
 def test_wishes_without_effect_are_refused(asked, vggsound, tmp_path, monkeypatch, wish, word):
     monkeypatch.chdir(tmp_path)
     Path("page.html").write_text("<html>")
@@ -235,7 +316,9 @@ def test_wishes_without_effect_are_refused(asked, vggsound, tmp_path, monkeypatc
 def test_the_real_library_takes_the_options(tmp_path):
     yt_dlp = pytest.importorskip("yt_dlp")
     (tmp_path / "cookies.txt").write_text(COOKIES)
-    options = fetch_options(str(tmp_path / "cookies.txt"), "http://localhost:3128", "500K", whole=True)
+    options = fetch_options(
+        str(tmp_path / "cookies.txt"), "http://localhost:3128", "500K", whole=True
+    )
     options["cookiefile"] = io.StringIO(options["cookiefile"])
     with yt_dlp.YoutubeDL(dict(options, quiet=True)) as y:
         assert [c.value for c in y.cookiejar] == ["secret"] and y.params["ratelimit"] == 512_000
@@ -243,8 +326,17 @@ def test_the_real_library_takes_the_options(tmp_path):
 
 # ---------------------------------------------------------------- what someone has already
 
-NAMES = ["video/00000000001_000030.mp4", "00000000002_30000_40000.webm", "00000000003.mkv", "00000000001_000030.mp4",
-         "video/holiday.mp4", "99999999999_000030.mp4", "../00000000004_000030.mp4", "/00000000005_000030.mp4", "00000000006_000030.txt"]
+NAMES = [
+    "video/00000000001_000030.mp4",
+    "00000000002_30000_40000.webm",
+    "00000000003.mkv",
+    "00000000001_000030.mp4",
+    "video/holiday.mp4",
+    "99999999999_000030.mp4",
+    "../00000000004_000030.mp4",
+    "/00000000005_000030.mp4",
+    "00000000006_000030.txt",
+]
 
 
 def packed(tmp_path: Path, kind: str) -> Path:
@@ -284,8 +376,13 @@ def test_clips_that_someone_has_go_in(vggsound, tmp_path, kind, monkeypatch):
     found = clip_files(out)
     expected = {("00000000001", 30), ("00000000002", 30), ("00000000003", None)}
     assert set(found) == expected | ({("00000000005", 30)} if kind == "folder" else set())
-    assert f"{len(found)} clips" in done.output and f"{20 - len(found)} of the list are still missing" in done.output
-    assert not list((tmp_path / "in").glob("*.mp4")) and not Path("/00000000005_000030.mp4").exists()
+    assert (
+        f"{len(found)} clips" in done.output
+        and f"{20 - len(found)} of the list are still missing" in done.output
+    )
+    assert (
+        not list((tmp_path / "in").glob("*.mp4")) and not Path("/00000000005_000030.mp4").exists()
+    )
     again = typed(vggsound, "--out", out, "--archive", archive)
     assert again.exit_code == 0 and "0 clips" in again.output and clip_files(out) == found
     assert download(vggsound, out, fetch=writing, pause=0) == dict(done=20 - len(found))
@@ -307,7 +404,9 @@ def test_a_locked_or_damaged_zip_is_told(tmp_path):
     (tmp_path / "mirror.zip").write_bytes(whole.replace(b"clipclip", b"clipclop", 1))
     with pytest.raises(BadInput, match="broken"):
         unpack_clips(tmp_path / "mirror.zip", tmp_path / "clips")
-    assert not list((tmp_path / "clips").rglob("*.mp4")) and not list((tmp_path / "clips").rglob(".tmp-*"))
+    assert not list((tmp_path / "clips").rglob("*.mp4")) and not list(
+        (tmp_path / "clips").rglob(".tmp-*")
+    )
 
 
 def test_a_whole_video_is_not_taken_for_a_clip_that_is_there(vggsound, tmp_path):
@@ -318,10 +417,16 @@ def test_a_whole_video_is_not_taken_for_a_clip_that_is_there(vggsound, tmp_path)
 
 
 def test_a_whole_video_is_fetched_once(tmp_path):
-    (tmp_path / "vggsound.csv").write_text("00000000001,30,dog barking,train\n00000000001,60,dog barking,train\n")
+    (tmp_path / "vggsound.csv").write_text(
+        "00000000001,30,dog barking,train\n00000000001,60,dog barking,train\n"
+    )
     asked = []
+
     def fetch(youtube_id, start, seconds, folder, whole):
         asked.append(youtube_id)
         (folder / f"{youtube_id}.mp4").write_bytes(b"video")
-    assert download(tmp_path / "vggsound.csv", tmp_path / "clips", fetch=fetch, pause=0, whole=True) == dict(done=1)
+
+    assert download(
+        tmp_path / "vggsound.csv", tmp_path / "clips", fetch=fetch, pause=0, whole=True
+    ) == dict(done=1)
     assert asked == ["00000000001"]

@@ -1,4 +1,5 @@
 """The rules of the house, held over every file that is committed."""
+
 import ast
 import base64
 import json
@@ -13,13 +14,33 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
 NOTEBOOKS = sorted(NBS.glob("*.ipynb"))
-TEXT = {".py", ".ipynb", ".md", ".toml", ".ini", ".yml", ".yaml", ".cff", ".txt", ".css", ".csv", ".json", ".html", ""}
+TEXT = {
+    ".py",
+    ".ipynb",
+    ".md",
+    ".toml",
+    ".ini",
+    ".yml",
+    ".yaml",
+    ".cff",
+    ".txt",
+    ".css",
+    ".csv",
+    ".json",
+    ".html",
+    "",
+}
 name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
 
 def committed() -> list[Path]:
     "The files that git knows or would take up."
-    done = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         pytest.skip("this is not a git checkout")
     return [ROOT / line for line in done.stdout.splitlines() if (ROOT / line).is_file()]
@@ -29,7 +50,11 @@ def texts() -> dict[Path, str]:
     "Committed text files with their content; pictures and sounds inside notebooks are left out."
     out = {}
     for path in committed():
-        if path.suffix in TEXT and path.stat().st_size < 2_000_000 and "data" not in path.relative_to(ROOT).parts:
+        if (
+            path.suffix in TEXT
+            and path.stat().st_size < 2_000_000
+            and "data" not in path.relative_to(ROOT).parts
+        ):
             try:
                 out[path] = re.sub(r"[A-Za-z0-9+/=]{200,}", "", path.read_text(encoding="utf-8"))
             except UnicodeDecodeError:
@@ -49,7 +74,11 @@ def directives(source: str) -> dict[str, str]:
 
 def found(pattern: str, among=None) -> list[str]:
     "`file: match` for every place where `pattern` stands."
-    return [f"{p.relative_to(ROOT)}: {m[0]!r}" for p, text in (among or texts()).items() for m in re.finditer(pattern, text)]
+    return [
+        f"{p.relative_to(ROOT)}: {m[0]!r}"
+        for p, text in (among or texts()).items()
+        for m in re.finditer(pattern, text)
+    ]
 
 
 def test_no_path_of_one_machine():
@@ -58,8 +87,14 @@ def test_no_path_of_one_machine():
 
 
 def test_no_private_package_index():
-    assert not found(r"(?:--(?:extra-)?index-url|--find-links|--trusted-host|PIP_INDEX_URL)[ =]+['\"]?https?://[^\s\"'<]+")
-    lines = [x for x in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if not x.startswith("#")]
+    assert not found(
+        r"(?:--(?:extra-)?index-url|--find-links|--trusted-host|PIP_INDEX_URL)[ =]+['\"]?https?://[^\s\"'<]+"
+    )
+    lines = [
+        x
+        for x in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if not x.startswith("#")
+    ]
     assert lines and all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", x) for x in lines)
 
 
@@ -73,31 +108,47 @@ def test_no_name_that_says_nothing():
 
 
 def test_torch_loads_weights_only():
-    loads = found(r"torch\.load\((?:[^()]|\([^()]*\))*\)", {p: t for p, t in texts().items() if p.suffix in (".py", ".ipynb")})
+    loads = found(
+        r"torch\.load\((?:[^()]|\([^()]*\))*\)",
+        {p: t for p, t in texts().items() if p.suffix in (".py", ".ipynb")},
+    )
     assert not [x for x in loads if "weights_only" not in x and "test_house" not in x]
 
 
 def test_no_pickle_in_the_package():
-    package = {p: t for p, t in texts().items() if p.parent == ROOT / "scene4m" and p.suffix == ".py"}
-    assert not found(r"\bpickle\.loads?\b|allow_pickle\s*=\s*True|\bshell\s*=\s*True|\bos\.system\(", package)
+    package = {
+        p: t for p, t in texts().items() if p.parent == ROOT / "scene4m" and p.suffix == ".py"
+    }
+    assert not found(
+        r"\bpickle\.loads?\b|allow_pickle\s*=\s*True|\bshell\s*=\s*True|\bos\.system\(", package
+    )
 
 
 @name
 def test_notebook_is_light(path):
     size = path.stat().st_size
     assert size < 500_000, f"{path.name} weighs {size // 1000} kB; lower the dpi of its figures"
-    assert "widgets" not in nbformat.read(path, 4).metadata, "widget state does not belong into a committed notebook"
+    assert "widgets" not in nbformat.read(path, 4).metadata, (
+        "widget state does not belong into a committed notebook"
+    )
 
 
 @name
 def test_notebook_begins_as_they_all_do(path):
     first = nbformat.read(path, 4).cells[0]
-    assert first.cell_type == "markdown" and re.match(r"# .+\n+> .+", first.source), "the first cell is `# Title` and one `> sentence`"
+    assert first.cell_type == "markdown" and re.match(r"# .+\n+> .+", first.source), (
+        "the first cell is `# Title` and one `> sentence`"
+    )
 
 
 @name
 def test_cells_are_short(path):
-    long = [(c.id, n) for c in cells(path) if (n := len([x for x in c.source.splitlines() if x.strip() and not x.startswith("#|")])) > 40]
+    long = [
+        (c.id, n)
+        for c in cells(path)
+        if (n := len([x for x in c.source.splitlines() if x.strip() and not x.startswith("#|")]))
+        > 40
+    ]
     assert not long, f"cells of more than 40 lines: {long}"
 
 
@@ -105,22 +156,44 @@ def test_cells_are_short(path):
 def test_notebook_was_run(path):
     "A notebook with outputs shows them on the site; every cell that draws or prints must have been run."
     shows = re.compile(r"^(?:print\(|show\w*\(|contact_sheet\()", re.M)
-    never = {k for c in cells(path) for k in [c.id] if directives(c.source).keys() & {"slow", "gpu", "eval", "hide"}}
-    silent = [c.id for c in cells(path) if shows.search(c.source) and not c.outputs and c.id not in never]
-    assert not silent, f"cells that print but have no output: {silent}; run the notebook and save it"
-    assert not [c.id for c in cells(path) for o in c.outputs if o.output_type == "error"], "a cell ended in an error"
+    never = {
+        k
+        for c in cells(path)
+        for k in [c.id]
+        if directives(c.source).keys() & {"slow", "gpu", "eval", "hide"}
+    }
+    silent = [
+        c.id for c in cells(path) if shows.search(c.source) and not c.outputs and c.id not in never
+    ]
+    assert not silent, (
+        f"cells that print but have no output: {silent}; run the notebook and save it"
+    )
+    assert not [c.id for c in cells(path) for o in c.outputs if o.output_type == "error"], (
+        "a cell ended in an error"
+    )
 
 
 @name
 def test_every_figure_has_alt_text(path):
-    bare = [c.id for c in cells(path) if any("image/png" in o.get("data", {}) or "image/svg+xml" in o.get("data", {}) for o in c.outputs)
-            and len(directives(c.source).get("fig-alt", "")) < 15]
+    bare = [
+        c.id
+        for c in cells(path)
+        if any(
+            "image/png" in o.get("data", {}) or "image/svg+xml" in o.get("data", {})
+            for o in c.outputs
+        )
+        and len(directives(c.source).get("fig-alt", "")) < 15
+    ]
     assert not bare, f"cells whose figure has no `#| fig-alt:` sentence: {bare}"
 
 
 @name
 def test_outputs_hold_no_path_of_one_machine(path):
-    seen = "\n".join("".join(o.get("text", "")) + json.dumps(o.get("data", {})) for c in cells(path) for o in c.outputs)
+    seen = "\n".join(
+        "".join(o.get("text", "")) + json.dumps(o.get("data", {}))
+        for c in cells(path)
+        for o in c.outputs
+    )
     seen = re.sub(r"[A-Za-z0-9+/=]{200,}", "", seen)
     assert not re.findall(r"(?<![\w.])/(?:home|Users|root|work|tmp|var)/[\w./-]+", seen)
 
@@ -129,7 +202,9 @@ def anchors(path: Path) -> set[str]:
     "The names that a link may end in: headings as Quarto and GitHub write them, and exported symbols."
     out = set()
     for cell in cells(path, "markdown"):
-        for text, given in re.findall(r"^#+ (.+?)(?:\s*\{#([\w-]+)[^}]*\})?\s*$", cell.source, re.M):
+        for text, given in re.findall(
+            r"^#+ (.+?)(?:\s*\{#([\w-]+)[^}]*\})?\s*$", cell.source, re.M
+        ):
             plain = re.sub(r"[`*_\[\]]|\(.*?\)", "", text).strip().lower()
             out |= {given or "", re.sub(r"[^\w\s.-]", "", plain).strip().replace(" ", "-")}
     for cell in cells(path):
@@ -149,7 +224,11 @@ def test_links_between_pages_lead_somewhere(path):
             if re.match(r"[a-z]+:", target):
                 continue
             file, _, anchor = target.partition("#")
-            page = PAGES.get(file.removesuffix(".html")) if file.endswith(".html") else (NBS / file if file.endswith(".ipynb") else None)
+            page = (
+                PAGES.get(file.removesuffix(".html"))
+                if file.endswith(".html")
+                else (NBS / file if file.endswith(".ipynb") else None)
+            )
             if page and page.exists():
                 if anchor and anchor.lower() not in anchors(page):
                     broken.append(f"{target}: no such heading")
@@ -161,7 +240,9 @@ def test_links_between_pages_lead_somewhere(path):
 
 
 def test_spelling():
-    done = subprocess.run([sys.executable, "-m", "codespell_lib"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "codespell_lib"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -170,17 +251,27 @@ def test_pictures_in_notebooks_are_pictures():
         for c in cells(path):
             for o in c.outputs:
                 if "image/png" in o.get("data", {}):
-                    assert base64.b64decode(o["data"]["image/png"])[:8] == b"\x89PNG\r\n\x1a\n", f"{path.name} {c.id}"
+                    assert base64.b64decode(o["data"]["image/png"])[:8] == b"\x89PNG\r\n\x1a\n", (
+                        f"{path.name} {c.id}"
+                    )
 
 
 def mixed(source: str) -> list[str]:
     "Kinds of statements that stand beside imports in one cell and would be run with them when the site is made."
     kinds = [type(n).__name__ for n in ast.parse(re.sub(r"^[%!].*$", "", source, flags=re.M)).body]
-    return [k for k in kinds if k not in ("Import", "ImportFrom", "FunctionDef", "ClassDef")] if {"Import", "ImportFrom"} & set(kinds) else []
+    return (
+        [k for k in kinds if k not in ("Import", "ImportFrom", "FunctionDef", "ClassDef")]
+        if {"Import", "ImportFrom"} & set(kinds)
+        else []
+    )
 
 
 def test_mixed_cells_would_be_noticed():
-    assert mixed("import os\nx = f()") == ["Assign"] and not mixed("import os\ndef f(): pass") and not mixed("def f():\n    import os\nf()")
+    assert (
+        mixed("import os\nx = f()") == ["Assign"]
+        and not mixed("import os\ndef f(): pass")
+        and not mixed("def f():\n    import os\nf()")
+    )
 
 
 @name
@@ -194,6 +285,11 @@ def test_imports_stand_in_cells_of_their_own(path):
 @name
 def test_no_bar_of_progress_is_left_in_an_output(path):
     "A widget in an output needs a kernel: without one a page shows an empty place."
-    kinds = {c.id: "a widget" for c in cells(path) for o in c.outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})}
+    kinds = {
+        c.id: "a widget"
+        for c in cells(path)
+        for o in c.outputs
+        if "application/vnd.jupyter.widget-view+json" in o.get("data", {})
+    }
     kinds |= {c.id: "stderr" for c in cells(path) for o in c.outputs if o.get("name") == "stderr"}
     assert not kinds, f"run these cells again without it, or take it out: {kinds}"

@@ -1,4 +1,5 @@
 """Identity is content: replaced, added, removed and relabelled clips are noticed by every stage, and what is still true is not made again."""
+
 import csv
 import json
 import os
@@ -20,15 +21,24 @@ from scene4m.run import MelFeature, StreetSplits, run_pipeline, train_sense
 from scene4m.tokenize import Sense, TokenDataset, tokenize_dataset
 
 TINY = dict(steps=2, seconds=None, codes=8, width=16, blocks=1, axes=0, batch_size=4)
-SMALL = FinetuneConfig(steps=2, batch_size=2, model=dict(dim=32, encoder_depth=1, decoder_depth=1, num_heads=2))
-PRESET = replace(get_preset("toy"), audio=TINY, video=TINY, train=dict(steps=2, batch_size=4, lr=1e-3),
-                 model=dict(dim=32, encoder_depth=1, decoder_depth=1, num_heads=2))
+SMALL = FinetuneConfig(
+    steps=2, batch_size=2, model=dict(dim=32, encoder_depth=1, decoder_depth=1, num_heads=2)
+)
+PRESET = replace(
+    get_preset("toy"),
+    audio=TINY,
+    video=TINY,
+    train=dict(steps=2, batch_size=4, lr=1e-3),
+    model=dict(dim=32, encoder_depth=1, decoder_depth=1, num_heads=2),
+)
 
 
 def sound(path, seed: int):
     "A wav of one second; every one has as many bytes as every other."
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write_wav(path, 0.3 * np.random.default_rng(seed).standard_normal(16_000).astype(np.float32), 16_000)
+    return write_wav(
+        path, 0.3 * np.random.default_rng(seed).standard_normal(16_000).astype(np.float32), 16_000
+    )
 
 
 def recordings(folder, n: int = 12):
@@ -42,10 +52,20 @@ def write_list(path, names, rows):
         csv.writer(f).writerows([names, *rows])
 
 
-def replaced(folder): sound(folder / DOG / "04.wav", 104)
-def added(folder): sound(folder / DOG / "03b.wav", 103)
-def removed(folder): (folder / HORN / "05.wav").unlink()
-def relabelled(folder): os.replace(folder / DOG / "06.wav", folder / HORN / "06.wav")
+def replaced(folder):
+    sound(folder / DOG / "04.wav", 104)
+
+
+def added(folder):
+    sound(folder / DOG / "03b.wav", 103)
+
+
+def removed(folder):
+    (folder / HORN / "05.wav").unlink()
+
+
+def relabelled(folder):
+    os.replace(folder / DOG / "06.wav", folder / HORN / "06.wav")
 
 
 def kept_times(folder):
@@ -64,7 +84,9 @@ CHANGES = [replaced, kept_times, added, removed]
 def decoded(monkeypatch):
     "The files that curation decodes."
     seen, read = [], curation.read_row
-    monkeypatch.setattr(curation, "read_row", lambda row, *more: seen.append(row.source) or read(row, *more))
+    monkeypatch.setattr(
+        curation, "read_row", lambda row, *more: seen.append(row.source) or read(row, *more)
+    )
     return seen
 
 
@@ -73,10 +95,15 @@ def make(folder, out, **more):
 
 
 def tree(folder, without=(".lock", ".hashes.json")) -> dict:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.endswith(without)}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and not p.name.endswith(without)
+    }
 
 
 # ---------------------------------------------------------------- curation
+
 
 @pytest.mark.parametrize("layout", ["folder", "shards"])
 @pytest.mark.parametrize("change", CHANGES)
@@ -85,13 +112,15 @@ def test_only_what_changed_is_decoded(tmp_path, decoded, change, layout):
     make(folder, tmp_path / "out", layout=layout, shard_size=5)
     before, made = ClipDataset(tmp_path / "out").identity, len(decoded)
     make(folder, tmp_path / "out", layout=layout, shard_size=5)
-    assert len(decoded) == made and ClipDataset(tmp_path / "out").identity == before        # nothing changed, nothing is read
+    assert (
+        len(decoded) == made and ClipDataset(tmp_path / "out").identity == before
+    )  # nothing changed, nothing is read
     change(folder)
     make(folder, tmp_path / "out", layout=layout, shard_size=5)
     assert len(decoded) - made == (0 if change is removed else 1)
     assert ClipDataset(tmp_path / "out").identity != before
     make(folder, tmp_path / "fresh", layout=layout, shard_size=5)
-    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")                               # nothing old is left
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")  # nothing old is left
 
 
 def test_new_labels_and_captions_decode_nothing(tmp_path, decoded):
@@ -101,6 +130,7 @@ def test_new_labels_and_captions_decode_nothing(tmp_path, decoded):
     def write(label, caption):
         rows = [(name, label if i == 3 else DOG, caption) for i, name in enumerate(names)]
         write_list(folder / "labels.csv", ("file", "label", "captions"), rows)
+
     found = []
     for label, caption in ((DOG, "a"), (HORN, "a"), (HORN, "b")):
         write(label, caption)
@@ -127,11 +157,15 @@ def test_files_are_hashed_once(tmp_path, monkeypatch):
     monkeypatch.setattr(curation, "file_hash", lambda path: hashed.append(path) or file_hash(path))
     make(folder, tmp_path / "out")
     make(folder, tmp_path / "out")
-    assert sorted(hashed) == sorted(map(str, folder.rglob("*.wav")))        # all have the same size: duplicates are looked for by hash
+    assert sorted(hashed) == sorted(
+        map(str, folder.rglob("*.wav"))
+    )  # all have the same size: duplicates are looked for by hash
 
 
 @pytest.mark.parametrize("layout", ["folder", "shards"])
-def test_a_change_that_is_interrupted_leaves_no_folder_half_new(tmp_path, decoded, monkeypatch, layout):
+def test_a_change_that_is_interrupted_leaves_no_folder_half_new(
+    tmp_path, decoded, monkeypatch, layout
+):
     folder = recordings(tmp_path / "in")
     make(folder, tmp_path / "out", layout=layout, shard_size=4)
     for change in CHANGES:
@@ -143,6 +177,7 @@ def test_a_change_that_is_interrupted_leaves_no_folder_half_new(tmp_path, decode
             if job.index == 1:
                 raise KeyboardInterrupt
             done(job, *more)
+
         m.setattr(curation, "_write_ledger", stop_at_the_second)
         with pytest.raises(KeyboardInterrupt):
             make(folder, tmp_path / "out", layout=layout, shard_size=4)
@@ -150,18 +185,28 @@ def test_a_change_that_is_interrupted_leaves_no_folder_half_new(tmp_path, decode
         ClipDataset(tmp_path / "out")
     decoded.clear()
     make(folder, tmp_path / "out", layout=layout, shard_size=4)
-    assert len(decoded) <= 1                                                    # what was read before the stop is still known
+    assert len(decoded) <= 1  # what was read before the stop is still known
     make(folder, tmp_path / "fresh", layout=layout, shard_size=4)
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
 
 
 def test_the_street_is_the_same_in_every_process():
-    def ids(seed): return [j.id for j in _jobs(StreetSplits(3, 2, seed), "out", curation.CurationSettings(shard_size=2), {}, None)]
+    def ids(seed):
+        return [
+            j.id
+            for j in _jobs(
+                StreetSplits(3, 2, seed), "out", curation.CurationSettings(shard_size=2), {}, None
+            )
+        ]
+
     assert ids(0) == ids(0) != ids(1)
-    assert isinstance(_jobs(StreetSplits(3, 2, 0), "out", curation.CurationSettings(), {}, None)[0], ShardJob)
+    assert isinstance(
+        _jobs(StreetSplits(3, 2, 0), "out", curation.CurationSettings(), {}, None)[0], ShardJob
+    )
 
 
 # ---------------------------------------------------------------- tokenizers, tokens, 4M, one by one
+
 
 def step_by_step(folder, home) -> dict:
     "What the stepwise commands do, one after the other; the content of what each of them leaves."
@@ -170,8 +215,13 @@ def step_by_step(folder, home) -> dict:
     tokenize_dataset(home / "data", home / "tokens", AudioTokenizer.from_pretrained(home / "audio"))
     finetune(home / "tokens", home / "model", SMALL, renew="clips")
     tokens = {k: v for k, v in tree(home / "tokens").items() if k.startswith(("audio", "rows"))}
-    return dict(data=ClipDataset(home / "data").identity, audio=file_hash(home / "audio" / "model.safetensors"), tokens=tokens,
-                model=file_hash(home / "model" / "model.safetensors"), run=json.loads((home / "model" / "run.json").read_text())["fingerprint"])
+    return dict(
+        data=ClipDataset(home / "data").identity,
+        audio=file_hash(home / "audio" / "model.safetensors"),
+        tokens=tokens,
+        model=file_hash(home / "model" / "model.safetensors"),
+        run=json.loads((home / "model" / "run.json").read_text())["fingerprint"],
+    )
 
 
 @pytest.mark.parametrize("change", [replaced, added, removed])
@@ -181,9 +231,14 @@ def test_the_same_commands_follow_the_clips(tmp_path, change, decoded):
     assert step_by_step(folder, tmp_path / "a") == first
     change(folder)
     second, fresh = step_by_step(folder, tmp_path / "a"), step_by_step(folder, tmp_path / "b")
-    assert {**second, "model": ""} == {**fresh, "model": ""}                    # as if it had been made of these clips from the beginning
+    assert {**second, "model": ""} == {
+        **fresh,
+        "model": "",
+    }  # as if it had been made of these clips from the beginning
     assert all(second[k] != first[k] for k in ("data", "tokens", "audio", "model", "run"))
-    assert TokenDataset(tmp_path / "a" / "tokens").keys == ClipDataset(tmp_path / "a" / "data").keys()
+    assert (
+        TokenDataset(tmp_path / "a" / "tokens").keys == ClipDataset(tmp_path / "a" / "data").keys()
+    )
 
 
 def test_a_tokenizer_of_other_clips_is_set_aside_and_one_with_other_settings_is_refused(tmp_path):
@@ -197,13 +252,19 @@ def test_a_tokenizer_of_other_clips_is_set_aside_and_one_with_other_settings_is_
         sound(folder / (DOG, HORN)[i % 2] / f"{i:02d}.wav", 100 + i)
     make(folder, tmp_path / "data")
     train_sense("audio", tmp_path / "data", tmp_path / "audio", TINY)
-    assert file_hash(tmp_path / "audio" / "model.safetensors") != old == file_hash(tmp_path / "audio.old" / "model.safetensors")
+    assert (
+        file_hash(tmp_path / "audio" / "model.safetensors")
+        != old
+        == file_hash(tmp_path / "audio.old" / "model.safetensors")
+    )
     train_sense("audio", tmp_path / "data", tmp_path / "audio", {**TINY, "steps": 3}, renew="all")
 
 
 def encoded(monkeypatch) -> list:
     seen, encode = [], Sense.encode
-    monkeypatch.setattr(Sense, "encode", lambda self, arrays: seen.append(len(arrays)) or encode(self, arrays))
+    monkeypatch.setattr(
+        Sense, "encode", lambda self, arrays: seen.append(len(arrays)) or encode(self, arrays)
+    )
     return seen
 
 
@@ -217,7 +278,7 @@ def test_only_new_clips_are_encoded(tmp_path, monkeypatch):
         make(folder, tmp_path / "data")
         seen.clear()
         tokenize_dataset(tmp_path / "data", tmp_path / "tokens", tokenizer)
-        assert sum(seen) == 1 + fresh, change                                   # one more to see how many tokens there are
+        assert sum(seen) == 1 + fresh, change  # one more to see how many tokens there are
         tokenize_dataset(tmp_path / "data", tmp_path / "fresh", tokenizer)
         assert tree(tmp_path / "tokens") == tree(tmp_path / "fresh")
         shutil.rmtree(tmp_path / "fresh")
@@ -240,7 +301,9 @@ def test_a_run_on_other_words_is_another_run(tmp_path):
     tokenize_dataset(tmp_path / "data", tmp_path / "tokens", AudioTokenizer().eval())
     finetune(tmp_path / "tokens", tmp_path / "model", SMALL)
     names = [p.relative_to(folder) for p in sorted(folder.rglob("*.wav"))]
-    write_list(folder / "labels.csv", ("file", "label"), [(n, LABELS[i % 3]) for i, n in enumerate(names)])
+    write_list(
+        folder / "labels.csv", ("file", "label"), [(n, LABELS[i % 3]) for i, n in enumerate(names)]
+    )
     make(folder, tmp_path / "data")
     tokenize_dataset(tmp_path / "data", tmp_path / "tokens", AudioTokenizer().eval())
     with pytest.raises(ConfigMismatch, match="clips"):
@@ -253,17 +316,22 @@ def test_a_run_on_other_words_is_another_run(tmp_path):
 
 # ---------------------------------------------------------------- the whole run
 
+
 def run(folder, out) -> dict:
     "Runs everything; which stages were done, and the files that they left."
     said = []
     run_pipeline(out, data=folder, preset=PRESET, workers=0, say=said.append)
-    return {line.split(":")[0][2:]: "done before" not in line for line in said if line.startswith("✓")}
+    return {
+        line.split(":")[0][2:]: "done before" not in line for line in said if line.startswith("✓")
+    }
 
 
 @pytest.fixture
 def hasty(monkeypatch):
     "The classifier of imagined sounds learns nothing here: that takes the longest."
-    monkeypatch.setattr(run_module, "train_judge", lambda mels, truth, labels, **more: MelJudge(len(labels)).eval())
+    monkeypatch.setattr(
+        run_module, "train_judge", lambda mels, truth, labels, **more: MelJudge(len(labels)).eval()
+    )
 
 
 def test_the_whole_run_follows_the_clips(tmp_path, decoded, hasty):
@@ -272,7 +340,11 @@ def test_the_whole_run_follows_the_clips(tmp_path, decoded, hasty):
     assert not any(run(folder, out).values())
     models = []
 
-    def state(): return file_hash(out / "audio_tokenizer" / "model.safetensors"), file_hash(out / "model" / "model.safetensors")
+    def state():
+        return file_hash(out / "audio_tokenizer" / "model.safetensors"), file_hash(
+            out / "model" / "model.safetensors"
+        )
+
     models.append(state())
     decoded.clear()
     added(folder)
@@ -285,7 +357,9 @@ def test_the_whole_run_follows_the_clips(tmp_path, decoded, hasty):
     assert len({m[0] for m in models}) == len({m[1] for m in models}) == 3
     os.utime(folder / DOG / "00.wav", ns=(5, 5))
     again = run(folder, out)
-    assert again.pop("clips") and not any(again.values()) and len(decoded) == 15      # it was looked at, and it is what it was
+    assert (
+        again.pop("clips") and not any(again.values()) and len(decoded) == 15
+    )  # it was looked at, and it is what it was
 
 
 def test_a_new_label_teaches_4m_and_not_the_tokenizers(tmp_path, decoded, hasty):
@@ -296,6 +370,7 @@ def test_a_new_label_teaches_4m_and_not_the_tokenizers(tmp_path, decoded, hasty)
         splits = ("train", "train", "val", "test")
         rows = [(n, label if i == 0 else n.parts[0], splits[i % 4]) for i, n in enumerate(names)]
         write_list(folder / "labels.csv", ("file", "label", "split"), rows)
+
     write(DOG)
     assert all(run(folder, out).values())
     decoded.clear()

@@ -1,4 +1,5 @@
 """Half files of a curation that was killed are removed by the next one, and those of a living one are not."""
+
 import subprocess
 import sys
 import time
@@ -13,8 +14,14 @@ from scene4m.curation import curate  # noqa: E402
 
 DEAD = subprocess.Popen([sys.executable, "-c", ""])
 DEAD.wait()
-OF_SHARDS = (f"ledger/.tmp-{DEAD.pid}-shard-00001.rows.jsonl", f"ledger/.tmp-{DEAD.pid}-shard-00002.json", "frames/.tmp-shard-00001-c0003.npy")
-OF_ALL = tuple(f".tmp-{DEAD.pid}-{name}" for name in ("settings.json", "manifest.parquet", "dataset.json"))
+OF_SHARDS = (
+    f"ledger/.tmp-{DEAD.pid}-shard-00001.rows.jsonl",
+    f"ledger/.tmp-{DEAD.pid}-shard-00002.json",
+    "frames/.tmp-shard-00001-c0003.npy",
+)
+OF_ALL = tuple(
+    f".tmp-{DEAD.pid}-{name}" for name in ("settings.json", "manifest.parquet", "dataset.json")
+)
 HOLDER = """
 import fcntl, sys, time
 with open(sys.argv[1], "ab") as f:
@@ -38,10 +45,16 @@ def holding():
     "Another process that holds a lock for as long as the test takes."
     pytest.importorskip("fcntl")
     holders = []
+
     def hold(path: Path):
-        holders.append(subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True))
+        holders.append(
+            subprocess.Popen(
+                [sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True
+            )
+        )
         assert holders[-1].stdout.readline() == "held\n"
         return holders[-1]
+
     yield hold
     for process in holders:
         process.kill()
@@ -53,7 +66,9 @@ def test_half_files_of_the_dead_do_not_stay(tmp_path, layout):
     half_done(tmp_path / "a", layout)
     curate(Factory(12), tmp_path / "a", clip=SMALL, layout=layout, shard_size=4)
     curate(Factory(12), tmp_path / "b", clip=SMALL, layout=layout, shard_size=4)
-    assert not list((tmp_path / "a").rglob(".tmp-*")) and tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert not list((tmp_path / "a").rglob(".tmp-*")) and tree(tmp_path / "a") == tree(
+        tmp_path / "b"
+    )
 
 
 def test_half_files_of_shards_that_are_no_longer_asked_for(tmp_path):
@@ -68,7 +83,9 @@ def test_half_files_of_a_living_process_stay(tmp_path, holding):
     holding(tmp_path / "ledger" / ".plan.lock")
     maker = holding(tmp_path / "ledger" / ".shard-00001.lock")
     code = "import sys; sys.path.insert(0, sys.argv[1]); from test_curation import *; curate(Factory(12), sys.argv[2], clip=SMALL, shard_size=4)"
-    other = subprocess.Popen([sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)])
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)]
+    )
     while not (tmp_path / "ledger" / "shard-00002.json").exists() and other.poll() is None:
         time.sleep(0.02)
     assert not (tmp_path / OF_SHARDS[1]).exists()

@@ -42,12 +42,18 @@ def test_muon_steps_as_the_one_of_torch_does_in_either_arithmetic(fast, monkeypa
     peer = muon_steps(lambda w: torch.optim.Muon(w, adjust_lr_fn="match_rms_adamw", **settings))
     start = muon_steps(lambda w: torch.optim.SGD(w, lr=0.0))
     for a, b, s in zip(ours, peer, start):
-        assert (a - b).abs().max() < 0.03 * (b - s).abs().max()      # bfloat16 has two to three digits
+        assert (a - b).abs().max() < 0.03 * (b - s).abs().max()  # bfloat16 has two to three digits
 
 
 def test_muon_leaves_bfloat16_alone_where_it_is_slow(monkeypatch):
     monkeypatch.setenv("SCENE4M_FAST_BF16", "0")
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, dtype, *a: pytest.fail("cast") if dtype == torch.bfloat16 else self.type(dtype))
+    monkeypatch.setattr(
+        torch.Tensor,
+        "to",
+        lambda self, dtype, *a: (
+            pytest.fail("cast") if dtype == torch.bfloat16 else self.type(dtype)
+        ),
+    )
     muon_steps(lambda w: Muon(w, lr=0.01), steps=1)
 
 
@@ -55,6 +61,7 @@ def test_muon_goes_on_from_its_state():
     def half(weights):
         class Twice:
             "An optimiser that is saved and read again before every step."
+
             def step(self):
                 state = getattr(self, "state", None)
                 fresh = Optimiser([dict(params=weights, muon=True)], lr=0.01)
@@ -62,14 +69,20 @@ def test_muon_goes_on_from_its_state():
                     fresh.load_state_dict(state)
                 fresh.step()
                 self.state = fresh.state_dict()
+
         return Twice()
+
     for a, b in zip(muon_steps(half), muon_steps(lambda w: Muon(w, lr=0.01))):
         assert torch.equal(a, b)
 
 
 def test_the_environment_says_whether_bfloat16_is_fast(monkeypatch):
     monkeypatch.setenv("SCENE4M_FAST_BF16", "0")
-    assert not has_fast_bf16("cpu") and not core.machine()["fast_bf16"] and not torch.is_autocast_enabled("cpu")
+    assert (
+        not has_fast_bf16("cpu")
+        and not core.machine()["fast_bf16"]
+        and not torch.is_autocast_enabled("cpu")
+    )
     with core.autocast("cpu"):
         assert not torch.is_autocast_enabled("cpu")
     monkeypatch.setenv("SCENE4M_FAST_BF16", "1")
@@ -90,18 +103,30 @@ BUDGETS = {"00_core", "21_vq", "33_finetune"}
 
 
 def test_no_notebook_trains_by_the_clock():
-    by_the_clock = re.compile(r"(?:TrainConfig|FinetuneConfig|training_config|get_preset)\([^\n]*\bseconds=\d")
+    by_the_clock = re.compile(
+        r"(?:TrainConfig|FinetuneConfig|training_config|get_preset)\([^\n]*\bseconds=\d"
+    )
     for path in sorted((ROOT / "nbs").glob("**/*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        found = [c for c in cells if c["cell_type"] == "code" and by_the_clock.search("".join(c["source"]))]
+        found = [
+            c
+            for c in cells
+            if c["cell_type"] == "code" and by_the_clock.search("".join(c["source"]))
+        ]
         assert not found or path.stem in BUDGETS, f"{path.name} trains for a number of seconds"
 
 
 def test_waiting_threads_do_not_spin_for_long_unless_the_user_says_so():
     script = "import os, scene4m.cli; print(os.environ['GOMP_SPINCOUNT'])"
     for said, wanted in (({}, "2000"), ({"GOMP_SPINCOUNT": "77"}, "77")):
-        env = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"} | said | dict(PYTHONPATH=str(ROOT))
-        done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+        env = (
+            {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+            | said
+            | dict(PYTHONPATH=str(ROOT))
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=env, capture_output=True, text=True
+        )
         assert done.stdout.strip() == wanted, done.stderr
 
 
@@ -110,13 +135,19 @@ def test_waiting_threads_do_not_spin_for_long_unless_the_user_says_so():
 
 def test_every_stage_tells_the_time_left_of_the_whole_job(tmp_path, monkeypatch):
     clock = iter(range(0, 1000, 30))
-    monkeypatch.setattr(core.time, "perf_counter", lambda: next(clock))      # every stage takes 30 s
+    monkeypatch.setattr(core.time, "perf_counter", lambda: next(clock))  # every stage takes 30 s
     said, seen = [], []
     stage = Stages(tmp_path, said.append, expected=dict(a=10.0, b=20.0, c=40.0))
     for name in "abc":
         stage(name, 0, lambda: seen.append(float(os.environ[LATER])))
-    assert seen == [60.0, 120.0, 0.0]        # 30 s instead of 10: three times as long; 30 s instead of 20: one and a half times
-    assert "about 70 s left" in said[0] and "about 3 min left" in said[2] and LATER not in os.environ
+    assert seen == [
+        60.0,
+        120.0,
+        0.0,
+    ]  # 30 s instead of 10: three times as long; 30 s instead of 20: one and a half times
+    assert (
+        "about 70 s left" in said[0] and "about 3 min left" in said[2] and LATER not in os.environ
+    )
 
 
 def test_a_bar_adds_what_comes_later(monkeypatch):
@@ -130,7 +161,9 @@ def test_a_bar_adds_what_comes_later(monkeypatch):
 
 def test_expected_seconds_follow_the_settings():
     toy = expected_seconds(get_preset("toy"))
-    more = expected_seconds(get_preset("toy", train=dict(steps=2 * get_preset("toy").train["steps"])))
+    more = expected_seconds(
+        get_preset("toy", train=dict(steps=2 * get_preset("toy").train["steps"]))
+    )
     assert more["4M"] == 2 * toy["4M"] and more["clips"] == toy["clips"]
     assert expected_seconds(get_preset("toy", train=dict(seconds=9)))["4M"] == 9
     assert expected_seconds(get_preset("paper"), clips=1000)["4M"] > 0

@@ -1,4 +1,5 @@
 """Muted clips and short ones: one rule for the data set, the tokenizers, 4M, calibration and describing; filling is not learnt."""
+
 import numpy as np
 import pytest
 
@@ -23,7 +24,9 @@ def frames(moving: bool, n: int) -> np.ndarray:
 
 
 def noise(seconds: float, loud: float = 0.2) -> np.ndarray:
-    return loud * np.random.default_rng(1).standard_normal(round(16_000 * seconds)).astype(np.float32)
+    return loud * np.random.default_rng(1).standard_normal(round(16_000 * seconds)).astype(
+        np.float32
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,41 +53,59 @@ def test_the_data_set_says_what_describe_says(data):
         path = next(folder.glob(f"{key}.*"))
         described, stored = load_arrays(path, CLIP, MelFrontEnd()), stored_clip(dataset, key)
         assert described.senses == stored.senses, key
-        assert (described.mel is None) == (stored.mel is None) and (described.frames is None) == (stored.frames is None), key
+        assert (described.mel is None) == (stored.mel is None) and (described.frames is None) == (
+            stored.frames is None
+        ), key
     assert dataset.keys(modality="audio") == ["loud", "loud_short"]
     assert dataset.keys(modality="video") == [k for k in dataset.keys() if k != "loud_short"]
 
 
 def test_4m_hears_what_describe_hears(data, tmp_path):
     from scene4m.audio_tokenizer import AudioTokenizer
+
     ds = TokenDataset(tokenize_dataset(data[1], tmp_path / "tokens", AudioTokenizer().eval()))
     assert [k for k, heard in zip(ds.keys, ds.present("audio")) if heard] == ["loud", "loud_short"]
     quiet = ds.ids("audio")[~ds.present("audio")]
     assert len(quiet) == 4 and not quiet.any()
 
 
-@pytest.mark.parametrize("row, heard", [(dict(has_audio=True, silent=False), True), (dict(has_audio=True, silent=True), False),
-                                        (dict(has_audio=False, silent=True), False), ({}, True)])
+@pytest.mark.parametrize(
+    "row, heard",
+    [
+        (dict(has_audio=True, silent=False), True),
+        (dict(has_audio=True, silent=True), False),
+        (dict(has_audio=False, silent=True), False),
+        ({}, True),
+    ],
+)
 def test_a_row_of_tokens_is_heard_or_not(row, heard):
     assert token_row(dict(key="a", **row))["has_audio"] is heard
 
 
 def learnt_from(monkeypatch, sense, data, out) -> tuple:
     seen = []
-    monkeypatch.setattr(run, "train_tokenizer", lambda tok, arrays, config, out, lengths=None, **more: seen.append((arrays, lengths)))
+    monkeypatch.setattr(
+        run,
+        "train_tokenizer",
+        lambda tok, arrays, config, out, lengths=None, **more: seen.append((arrays, lengths)),
+    )
     train_sense(sense, data, out, TINY)
     return seen[0]
 
 
 def test_tokenizers_learn_from_what_is_heard_and_seen(data, tmp_path, monkeypatch):
     arrays, lengths = learnt_from(monkeypatch, "audio", data[1], tmp_path / "a")
-    assert len(arrays) == len(lengths) == len([k for k in ClipDataset(data[1]).keys("train", "audio")])
-    assert all(94 <= n <= 130 for n in lengths) and arrays.shape[-1] == 624          # 1.5 s and 2 s of ten
+    assert (
+        len(arrays) == len(lengths) == len([k for k in ClipDataset(data[1]).keys("train", "audio")])
+    )
+    assert all(94 <= n <= 130 for n in lengths) and arrays.shape[-1] == 624  # 1.5 s and 2 s of ten
     assert learnt_from(monkeypatch, "video", data[1], tmp_path / "v")[1] is None
 
 
 def test_full_sounds_have_no_filling(tmp_path):
-    curate([RawClip(str(i), wave=noise(10), label=DOG) for i in range(2)], tmp_path, store=("audio",))
+    curate(
+        [RawClip(str(i), wave=noise(10), label=DOG) for i in range(2)], tmp_path, store=("audio",)
+    )
     dataset = ClipDataset(tmp_path)
     assert sound_lengths(dataset, dataset.keys()) is None
 

@@ -2,6 +2,7 @@
 
 Cells marked `#| slow` or `#| gpu` are left out unless NB_FLAGS names their mark; a notebook that has such cells is run again with
 them among the slow tests, where the longest of them do less than a reader would see them do."""
+
 import json
 import os
 import re
@@ -12,15 +13,31 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("**/*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(ROOT).parts))
-WITH_SLOW_CELLS = [p for p in NOTEBOOKS if re.search(r"\"#\|\s*slow\b", p.read_text(encoding="utf-8"))]
+NOTEBOOKS = sorted(
+    p
+    for p in (ROOT / "nbs").glob("**/*.ipynb")
+    if not any(part.startswith((".", "_")) for part in p.relative_to(ROOT).parts)
+)
+WITH_SLOW_CELLS = [
+    p for p in NOTEBOOKS if re.search(r"\"#\|\s*slow\b", p.read_text(encoding="utf-8"))
+]
 # fewer clips and steps in the slow cells that take longer than three minutes: what is written there -> what is run; the first must be there
 SHORTER = {
-    "33_finetune": {"Street(1500)": "Street(150)", 'plateau(large, "large", 500': 'plateau(large, "large", 20', 'work / "large-cured", 500': 'work / "large-cured", 20'},
-    "40_transfer": {"photographs(2000, 3)": "photographs(200, 3)", "steps=300, batch_size=24": "steps=60, batch_size=24",
-                    'films("train", 120, 4)': 'films("train", 24, 4)', "steps=200, batch_size=8": "steps=40, batch_size=8",
-                    'films("test", 80, 4)': 'films("test", 16, 4)', 'films("train", 1500, 5)': 'films("train", 64, 5)',
-                    "TrainConfig(steps=150": "TrainConfig(steps=30", "clips, many, 400": "clips, many, 20"},
+    "33_finetune": {
+        "Street(1500)": "Street(150)",
+        'plateau(large, "large", 500': 'plateau(large, "large", 20',
+        'work / "large-cured", 500': 'work / "large-cured", 20',
+    },
+    "40_transfer": {
+        "photographs(2000, 3)": "photographs(200, 3)",
+        "steps=300, batch_size=24": "steps=60, batch_size=24",
+        'films("train", 120, 4)': 'films("train", 24, 4)',
+        "steps=200, batch_size=8": "steps=40, batch_size=8",
+        'films("test", 80, 4)': 'films("test", 16, 4)',
+        'films("train", 1500, 5)': 'films("train", 64, 5)',
+        "TrainConfig(steps=150": "TrainConfig(steps=30",
+        "clips, many, 400": "clips, many, 20",
+    },
 }
 
 RUN = """
@@ -48,9 +65,23 @@ sys.exit(not passed)
 
 
 def run(path: Path, flags: list[str], seconds: int, shorter: dict | None = None):
-    env = dict(os.environ, PYTHONWARNINGS="ignore::DeprecationWarning,ignore::FutureWarning", MPLBACKEND="Agg", PYTHONUTF8="1")
-    done = subprocess.run([sys.executable, "-c", RUN, str(path), json.dumps(shorter or {}), *flags], cwd=ROOT / "nbs", env=env, timeout=seconds,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace")
+    env = dict(
+        os.environ,
+        PYTHONWARNINGS="ignore::DeprecationWarning,ignore::FutureWarning",
+        MPLBACKEND="Agg",
+        PYTHONUTF8="1",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(path), json.dumps(shorter or {}), *flags],
+        cwd=ROOT / "nbs",
+        env=env,
+        timeout=seconds,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     assert done.returncode == 0, f"{path.name} failed:\n{done.stdout[-6000:]}"
 
 

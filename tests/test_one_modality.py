@@ -1,4 +1,5 @@
 "What a model is trained on is what it describes with: one modality alone, frames of another size, sentences of full length."
+
 import json
 from dataclasses import replace
 
@@ -9,7 +10,15 @@ import torch
 from scene4m.audio_tokenizer import AudioTokenizer
 from scene4m.worlds.street import LABELS
 from scene4m.core import ClipSpec, TrainingFailed, get_preset
-from scene4m.describe import ClipArrays, Describer, calibrate, load_checkpoint, save_checkpoint, tokenize_arrays, write_sentences
+from scene4m.describe import (
+    ClipArrays,
+    Describer,
+    calibrate,
+    load_checkpoint,
+    save_checkpoint,
+    tokenize_arrays,
+    write_sentences,
+)
 from scene4m.evaluate import evaluate_folder
 from scene4m.finetune import FinetuneConfig, caption_entry, finetune
 from scene4m.media import write_wav
@@ -23,11 +32,20 @@ from test_run import SMALL
 
 class Heard:
     "A data set of sounds and pictures."
+
     def keys(self, split=None):
         return [f"c{i}" for i in range(8)]
 
     def row(self, key):
-        return dict(label=LABELS[int(key[1:])], split="train", group=key, captions=None, attributes=None, has_audio=True, has_video=True)
+        return dict(
+            label=LABELS[int(key[1:])],
+            split="train",
+            group=key,
+            captions=None,
+            attributes=None,
+            has_audio=True,
+            has_video=True,
+        )
 
     def stack(self, modality, keys):
         rng = np.random.default_rng(0)
@@ -41,7 +59,9 @@ def trained(request, tmp_path_factory):
     "A folder that `finetune` wrote from tokens of one modality."
     place = tmp_path_factory.mktemp(request.param)
     tokenizer = AudioTokenizer() if request.param == "audio" else VideoTokenizer()
-    tokens = tokenize_dataset(Heard(), place / "tokens", **{f"{request.param}_tokenizer": tokenizer.eval()})
+    tokens = tokenize_dataset(
+        Heard(), place / "tokens", **{f"{request.param}_tokenizer": tokenizer.eval()}
+    )
     return request.param, finetune(tokens, place / "model", FinetuneConfig(steps=2, **TEST))
 
 
@@ -49,13 +69,30 @@ def test_a_checkpoint_of_one_modality_describes_with_it(trained, tmp_path):
     sense, folder = trained
     checkpoint = load_checkpoint(folder, "cpu")
     other = "video" if sense == "audio" else "audio"
-    assert getattr(checkpoint, f"{other}_tokenizer") is None and getattr(checkpoint, f"{sense}_tokenizer") is not None
-    clip = ClipArrays(np.zeros((16, 32, 32, 3), np.uint8), np.zeros((80, 624), np.float32), dict(audio="used", video="used"))
+    assert (
+        getattr(checkpoint, f"{other}_tokenizer") is None
+        and getattr(checkpoint, f"{sense}_tokenizer") is not None
+    )
+    clip = ClipArrays(
+        np.zeros((16, 32, 32, 3), np.uint8),
+        np.zeros((80, 624), np.float32),
+        dict(audio="used", video="used"),
+    )
     tokens = tokenize_arrays(checkpoint, [clip, clip])
     assert tokens.has[sense].all() and not tokens.has[other].any()
     calibrate(checkpoint, tokens, [LABELS[0], LABELS[1]])
-    again = load_checkpoint(save_checkpoint(tmp_path / "m", checkpoint.model, checkpoint.audio_tokenizer, checkpoint.video_tokenizer,
-                                            checkpoint.text, checkpoint.settings, world=checkpoint.world), "cpu")
+    again = load_checkpoint(
+        save_checkpoint(
+            tmp_path / "m",
+            checkpoint.model,
+            checkpoint.audio_tokenizer,
+            checkpoint.video_tokenizer,
+            checkpoint.text,
+            checkpoint.settings,
+            world=checkpoint.world,
+        ),
+        "cpu",
+    )
     assert write_sentences(again, tokens) == write_sentences(checkpoint, tokens)
     assert not (tmp_path / "m" / f"{other}_tokenizer").exists()
     scenes = [s for s in map(sample_scene, range(99)) if s.heard and s.label in LABELS[:8]][:3]
@@ -66,22 +103,37 @@ def test_a_checkpoint_of_one_modality_describes_with_it(trained, tmp_path):
     said = Describer(again)(tmp_path / "0.wav")
     assert said.senses["audio"] == ("used" if sense == "audio" else "missing")
     (tmp_path / "truth.csv").write_text("\n".join(rows))
-    assert evaluate_folder(tmp_path, tmp_path / "m", workers=0, out=tmp_path / "report", device="cpu")["n"] == 3
+    assert (
+        evaluate_folder(tmp_path, tmp_path / "m", workers=0, out=tmp_path / "report", device="cpu")[
+            "n"
+        ]
+        == 3
+    )
 
 
 def test_a_sentence_is_read_as_long_as_it_was_trained(trained, monkeypatch):
     "45 words, their end and the sentinels: as many as training takes of a long caption."
     from scene4m import describe
+
     _, folder = trained
     checkpoint = load_checkpoint(folder, "cpu")
     words = list(range(210, 210 + 60))
     entry = caption_entry([words], FinetuneConfig().max_words)
     learnt = entry["tensor"][0][~entry["target_mask"][0]].tolist()
     asked = {}
-    monkeypatch.setattr(describe, "generate_text", lambda model, batch, **kw: asked.update(kw) or [words])
-    clip = ClipArrays(np.zeros((16, 32, 32, 3), np.uint8), np.zeros((80, 624), np.float32), dict(audio="used", video="used"))
+    monkeypatch.setattr(
+        describe, "generate_text", lambda model, batch, **kw: asked.update(kw) or [words]
+    )
+    clip = ClipArrays(
+        np.zeros((16, 32, 32, 3), np.uint8),
+        np.zeros((80, 624), np.float32),
+        dict(audio="used", video="used"),
+    )
     write_sentences(checkpoint, tokenize_arrays(checkpoint, [clip]))
-    assert asked["max_tokens"] == FinetuneConfig().max_words == 48 and len(learnt) <= asked["max_tokens"]
+    assert (
+        asked["max_tokens"] == FinetuneConfig().max_words == 48
+        and len(learnt) <= asked["max_tokens"]
+    )
 
 
 def test_frames_of_another_size_train_and_a_rate_that_was_too_high_is_lowered(tmp_path):
@@ -89,18 +141,36 @@ def test_frames_of_another_size_train_and_a_rate_that_was_too_high_is_lowered(tm
     quick = {**SMALL, "data": dict(n_train=8, n_val=4, n_test=4, ceiling=None)}
 
     def run(audio_lr, lr):
-        calm = dict(save_every=9999.0)      # nothing is saved between the step that ruins the weights and the one that notices it
-        rates = dict(audio={**quick["audio"], **calm, "lr": audio_lr}, train={**quick["train"], **calm, "lr": lr})
+        calm = dict(
+            save_every=9999.0
+        )  # nothing is saved between the step that ruins the weights and the one that notices it
+        rates = dict(
+            audio={**quick["audio"], **calm, "lr": audio_lr},
+            train={**quick["train"], **calm, "lr": lr},
+        )
         preset = replace(get_preset("toy", **quick | rates), clip=ClipSpec(size=64))
         return run_pipeline(tmp_path, preset=preset, workers=1, say=lambda line: None, device="cpu")
 
-    with pytest.raises(TrainingFailed, match=r"AudioTokenizer, step \d: .*with a lower learning rate than 1e\+30 goes on"):
+    with pytest.raises(
+        TrainingFailed,
+        match=r"AudioTokenizer, step \d: .*with a lower learning rate than 1e\+30 goes on",
+    ):
         run(1e30, 1e30)
-    with pytest.raises(TrainingFailed, match=r"Step \d: .*with a lower learning rate, for example --set train.lr=5e\+29"):
+    with pytest.raises(
+        TrainingFailed,
+        match=r"Step \d: .*with a lower learning rate, for example --set train.lr=5e\+29",
+    ):
         run(1e-3, 1e30)
     assert not (tmp_path / "training" / "model.safetensors").exists()
     report = run(1e-3, 1e-3)
     checkpoint = load_checkpoint(tmp_path / "model", "cpu")
-    assert report["n"] == 4 and checkpoint.video_tokenizer.grid() == (2, 16, 16) and checkpoint.clip.size == 64
-    notes = [json.loads((tmp_path / p).read_text())["rates"] for p in ("audio_tokenizer/training.json", "training/run.json")]
+    assert (
+        report["n"] == 4
+        and checkpoint.video_tokenizer.grid() == (2, 16, 16)
+        and checkpoint.clip.size == 64
+    )
+    notes = [
+        json.loads((tmp_path / p).read_text())["rates"]
+        for p in ("audio_tokenizer/training.json", "training/run.json")
+    ]
     assert notes == [[[0, 1e30], [0, 1e-3]], [dict(step=0, lr=[1e30]), dict(step=0, lr=[1e-3])]]

@@ -1,4 +1,5 @@
 """The paper's whole way at a tiny size: VGG-Sound's list and clips, COSMOS and mel tokens, a trained 4M with new modalities, a report, and T5."""
+
 import csv
 import json
 from dataclasses import replace
@@ -22,8 +23,13 @@ def vggsound(tmp_path_factory):
     "Ten clips of two categories under VGG-Sound's names, and the list that names them; one clip of the list is gone."
     root = tmp_path_factory.mktemp("vggsound")
     (root / "clips").mkdir()
-    scenes = [s for s in map(sample_scene, range(500)) if s.label in (BUS, DOG) and s.seen and s.heard][:10]
-    rows = [[f"-street{i:04d}", 30 * i, s.label, "test" if i % 3 == 2 else "train"] for i, s in enumerate(scenes)]
+    scenes = [
+        s for s in map(sample_scene, range(500)) if s.label in (BUS, DOG) and s.seen and s.heard
+    ][:10]
+    rows = [
+        [f"-street{i:04d}", 30 * i, s.label, "test" if i % 3 == 2 else "train"]
+        for i, s in enumerate(scenes)
+    ]
     for (name, start, *_), scene in zip(rows, scenes):
         write_scene(scene, root / "clips" / f"{name}_{start:06d}.mp4")
     with open(root / "vggsound.csv", "w", newline="") as f:
@@ -37,8 +43,14 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     text = TextTokenizer.train(grammar_texts())
-    FourM.toy([Pixels("rgb@32", 32, 16), Text("caption", text.vocab_size, 48)], dim=32, encoder_depth=1, decoder_depth=1, num_heads=2,
-              share_embedding=False).save_pretrained(root / "base")
+    FourM.toy(
+        [Pixels("rgb@32", 32, 16), Text("caption", text.vocab_size, 48)],
+        dim=32,
+        encoder_depth=1,
+        decoder_depth=1,
+        num_heads=2,
+        share_embedding=False,
+    ).save_pretrained(root / "base")
     text.save(root / "base" / "text_tokenizer.json")
     write_block_pair(root / "cosmos")
     small_summariser(grammar_texts(), dim=32, layers=1).save_pretrained(root / "t5")
@@ -46,23 +58,36 @@ def trained(tmp_path_factory):
 
 
 def paper(trained, **train):
-    preset = get_preset("paper", audio=dict(steps=3), video=dict(cosmos=str(trained / "cosmos")), model=dict(pretrained=str(trained / "base")),
-                        train=dict(epochs=None, steps=4, batch_size=4, budgets=(16, 16), log_every=1, **train))
+    preset = get_preset(
+        "paper",
+        audio=dict(steps=3),
+        video=dict(cosmos=str(trained / "cosmos")),
+        model=dict(pretrained=str(trained / "base")),
+        train=dict(epochs=None, steps=4, batch_size=4, budgets=(16, 16), log_every=1, **train),
+    )
     return replace(preset, clip=ClipSpec(frames=17, size=32))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_from_the_list_to_a_report(vggsound, trained, tmp_path):
     said = []
-    where = dict(data=vggsound / "vggsound.csv", clips=vggsound / "clips", preset=paper(trained), workers=1)
+    where = dict(
+        data=vggsound / "vggsound.csv", clips=vggsound / "clips", preset=paper(trained), workers=1
+    )
     report = run_pipeline(tmp_path / "run", **where, say=said.append)
     model = FourM.from_pretrained(tmp_path / "run" / "model")
-    assert {"audio", "video", "caption", "rgb@32"} <= set(model.modalities) and model.modalities["video"].vocab_size == 64_000
+    assert {"audio", "video", "caption", "rgb@32"} <= set(model.modalities) and model.modalities[
+        "video"
+    ].vocab_size == 64_000
     old = FourM.from_pretrained(trained / "base").state_dict()
-    trunk = "encoder.0.mlp.fc1.weight"      # opened for the second half of the steps
+    trunk = "encoder.0.mlp.fc1.weight"  # opened for the second half of the steps
     assert not torch.equal(old[trunk], model.state_dict()[trunk])
     assert read_json(tmp_path / "run" / "training" / "run.json")["settings"]["budgets"] == [16, 16]
-    assert report["n"] >= 1 and 0 <= report["category_accuracy"] <= 1 and (tmp_path / "run" / "report.html").exists()
+    assert (
+        report["n"] >= 1
+        and 0 <= report["category_accuracy"] <= 1
+        and (tmp_path / "run" / "report.html").exists()
+    )
     gone = run_rows(tmp_path / "run")["gone0000000"]
     assert gone["status"] == "refused" and gone["reason"]
     again = []
@@ -87,4 +112,9 @@ def test_a_list_without_its_clips(vggsound, trained, tmp_path):
     with pytest.raises(BadInput, match="no such folder"):
         run_pipeline(tmp_path / "a", data=vggsound / "vggsound.csv", preset=paper(trained))
     with pytest.raises(BadInput, match="no such list"):
-        run_pipeline(tmp_path / "b", data=vggsound / "nowhere.csv", clips=vggsound / "clips", preset=paper(trained))
+        run_pipeline(
+            tmp_path / "b",
+            data=vggsound / "nowhere.csv",
+            clips=vggsound / "clips",
+            preset=paper(trained),
+        )

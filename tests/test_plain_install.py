@@ -1,4 +1,5 @@
 """What plain pip brings together: bounds on every requirement, each release of PyAV, an install without constraints."""
+
 import configparser
 import json
 import os
@@ -28,15 +29,21 @@ def requirements() -> list:
     parser = configparser.ConfigParser(delimiters=["="], interpolation=None)
     parser.read(ROOT / "settings.ini", encoding="utf-8")
     named = parser["DEFAULT"].items()
-    return [Requirement(r) for key, text in named if key.endswith("requirements") for r in text.split()]
+    return [
+        Requirement(r) for key, text in named if key.endswith("requirements") for r in text.split()
+    ]
 
 
 def test_every_requirement_ends_before_a_major_release_that_nobody_tried():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pinned = {re.sub(r"[_.]", "-", n).lower(): Version(v) for n, _, v in (x.partition("==") for x in lines) if v}
-    tried = {"av": Version("19")}            # `test_every_release_of_pyav` reads with each of them
+    pinned = {
+        re.sub(r"[_.]", "-", n).lower(): Version(v)
+        for n, _, v in (x.partition("==") for x in lines)
+        if v
+    }
+    tried = {"av": Version("19")}  # `test_every_release_of_pyav` reads with each of them
     for req in requirements():
-        if req.name == "yt-dlp":             # an older one cannot fetch any more
+        if req.name == "yt-dlp":  # an older one cannot fetch any more
             continue
         known = tried.get(req.name) or pinned[re.sub(r"[_.]", "-", req.name).lower()]
         ends = [Version(s.version) for s in req.specifier if s.operator in ("<", "==")]
@@ -57,6 +64,7 @@ def broken_reader(monkeypatch, tmp_path):
 
     def read(path, **options):
         raise TypeError("open() got an unexpected keyword argument 'metadata_errors'")
+
     monkeypatch.setattr(media, "read_clip", read)
     monkeypatch.setattr(curation, "read_clip", read)
     return tmp_path
@@ -84,12 +92,15 @@ def test_an_answer_that_cannot_be_sent_is_told(monkeypatch, tmp_path):
     assert e.value.reason == "failed"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only a forked process knows what was changed here")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only a forked process knows what was changed here"
+)
 def test_a_worker_that_cannot_start_says_why(monkeypatch, tmp_path):
     import torch
 
     def no(n):
         raise RuntimeError("no threads today")
+
     monkeypatch.setattr(torch, "set_num_threads", no)
     for i in range(2):
         (tmp_path / f"{i}.mp4").write_bytes(bytes([i] * 50))
@@ -102,13 +113,18 @@ def test_a_worker_that_cannot_start_says_why(monkeypatch, tmp_path):
 
 def test_the_doctor_reads_encodes_and_trains(monkeypatch, tmp_path):
     found = {f["name"]: f for f in cli.check_work()}
-    assert {n: f["state"] for n, f in found.items()} == dict(reading="ok", encoding="ok", training="ok")
+    assert {n: f["state"] for n, f in found.items()} == dict(
+        reading="ok", encoding="ok", training="ok"
+    )
     # a library that changed: its version number is still a good one
     (tmp_path / "sitecustomize.py").write_text(
         "import av\n"
         "def opened(*args, **how): raise TypeError('unexpected keyword argument')\n"
-        "av.open = opened\n")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+        "av.open = opened\n"
+    )
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    )
     found = cli.check_work()
     assert [f["name"] for f in found] == ["reading"] and found[0]["state"] == "missing"
     assert "TypeError: unexpected keyword argument" in found[0]["found"]
@@ -159,7 +175,11 @@ def pythons() -> dict:
     names += [str(p) for p in Path.home().glob(".pyenv/versions/3.*/bin/python")]
     found = {}
     for name in filter(None, names):
-        done = subprocess.run([name, "-c", "import sys, venv; print(*sys.version_info[:2])"], capture_output=True, text=True)
+        done = subprocess.run(
+            [name, "-c", "import sys, venv; print(*sys.version_info[:2])"],
+            capture_output=True,
+            text=True,
+        )
         if done.returncode == 0:
             found.setdefault(tuple(map(int, done.stdout.split())), name)
     return {v: n for v, n in found.items() if v >= (3, 11)}
@@ -181,15 +201,29 @@ def test_every_release_of_pyav(release, tmp_path):
             pytest.skip("PyAV 19 needs Python 3.12 or later, and there is none here")
         python = environment(pythons()[newest], tmp_path / "env")
         sh(python, "-m", "pip", "install", "--quiet", "numpy", timeout=600)
-    sh(python, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", "--no-deps", "--target", tmp_path / "av",
-       f"av=={release}.*", timeout=600)
+    sh(
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--only-binary",
+        ":all:",
+        "--no-deps",
+        "--target",
+        tmp_path / "av",
+        f"av=={release}.*",
+        timeout=600,
+    )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     told = json.loads(sh(python, "-c", READ, tmp_path, env=env, cwd=tmp_path).splitlines()[-1])
     assert told["release"] == release and told["apart"]
     assert told["a.mp4"] == [[0, 10, 20, 30], 20, 96, False]
     for name in ("a.mpg", "a.ts"):
         shown, later, width, silent = told[name]
-        assert np_close(shown, [0, 8, 16, 25]) and abs(later - 16) <= 1 and width == 96 and silent, (name, told)
+        assert (
+            np_close(shown, [0, 8, 16, 25]) and abs(later - 16) <= 1 and width == 96 and silent
+        ), (name, told)
 
 
 def np_close(a, b) -> bool:
@@ -203,12 +237,33 @@ def np_close(a, b) -> bool:
 def wheel(tmp_path_factory) -> Path:
     pytest.importorskip("build", reason="the package `build` is not installed")
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    listed = sh("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
+    listed = sh(
+        "git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT
+    ).splitlines()
     for line in listed:
-        if line.split("/")[0] in ("scene4m", "settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+        if line.split("/")[0] in (
+            "scene4m",
+            "settings.ini",
+            "setup.py",
+            "pyproject.toml",
+            "README.md",
+            "LICENSE",
+            "MANIFEST.in",
+        ):
             (source / line).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / line, source / line)
-    sh(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, source, timeout=600)
+    sh(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        out,
+        source,
+        timeout=600,
+    )
     return next(out.glob("*.whl"))
 
 
@@ -225,17 +280,26 @@ def test_plain_pip_describes_a_clip(which, wheel, tmp_path):
     pip = [python, "-m", "pip", "install", "--quiet"]
     report = tmp_path / "report.json"
     sh(*pip, "--dry-run", "--report", report, wheel, env=env, timeout=1200)
-    chosen = {i["metadata"]["name"].lower(): i["metadata"]["version"] for i in json.loads(report.read_text())["install"]}
+    chosen = {
+        i["metadata"]["name"].lower(): i["metadata"]["version"]
+        for i in json.loads(report.read_text())["install"]
+    }
     heavy = [n for n in chosen if n.startswith(("nvidia-", "cuda-", "triton"))]
     if heavy and not os.environ.get("SCENE4M_LARGE_INSTALLS"):
-        pytest.skip(f"Python {version}: pip chooses torch {chosen['torch']} with {len(heavy)} packages for CUDA, several gigabytes; "
-                    "SCENE4M_LARGE_INSTALLS=1 tries it")
+        pytest.skip(
+            f"Python {version}: pip chooses torch {chosen['torch']} with {len(heavy)} packages for CUDA, several gigabytes; "
+            "SCENE4M_LARGE_INSTALLS=1 tries it"
+        )
     sh(*pip, wheel, env=env, timeout=1800)
-    command = next(p for p in (python.parent / "scene4m", python.parent / "scene4m.exe") if p.exists())
+    command = next(
+        p for p in (python.parent / "scene4m", python.parent / "scene4m.exe") if p.exists()
+    )
     sh(command, "doctor", "--fix", cwd=tmp_path, env=env)
     assert "reading" in sh(command, "doctor", cwd=tmp_path, env=env)
     sh(command, "toy", "--n", "1", "--out", "street", cwd=tmp_path, env=env)
     sh(command, "curate", "street", "--out", "data", cwd=tmp_path, env=env)
     clip = next((tmp_path / "street").glob("*.mp4"))
-    said = json.loads(sh(command, "describe", clip, "--json", cwd=tmp_path, env=env).splitlines()[-1])
+    said = json.loads(
+        sh(command, "describe", clip, "--json", cwd=tmp_path, env=env).splitlines()[-1]
+    )
     assert said["description"] and said["senses"] == dict(audio="used", video="used")

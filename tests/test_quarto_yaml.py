@@ -1,4 +1,5 @@
 """Quarto reads the options of every cell and its own configuration as YAML; one sentence that is not stops the whole website."""
+
 import json
 import re
 from pathlib import Path
@@ -34,17 +35,20 @@ def complaint(lines: list[str]) -> str:
     return ""
 
 
-@pytest.mark.parametrize("lines, word", [
-    (["fig-alt: A car: red."], "not YAML"),
-    (['fig-alt: "A car: red."', "eval: false"], ""),
-    (["fig-alt: 'it''s'"], ""),
-    (["fig-alt: Clip #3 and clip #4"], "comment"),
-    (["fig-alt: Clip#3"], ""),
-    (["fig-alt: [Music]"], "plain"),
-    (["fig-alt:"], "plain"),
-    (["eval: false", "eval: false"], "one value"),
-    (["fig-alt:A car"], "one value"),
-])
+@pytest.mark.parametrize(
+    "lines, word",
+    [
+        (["fig-alt: A car: red."], "not YAML"),
+        (['fig-alt: "A car: red."', "eval: false"], ""),
+        (["fig-alt: 'it''s'"], ""),
+        (["fig-alt: Clip #3 and clip #4"], "comment"),
+        (["fig-alt: Clip#3"], ""),
+        (["fig-alt: [Music]"], "plain"),
+        (["fig-alt:"], "plain"),
+        (["eval: false", "eval: false"], "one value"),
+        (["fig-alt:A car"], "one value"),
+    ],
+)
 def test_what_quarto_would_not_read_is_found(lines, word):
     assert word in complaint(lines) and bool(word) == bool(complaint(lines))
 
@@ -52,9 +56,13 @@ def test_what_quarto_would_not_read_is_found(lines, word):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_options_of_cells_are_yaml(path):
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    blocks = {c.get("id"): option_lines("".join(c["source"])) for c in cells if c["cell_type"] == "code"}
+    blocks = {
+        c.get("id"): option_lines("".join(c["source"])) for c in cells if c["cell_type"] == "code"
+    }
     wrong = {name: complaint(lines) for name, lines in blocks.items() if lines and complaint(lines)}
-    assert not wrong, f"cells with `#|` lines that Quarto cannot read; put quotes around the text: {wrong}"
+    assert not wrong, (
+        f"cells with `#|` lines that Quarto cannot read; put quotes around the text: {wrong}"
+    )
 
 
 @pytest.mark.parametrize("path", CONFIGURATION, ids=lambda p: p.parent.name)

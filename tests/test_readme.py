@@ -1,4 +1,5 @@
 """README.md and its table of chapters follow from the notebooks."""
+
 import json
 import re
 import sys
@@ -23,11 +24,15 @@ def test_a_change_of_index_would_be_noticed(monkeypatch):
 
 
 def test_the_table_of_chapters_names_every_notebook_with_its_module():
-    rows = re.findall(r"^\| \[[^\]]+\]\(nbs/([\w.]+)\) \| `(\w+)` \| (?:`scene4m\.([\w.]+)`|–) \|", README, re.M)
+    rows = re.findall(
+        r"^\| \[[^\]]+\]\(nbs/([\w.]+)\) \| `(\w+)` \| (?:`scene4m\.([\w.]+)`|–) \|", README, re.M
+    )
     assert {f"{name}.ipynb" for _, name, _ in rows} == {p.name for p in NBS.glob("[0-9]*.ipynb")}
     for file, name, module in rows:
         source = (NBS / file).read_text(encoding="utf-8")
-        assert file == f"{name}.ipynb" and re.findall(r"#\|\s*default_exp\s+([\w.]+)", source) == [module] * bool(module), name
+        assert file == f"{name}.ipynb" and re.findall(r"#\|\s*default_exp\s+([\w.]+)", source) == [
+            module
+        ] * bool(module), name
 
 
 def test_links_of_the_readme_lead_to_files():
@@ -37,11 +42,19 @@ def test_links_of_the_readme_lead_to_files():
 
 def test_the_readme_names_only_make_targets_that_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-    assert set(re.findall(r"\bmake ([a-z-]+)", "\n".join(re.findall(r"`[^`]+`|```.*?```", README, re.S)))) <= targets
+    assert (
+        set(
+            re.findall(
+                r"\bmake ([a-z-]+)", "\n".join(re.findall(r"`[^`]+`|```.*?```", README, re.S))
+            )
+        )
+        <= targets
+    )
 
 
 def test_the_readme_names_only_commands_that_exist():
     from scene4m import cli
+
     commands = {c.name or c.callback.__name__ for c in cli.app.registered_commands}
     code = "\n".join(re.findall(r"`[^`]+`|```.*?```", README, re.S))
     assert set(re.findall(r"\bscene4m ([a-z][\w-]*)", code)) <= commands
@@ -57,4 +70,6 @@ def test_the_readme_tells_the_times_that_were_measured_and_no_others():
     missing = [r["command"] for r in rows if f"| {r['command']} | {r['time']} |" not in README]
     assert not missing, f"run index.ipynb and `python scripts/readme.py` again: {missing}"
     told = re.findall(r"\d+ min|\bin \d+ s\b", re.sub(r"^\|.*$", "", README, flags=re.M))
-    assert not told and len(re.findall(r"^\| .*`make (?:run|test)`.* \| \d", README, re.M)) == len(rows), told
+    assert not told and len(re.findall(r"^\| .*`make (?:run|test)`.* \| \d", README, re.M)) == len(
+        rows
+    ), told

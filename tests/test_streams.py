@@ -1,4 +1,5 @@
 """Files whose header says the wrong length or none, whose times begin again, or that have no times at all; and what becomes of their channels."""
+
 import math
 
 import av
@@ -21,10 +22,19 @@ def sound(path, seconds, codec, form=None, sr=48_000, loud=True, options=None):
     wave = clicks(seconds, sr)
     half = wave.shape[1] // 2
     if loud:
-        wave[:, half:] += 0.1 * np.random.default_rng(0).standard_normal(wave[:, half:].shape).astype(np.float32)
+        wave[:, half:] += 0.1 * np.random.default_rng(0).standard_normal(
+            wave[:, half:].shape
+        ).astype(np.float32)
     with av.open(str(path), "w", format=form, options=options or {}) as out:
         strict = dict(strict="-2") if codec == "vorbis" else {}
-        encode_sound(out, out.add_stream(codec, rate=sr, layout="stereo", options=strict), wave, 0, sr, "stereo")
+        encode_sound(
+            out,
+            out.add_stream(codec, rate=sr, layout="stereo", options=strict),
+            wave,
+            0,
+            sr,
+            "stereo",
+        )
     return path
 
 
@@ -35,8 +45,11 @@ def joined(path, *parts):
 
 class Listener:
     "Stands for a `Describer`: notes what each window holds, and never says the same twice."
+
     def __init__(self):
-        self.checkpoint = type("Checkpoint", (), dict(clip=ClipSpec(), front=None, model=None, world=World()))()
+        self.checkpoint = type(
+            "Checkpoint", (), dict(clip=ClipSpec(), front=None, model=None, world=World())
+        )()
         self.seen = []
 
     def __call__(self, path, start=0.0):
@@ -44,7 +57,17 @@ class Listener:
         if start and clip.duration < 0.5:
             raise media.BadInput(f"{path}: it ends.")
         self.seen.append((start, clip))
-        return Description(str(path), "", 0.0, True, {}, [], reason=f"{start}", start=start, end=start + clip.duration)
+        return Description(
+            str(path),
+            "",
+            0.0,
+            True,
+            {},
+            [],
+            reason=f"{start}",
+            start=start,
+            end=start + clip.duration,
+        )
 
 
 def through(path, total, tolerance=0.15):
@@ -69,8 +92,8 @@ def numbered(seen, fps, frames=None):
     "The frames shown at whole seconds are those that belong there."
     for start, clip in seen:
         told = [number(f) for f in clip.frames]
-        due = [min(int(round((start + k) * fps)), (frames or 10 ** 6) - 1) for k in range(10)]
-        assert np.abs(np.array(told) - due)[:int(clip.duration)].max() <= 2, (start, told, due)
+        due = [min(int(round((start + k) * fps)), (frames or 10**6) - 1) for k in range(10)]
+        assert np.abs(np.array(told) - due)[: int(clip.duration)].max() <= 2, (start, told, due)
 
 
 def test_adts_has_no_length(tmp_path):
@@ -93,7 +116,9 @@ def test_mp3_without_a_table(tmp_path, quality):
 
 @pytest.mark.parametrize("codec", ["libopus", "flac", "vorbis"])
 def test_a_chain_of_ogg_streams(tmp_path, codec):
-    parts = [sound(tmp_path / f"{k}.ogg", s, codec, "ogg", loud=False) for k, s in enumerate((7, 16))]
+    parts = [
+        sound(tmp_path / f"{k}.ogg", s, codec, "ogg", loud=False) for k, s in enumerate((7, 16))
+    ]
     clicked(through(joined(tmp_path / "a.ogg", *parts), 23))
 
 
@@ -103,7 +128,15 @@ def test_joined_recordings(tmp_path, name, codec, seconds):
     parts, sums = [], np.cumsum((0, *seconds))
     for k, s in enumerate(seconds):
         parts.append(tmp_path / f"{k}{name}")
-        encode(parts[-1], count=s * 25, fps=25, codec=codec, wave=clicks(s), acodec="aac" if name == "a.ts" else "mp2", options=dict(g="25"))
+        encode(
+            parts[-1],
+            count=s * 25,
+            fps=25,
+            codec=codec,
+            wave=clicks(s),
+            acodec="aac" if name == "a.ts" else "mp2",
+            options=dict(g="25"),
+        )
     total = int(sums[-1])
     seen = through(joined(tmp_path / name, *parts), total, 0.3)
     for start, clip in seen:
@@ -111,9 +144,9 @@ def test_joined_recordings(tmp_path, name, codec, seconds):
         for t in start + np.arange(int(clip.duration)):
             k = max(i for i in range(len(seconds)) if sums[i] <= t)
             due.append((t - sums[k]) * 25)
-        told = np.array([number(f) for f in clip.frames[:len(due)]])
+        told = np.array([number(f) for f in clip.frames[: len(due)]])
         near = np.abs(told - due) <= 4
-        borders = np.isin(start + np.arange(len(due)), sums)       # a frame before or after the join
+        borders = np.isin(start + np.arange(len(due)), sums)  # a frame before or after the join
         assert (near | borders).all(), (start, told, due)
 
 
@@ -121,8 +154,10 @@ def test_amr_with_silence_left_out(tmp_path):
     rng = np.random.default_rng(0)
     speech, nothing = bytes([7 << 3 | 4]) + rng.bytes(31), bytes([15 << 3 | 4])
     path = tmp_path / "a.amr"
-    path.write_bytes(b"#!AMR\n" + (speech * 50 + nothing * 100) * 8)         # 24 s, two thirds of it not sent
-    seen = through(path, 24, 2.1)                                            # the last frames hold nothing
+    path.write_bytes(
+        b"#!AMR\n" + (speech * 50 + nothing * 100) * 8
+    )  # 24 s, two thirds of it not sent
+    seen = through(path, 24, 2.1)  # the last frames hold nothing
     assert all(clip.has_audio for _, clip in seen)
 
 
@@ -134,7 +169,9 @@ def test_h264_without_times(tmp_path):
 def test_a_wav_header_that_was_never_filled_in(tmp_path):
     path = media.write_wav(tmp_path / "a.wav", clicks(15, SR, channels=1)[0])
     data = bytearray(path.read_bytes())
-    data[4:8] = data[40:44] = (2 ** 31 - 1).to_bytes(4, "little")            # what is left when a recorder is stopped
+    data[4:8] = data[40:44] = (2**31 - 1).to_bytes(
+        4, "little"
+    )  # what is left when a recorder is stopped
     path.write_bytes(data)
     clicked(through(path, 15))
 
@@ -165,13 +202,23 @@ def channels(path, values, layout, codec="pcm_s16le", sr=SR):
 
 def loudness(path):
     clip = read_clip(path, seconds=2.0)
-    return float(np.abs(clip.wave[SR // 2:SR]).max()), clip.silent
+    return float(np.abs(clip.wave[SR // 2 : SR]).max()), clip.silent
 
 
-@pytest.mark.parametrize("values, layout, expected", [
-    ((0.4, -0.4), "stereo", 0.4), ((0.4, -0.3), "stereo", 0.4), ((0.4, 0.4), "stereo", 0.4), ((0.5, 0.1), "stereo", 0.3),
-    ((0.5, 0.0), "stereo", 0.25), ((0, 0, 0.5, 0, 0, 0), "5.1", 0.5), ((0, 0, 0, 0.5, 0, 0), "5.1", 0.5),
-    ((0.3,) * 6, "5.1", 0.3), ((0, 0), "stereo", 0.0)])
+@pytest.mark.parametrize(
+    "values, layout, expected",
+    [
+        ((0.4, -0.4), "stereo", 0.4),
+        ((0.4, -0.3), "stereo", 0.4),
+        ((0.4, 0.4), "stereo", 0.4),
+        ((0.5, 0.1), "stereo", 0.3),
+        ((0.5, 0.0), "stereo", 0.25),
+        ((0, 0, 0.5, 0, 0, 0), "5.1", 0.5),
+        ((0, 0, 0, 0.5, 0, 0), "5.1", 0.5),
+        ((0.3,) * 6, "5.1", 0.3),
+        ((0, 0), "stereo", 0.0),
+    ],
+)
 def test_the_mix_keeps_what_can_be_heard(tmp_path, values, layout, expected):
     loud, silent = loudness(channels(tmp_path / "a.wav", values, layout))
     assert loud == pytest.approx(expected, abs=0.01) and silent == (expected == 0)
@@ -187,7 +234,7 @@ def test_the_centre_counts_more_than_the_sides(tmp_path):
     noise = 0.1 * np.random.default_rng(0).standard_normal((6, SR)).astype(np.float32)
     noise[2] = 0.3 * tone
     weights = media._weights(av.AudioLayout("5.1"))
-    (_, mixed), = media._mono([(0.0, weights, noise)])
+    ((_, mixed),) = media._mono([(0.0, weights, noise)])
     assert weights[2] == weights.max() and weights[3] == 0 and weights.sum() == pytest.approx(1)
     assert np.corrcoef(mixed, tone)[0, 1] > 0.8 > np.corrcoef(noise.mean(0), tone)[0, 1] - 0.1
 
@@ -198,7 +245,9 @@ def test_what_a_codec_makes_of_silence_is_silence(tmp_path, codec):
     with av.open(str(tmp_path / "a.wav"), "w") as out:
         stream = out.add_stream(codec, rate=SR, layout="mono")
         if codec == "pcm_u8":
-            f = av.AudioFrame.from_ndarray(np.full((1, SR), 129, np.uint8), format="u8", layout="mono")     # half a step from zero
+            f = av.AudioFrame.from_ndarray(
+                np.full((1, SR), 129, np.uint8), format="u8", layout="mono"
+            )  # half a step from zero
         else:
             f = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
         f.sample_rate, f.pts = SR, 0
@@ -209,8 +258,10 @@ def test_what_a_codec_makes_of_silence_is_silence(tmp_path, codec):
 
 # ---------------------------------------------------------------- endings
 
-NAMED = ("mp4 m4v mov webm mkv avi 3gp mpg mpeg ts flv gif wmv ogv wav flac mp3 m4a aac ogg opus wma amr aiff aif png jpg jpeg bmp webp "
-         "3g2 ac3 asf au caf divx dv f4v m2t m2ts m4b mka mp2 mts mxf oga qt vob w64 weba wv").split()
+NAMED = (
+    "mp4 m4v mov webm mkv avi 3gp mpg mpeg ts flv gif wmv ogv wav flac mp3 m4a aac ogg opus wma amr aiff aif png jpg jpeg bmp webp "
+    "3g2 ac3 asf au caf divx dv f4v m2t m2ts m4b mka mp2 mts mxf oga qt vob w64 weba wv"
+).split()
 
 
 def test_curate_sees_every_ending_that_the_reader_opens(tmp_path):

@@ -1,4 +1,5 @@
 "A run that is stopped and resumed is one run for the services that keep its figures."
+
 import importlib.machinery
 import sys
 import types
@@ -7,12 +8,13 @@ import pytest
 
 from scene4m.core import TrainingFailed
 from scene4m.finetune import FinetuneConfig, ServiceLog, finetune
-from test_diverging import poison, tokens      # noqa: F401  fixtures
+from test_diverging import poison, tokens  # noqa: F401  fixtures
 from test_finetune import TEST
 
 
 class Service(types.ModuleType):
     "A stand-in that knows a run by its id, or by its name where `init` has none, and keeps what is logged to it."
+
     def __init__(self, name, by):
         super().__init__(name)
         self.__spec__ = importlib.machinery.ModuleSpec(name, None)
@@ -46,7 +48,7 @@ def service(request, monkeypatch):
     return module
 
 
-def test_a_resumed_run_goes_on_as_one(service, tokens, tmp_path, poison):      # noqa: F811
+def test_a_resumed_run_goes_on_as_one(service, tokens, tmp_path, poison):  # noqa: F811
     settings = dict(TEST, steps=8, save_every=0.0, trackers=(service.__name__,))
     poison(5, "gradient")
     with pytest.raises(TrainingFailed):

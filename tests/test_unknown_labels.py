@@ -1,4 +1,5 @@
 """A label that is none of the categories is told in one sentence that names the clip, before anything is computed."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,11 +12,15 @@ from scene4m.describe import calibrate
 from scene4m.evaluate import train_judge
 
 
-@pytest.mark.parametrize("use", [
-    lambda labels: label_places(labels, LABELS),
-    lambda labels: calibrate(SimpleNamespace(labels=LABELS), None, labels),
-    lambda labels: train_judge(np.zeros((3, 80, 16), np.float32), labels, LABELS, steps=1),
-], ids=["label_places", "calibrate", "train_judge"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda labels: label_places(labels, LABELS),
+        lambda labels: calibrate(SimpleNamespace(labels=LABELS), None, labels),
+        lambda labels: train_judge(np.zeros((3, 80, 16), np.float32), labels, LABELS, steps=1),
+    ],
+    ids=["label_places", "calibrate", "train_judge"],
+)
 @pytest.mark.parametrize("wrong", ["cat meowing", "", None])
 def test_an_unknown_label_is_told(use, wrong):
     with pytest.raises(BadInput, match="Clip 2 has the label") as error:

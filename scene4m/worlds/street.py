@@ -15,8 +15,23 @@ import numpy as np
 
 from ..core import BadInput, make_rng
 from ..world import World
-from .vggsound import (BUS, CAR, CHIME, CROWD, DOG, EATING, ENGINE, HAMMER, HORN, LABELS, MAN, MOTORCYCLE, POLICE, SKATEBOARD,
-                                     WOMAN)
+from scene4m.worlds.vggsound import (
+    BUS,
+    CAR,
+    CHIME,
+    CROWD,
+    DOG,
+    EATING,
+    ENGINE,
+    HAMMER,
+    HORN,
+    LABELS,
+    MAN,
+    MOTORCYCLE,
+    POLICE,
+    SKATEBOARD,
+    WOMAN,
+)
 
 # %% ../../nbs/07_street.ipynb #67d240bb
 COLOURS = ("red", "yellow", "green", "turquoise", "blue", "pink")
@@ -27,32 +42,45 @@ COUNTABLE = frozenset({WOMAN, MAN, SKATEBOARD, DOG, HAMMER, CHIME, EATING})
 MOVING = frozenset({BUS, ENGINE, MOTORCYCLE, CROWD, POLICE, SKATEBOARD, DOG, CAR, HORN})
 
 # %% ../../nbs/07_street.ipynb #a16307c7
-ATTRIBUTE_VALUES = dict(label=LABELS, colour=COLOURS, count=COUNTS, motion=MOTIONS,
-                        **dict.fromkeys(("night", "rain", "near", "on_screen"), (True, False)))
+ATTRIBUTE_VALUES = dict(
+    label=LABELS,
+    colour=COLOURS,
+    count=COUNTS,
+    motion=MOTIONS,
+    **dict.fromkeys(("night", "rain", "near", "on_screen"), (True, False)),
+)
 
 
 def _checked(name: str, value):
     "The value as plain Python, if the attribute can have it."
-    if isinstance(value, np.generic): value = value.item()
+    if isinstance(value, np.generic):
+        value = value.item()
     allowed = ATTRIBUTE_VALUES[name]
-    if value is None or (value in allowed and isinstance(value, bool) == isinstance(allowed[0], bool)): return value
-    raise BadInput(f"The attribute {name} cannot be {value!r}; use None or one of {', '.join(map(str, allowed))}.")
+    if value is None or (
+        value in allowed and isinstance(value, bool) == isinstance(allowed[0], bool)
+    ):
+        return value
+    raise BadInput(
+        f"The attribute {name} cannot be {value!r}; use None or one of {', '.join(map(str, allowed))}."
+    )
 
 # %% ../../nbs/07_street.ipynb #a260028f
 @dataclass(frozen=True)
 class Attributes:
     "What can be perceived of a scene; None means that it cannot be perceived, or does not apply, and must not be stated."
-    label: str | None = None       # one of `LABELS`
-    colour: str | None = None      # one of `COLOURS`
-    count: int | None = None       # 1, 2 or 3
-    motion: str | None = None      # one of `MOTIONS`, as seen by the listener
+
+    label: str | None = None  # one of `LABELS`
+    colour: str | None = None  # one of `COLOURS`
+    count: int | None = None  # 1, 2 or 3
+    motion: str | None = None  # one of `MOTIONS`, as seen by the listener
     night: bool | None = None
     rain: bool | None = None
     near: bool | None = None
     on_screen: bool | None = None  # False where the source is heard but cannot be seen
 
     def __post_init__(self):
-        for name in ATTRIBUTE_VALUES: object.__setattr__(self, name, _checked(name, getattr(self, name)))
+        for name in ATTRIBUTE_VALUES:
+            object.__setattr__(self, name, _checked(name, getattr(self, name)))
 
     def to_dict(self) -> dict:
         "Every attribute by name, for JSON."
@@ -62,84 +90,129 @@ class Attributes:
     def from_dict(cls, values: dict) -> "Attributes":
         "The record from a dict; raises `BadInput` for a name or value it does not know."
         unknown = set(values) - set(ATTRIBUTE_VALUES)
-        if unknown: raise BadInput(f"There is no attribute {sorted(unknown)[0]!r}; known are {', '.join(ATTRIBUTE_VALUES)}.")
+        if unknown:
+            raise BadInput(
+                f"There is no attribute {sorted(unknown)[0]!r}; known are {', '.join(ATTRIBUTE_VALUES)}."
+            )
         return cls(**values)
 
 # %% ../../nbs/07_street.ipynb #45d95943
 # one thing, several things, what it does; a colour is put before the thing, or after it where clothes are meant
 NOUNS = {
-    BUS: ("bus", "buses", ("driving", "rolling")), ENGINE: ("car", "cars", ("revving the engine", "roaring with the engine")),
+    BUS: ("bus", "buses", ("driving", "rolling")),
+    ENGINE: ("car", "cars", ("revving the engine", "roaring with the engine")),
     MOTORCYCLE: ("motorcycle", "motorcycles", ("driving", "riding")),
     CROWD: ("crowd of people", "crowds of people", ("talking", "making noise")),
-    POLICE: ("police car", "police cars", ("driving", "flashing")), WOMAN: ("woman", "women", ("speaking", "talking")),
-    MAN: ("man", "men", ("speaking", "talking")), SKATEBOARD: ("skateboarder", "skateboarders", ("riding", "rolling")),
-    DOG: ("dog", "dogs", ("barking", "making noise")), CAR: ("car", "cars", ("passing by", "driving by")),
-    HAMMER: ("worker", "workers", ("hammering nails", "hammering")), CHIME: ("wind chime", "wind chimes", ("ringing", "swinging")),
-    EATING: ("person", "people", ("eating", "having a meal")), HORN: ("car", "cars", ("honking the horn", "sounding the horn")),
+    POLICE: ("police car", "police cars", ("driving", "flashing")),
+    WOMAN: ("woman", "women", ("speaking", "talking")),
+    MAN: ("man", "men", ("speaking", "talking")),
+    SKATEBOARD: ("skateboarder", "skateboarders", ("riding", "rolling")),
+    DOG: ("dog", "dogs", ("barking", "making noise")),
+    CAR: ("car", "cars", ("passing by", "driving by")),
+    HAMMER: ("worker", "workers", ("hammering nails", "hammering")),
+    CHIME: ("wind chime", "wind chimes", ("ringing", "swinging")),
+    EATING: ("person", "people", ("eating", "having a meal")),
+    HORN: ("car", "cars", ("honking the horn", "sounding the horn")),
     None: ("thing", "things", ("hard to tell",)),
 }
 
 # %% ../../nbs/07_street.ipynb #a7047065
-DRESSED = frozenset({WOMAN, MAN, SKATEBOARD, DOG, HAMMER, EATING})   # their colour is the colour of what they wear
+DRESSED = frozenset(
+    {WOMAN, MAN, SKATEBOARD, DOG, HAMMER, EATING}
+)  # their colour is the colour of what they wear
 PHRASES = {
-    ("near", True): ("close by", "near you"), ("near", False): ("far off", "in the distance"),
-    ("on_screen", True): ("in view", "visible"), ("on_screen", False): ("out of sight", "unseen"),
-    ("motion", "left"): ("moving left", "heading left"), ("motion", "right"): ("moving right", "heading right"),
-    ("motion", "towards"): ("coming towards you", "coming closer"), ("motion", "away"): ("going away", "getting smaller"),
+    ("near", True): ("close by", "near you"),
+    ("near", False): ("far off", "in the distance"),
+    ("on_screen", True): ("in view", "visible"),
+    ("on_screen", False): ("out of sight", "unseen"),
+    ("motion", "left"): ("moving left", "heading left"),
+    ("motion", "right"): ("moving right", "heading right"),
+    ("motion", "towards"): ("coming towards you", "coming closer"),
+    ("motion", "away"): ("going away", "getting smaller"),
     ("motion", "still"): ("standing still", "staying put"),
-    ("night", True): ("at night", "in the dark"), ("night", False): ("by day", "in daylight"),
-    ("rain", True): ("in the rain", "while rain falls"), ("rain", False): ("in dry weather", "without rain"),
+    ("night", True): ("at night", "in the dark"),
+    ("night", False): ("by day", "in daylight"),
+    ("rain", True): ("in the rain", "while rain falls"),
+    ("rain", False): ("in dry weather", "without rain"),
 }
 
 # %% ../../nbs/07_street.ipynb #f78c3687
 COUNT_WORDS = {1: ("one", "a single"), 2: ("two", "a pair of"), 3: ("three", "a trio of")}
 
-def _pick(rng, options): return options[int(rng.integers(len(options)))]
+
+def _pick(rng, options):
+    return options[int(rng.integers(len(options)))]
+
 
 def _subject(a: Attributes, rng) -> str:
     "The thing itself: how many, which colour, and what it does."
     one, many, acts = NOUNS[a.label]
     noun, verb = (many, "are") if (a.count or 1) > 1 else (one, "is")
     article, act = "a" if a.count is None else _pick(rng, COUNT_WORDS[a.count]), _pick(rng, acts)
-    if a.colour is None: return f"{article} {noun} {verb} {act}"
+    if a.colour is None:
+        return f"{article} {noun} {verb} {act}"
     after = a.label in DRESSED or rng.random() < 0.25
-    return f"{article} {noun} in {a.colour} {verb} {act}" if after else f"{article} {a.colour} {noun} {verb} {act}"
+    return (
+        f"{article} {noun} in {a.colour} {verb} {act}"
+        if after
+        else f"{article} {a.colour} {noun} {verb} {act}"
+    )
 
 # %% ../../nbs/07_street.ipynb #c92f8289
 def write_caption(
-    attrs: Attributes,          # what may be said
-    rng: np.random.Generator,   # chooses among the forms
-) -> str:                       # one sentence, of 15 to 20 words where everything is known
+    attrs: Attributes,  # what may be said
+    rng: np.random.Generator,  # chooses among the forms
+) -> str:  # one sentence, of 15 to 20 words where everything is known
     "A sentence that states every attribute that is not None, and nothing else."
+
     def say(name):
         value = getattr(attrs, name)
         return [] if value is None else [_pick(rng, PHRASES[name, value])]
+
     where, when = " and ".join(say("near") + say("on_screen")), say("night") + say("rain")
     subject = " and ".join([_subject(attrs, rng)] + say("motion"))
-    parts = [where, ",", subject, *when] if where and rng.random() < 0.75 else [subject, *filter(None, [where]), *when]
+    parts = (
+        [where, ",", subject, *when]
+        if where and rng.random() < 0.75
+        else [subject, *filter(None, [where]), *when]
+    )
     text = " ".join(parts).replace(" ,", ",")
     return text[0].upper() + text[1:] + "."
 
 # %% ../../nbs/07_street.ipynb #18598f9f
 def write_captions(
     attrs: Attributes,
-    n: int,            # how many are wanted
+    n: int,  # how many are wanted
     seed: int,
-) -> list[str]:        # fewer than n where the grammar has fewer
+) -> list[str]:  # fewer than n where the grammar has fewer
     "Different sentences for the same attributes, always the same for the same seed."
     rng, out = make_rng("captions", seed), []
     for _ in range(20 * n):
-        if len(out) == n: break
+        if len(out) == n:
+            break
         text = write_caption(attrs, rng)
-        if text not in out: out.append(text)
+        if text not in out:
+            out.append(text)
     return out
 
 # %% ../../nbs/07_street.ipynb #b575438d
 # what names the category, in the order in which it is looked for: a car is only a car if it is nothing else
 LABEL_WORDS = (
-    (POLICE, r"police|sirens?"), (HORN, r"horns?|honk\w*"), (ENGINE, r"engines?|rev|revs|revving"), (MOTORCYCLE, r"motorcycles?|motorbikes?"),
-    (BUS, r"bus|buses"), (SKATEBOARD, r"skateboard\w*"), (HAMMER, r"hammer\w*"), (CHIME, r"chimes?"), (DOG, r"dogs?"),
-    (EATING, r"eat|eats|eating|meals?"), (CROWD, r"crowds?"), (WOMAN, r"woman|women|female"), (MAN, r"man|men|male"), (CAR, r"cars?"))
+    (POLICE, r"police|sirens?"),
+    (HORN, r"horns?|honk\w*"),
+    (ENGINE, r"engines?|rev|revs|revving"),
+    (MOTORCYCLE, r"motorcycles?|motorbikes?"),
+    (BUS, r"bus|buses"),
+    (SKATEBOARD, r"skateboard\w*"),
+    (HAMMER, r"hammer\w*"),
+    (CHIME, r"chimes?"),
+    (DOG, r"dogs?"),
+    (EATING, r"eat|eats|eating|meals?"),
+    (CROWD, r"crowds?"),
+    (WOMAN, r"woman|women|female"),
+    (MAN, r"man|men|male"),
+    (CAR, r"cars?"),
+)
 _LABEL_PATTERNS = tuple((label, re.compile(rf"\b(?:{words})\b")) for label, words in LABEL_WORDS)
 _COLOUR = re.compile(r"\b(" + "|".join(COLOURS) + r")\b")
 _COUNT = re.compile(r"\b(one|single|two|pair|three|trio)\b")
@@ -148,16 +221,27 @@ _COUNT_VALUE = dict(one=1, single=1, two=2, pair=2, three=3, trio=3)
 # %% ../../nbs/07_street.ipynb #ac752a99
 def _stated(text: str, name: str):
     "The value of an attribute whose phrase comes first in the text, or None."
-    found = [(text.find(p), v) for (n, v), forms in PHRASES.items() if n == name for p in forms if p in text]
+    found = [
+        (text.find(p), v)
+        for (n, v), forms in PHRASES.items()
+        if n == name
+        for p in forms
+        if p in text
+    ]
     return min(found)[1] if found else None
+
 
 def parse_caption(text: str) -> Attributes:
     "What a sentence states. Anything that is not recognised stays None, so nonsense gives an empty record."
     text = " ".join(re.findall(r"[a-z]+", str(text).lower()))
     label = next((label for label, pattern in _LABEL_PATTERNS if pattern.search(text)), None)
     colour, count = _COLOUR.search(text), _COUNT.search(text)
-    return Attributes(label=label, colour=colour and colour[1], count=count and _COUNT_VALUE[count[1]],
-                      **{name: _stated(text, name) for name in ("motion", "night", "rain", "near", "on_screen")})
+    return Attributes(
+        label=label,
+        colour=colour and colour[1],
+        count=count and _COUNT_VALUE[count[1]],
+        **{name: _stated(text, name) for name in ("motion", "night", "rain", "near", "on_screen")},
+    )
 
 # %% ../../nbs/07_street.ipynb #fe4a045e
 def grammar_texts() -> list[str]:
@@ -167,59 +251,93 @@ def grammar_texts() -> list[str]:
     return words + [" ".join(COLOURS) + " a and in is are, ."]
 
 # %% ../../nbs/07_street.ipynb #st000011
-VEHICLES = {BUS: "bus", ENGINE: "car with a roaring engine", MOTORCYCLE: "motorcycle", POLICE: "police car", CAR: "car", HORN: "honking car",
-            SKATEBOARD: "skateboarder"}
-IN_THE_WAY = {CROWD: "A crowd is close by: walk slowly.", DOG: "A dog is close by: keep some distance.",
-              HAMMER: "People are at work close by: walk around them."}
+VEHICLES = {
+    BUS: "bus",
+    ENGINE: "car with a roaring engine",
+    MOTORCYCLE: "motorcycle",
+    POLICE: "police car",
+    CAR: "car",
+    HORN: "honking car",
+    SKATEBOARD: "skateboarder",
+}
+IN_THE_WAY = {
+    CROWD: "A crowd is close by: walk slowly.",
+    DOG: "A dog is close by: keep some distance.",
+    HAMMER: "People are at work close by: walk around them.",
+}
+
 
 def _hints() -> tuple:
     "Rules for somebody walking; the first that fits is said."
-    come = dict(left="from the right: wait", right="from the left: wait", towards="towards you: step aside")
+    come = dict(
+        left="from the right: wait", right="from the left: wait", towards="towards you: step aside"
+    )
     rules = []
     for label, thing in VEHICLES.items():
         far = f"A {thing} comes towards you from far off: keep out of its way."
         hidden = f"A {thing} is close by and cannot be seen: stop and listen."
         rules.append(dict(when=dict(label=label, near=[False, None], motion="towards"), say=far))
         rules.append(dict(when=dict(label=label, near=True, on_screen=False), say=hidden))
-        rules += [dict(when=dict(label=label, near=True, motion=m), say=f"A {thing} comes {how}.") for m, how in come.items()]
+        rules += [
+            dict(when=dict(label=label, near=True, motion=m), say=f"A {thing} comes {how}.")
+            for m, how in come.items()
+        ]
     rules += [dict(when=dict(label=label, near=True), say=say) for label, say in IN_THE_WAY.items()]
     return tuple(rules)
 
 # %% ../../nbs/07_street.ipynb #st000012
 def _values() -> dict:
     "Every attribute's values with the phrases that state them."
-    out = {n: {v: PHRASES[n, v] for v in vs} for n, vs in ATTRIBUTE_VALUES.items() if (n, vs[0]) in PHRASES}
+    out = {
+        n: {v: PHRASES[n, v] for v in vs}
+        for n, vs in ATTRIBUTE_VALUES.items()
+        if (n, vs[0]) in PHRASES
+    }
     return dict(colour={c: (c,) for c in COLOURS}, count=COUNT_WORDS, **out)
 
+
 WORLD = World("street", "1.0", LABELS, {}, _values(), _hints(), "street")
+
 
 def write(label: str, attributes: dict, rng) -> str:
     "A sentence, for `World.write`."
     return write_caption(Attributes.from_dict({**attributes, "label": label}), rng)
 
+
 def parse(text: str) -> dict:
     "What a sentence states, for `World.parse`."
     return parse_caption(text).to_dict()
+
 
 def texts() -> list:
     "Lines with every word, for `World.texts`."
     return grammar_texts()
 
+
 def direct(
-    a: Attributes,   # what is stated, or what is true
-) -> str:            # empty where nothing has to be done, or where too little is stated
+    a: Attributes,  # what is stated, or what is true
+) -> str:  # empty where nothing has to be done, or where too little is stated
     "A short direction for someone walking."
     return WORLD.hint(a.to_dict())["say"]
 
 # %% ../../nbs/07_street.ipynb #st000015
 def score_directions(
-    said: list,     # directions given, one per clip, empty where the model was silent
-    truths: list,   # Attributes of each clip
-) -> dict:          # shares, and the number of clips
+    said: list,  # directions given, one per clip, empty where the model was silent
+    truths: list,  # Attributes of each clip
+) -> dict:  # shares, and the number of clips
     "How many needed directions were given, how many of those given were right, and how many name the wrong side."
-    wanted = [direct(t) for t in truths]; given = [(s, w) for s, w in zip(said, wanted) if s]
+    wanted = [direct(t) for t in truths]
+    given = [(s, w) for s, w in zip(said, wanted) if s]
     sides = [("from the left", "from the right"), ("from the right", "from the left")]
     mirrored = sum(a in s and b in w for s, w in given for a, b in sides)
-    needed = sum(map(bool, wanted)); right = sum(s == w for s, w in given)
-    return dict(n=len(truths), needed=needed, given=len(given), given_where_needed=sum(bool(w) for _, w in given) / max(needed, 1),
-                right_of_given=right / len(given) if given else None, wrong_side=mirrored, unneeded=sum(not w for _, w in given))
+    needed = sum(map(bool, wanted))
+    right = sum(s == w for s, w in given)
+    return dict(
+        n=len(truths),
+        needed=needed,
+        given=len(given),
+        given_where_needed=sum(bool(w) for _, w in given) / max(needed, 1),
+        right_of_given=right / len(given) if given else None,
+        wrong_side=mirrored,
+        unneeded=sum(not w for _, w in given),
+    )

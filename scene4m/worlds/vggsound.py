@@ -10,69 +10,131 @@ __all__ = ['LABELS', 'BUS', 'ENGINE', 'MOTORCYCLE', 'CROWD', 'POLICE', 'WOMAN', 
 from ..world import World
 
 # %% ../../nbs/06_vggsound.ipynb #65852a5e
-LABELS = ("driving buses", "engine accelerating, revving, vroom", "driving motorcycle", "people crowd", "police car (siren)",
-          "female speech, woman speaking", "male speech, man speaking", "skateboarding", "dog barking", "car passing by",
-          "hammering nails", "wind chime", "people eating", "vehicle horn, car horn, honking")
-BUS, ENGINE, MOTORCYCLE, CROWD, POLICE, WOMAN, MAN, SKATEBOARD, DOG, CAR, HAMMER, CHIME, EATING, HORN = LABELS
+LABELS = (
+    "driving buses",
+    "engine accelerating, revving, vroom",
+    "driving motorcycle",
+    "people crowd",
+    "police car (siren)",
+    "female speech, woman speaking",
+    "male speech, man speaking",
+    "skateboarding",
+    "dog barking",
+    "car passing by",
+    "hammering nails",
+    "wind chime",
+    "people eating",
+    "vehicle horn, car horn, honking",
+)
+(
+    BUS,
+    ENGINE,
+    MOTORCYCLE,
+    CROWD,
+    POLICE,
+    WOMAN,
+    MAN,
+    SKATEBOARD,
+    DOG,
+    CAR,
+    HAMMER,
+    CHIME,
+    EATING,
+    HORN,
+) = LABELS
 
 # %% ../../nbs/06_vggsound.ipynb #a772c8f4
 PAPER_CAPTIONS = {
-    BUS: ("A city bus rolls along the street and its heavy motor hums as it leaves the stop.",
-          "A long bus full of passengers drives down the road, brakes hissing.",
-          "The deep sound of a diesel bus fills the street while it moves through the traffic.",
-          "A bus drives by, large and slow, with many windows."),
-    ENGINE: ("Someone presses the accelerator again and again, and the engine of a parked car roars.",
-             "An engine revs loudly, rising in pitch and falling back.",
-             "The engine of a car growls and speeds up, smoke coming from the exhaust."),
-    MOTORCYCLE: ("A motorcycle speeds along the road with a sharp, rattling sound.",
-                 "A rider in a helmet drives a motorcycle past and the noise fades.",
-                 "The rough buzz of a motorcycle grows as it comes down the street."),
+    BUS: (
+        "A city bus rolls along the street and its heavy motor hums as it leaves the stop.",
+        "A long bus full of passengers drives down the road, brakes hissing.",
+        "The deep sound of a diesel bus fills the street while it moves through the traffic.",
+        "A bus drives by, large and slow, with many windows.",
+    ),
+    ENGINE: (
+        "Someone presses the accelerator again and again, and the engine of a parked car roars.",
+        "An engine revs loudly, rising in pitch and falling back.",
+        "The engine of a car growls and speeds up, smoke coming from the exhaust.",
+    ),
+    MOTORCYCLE: (
+        "A motorcycle speeds along the road with a sharp, rattling sound.",
+        "A rider in a helmet drives a motorcycle past and the noise fades.",
+        "The rough buzz of a motorcycle grows as it comes down the street.",
+    ),
 }
 
 # %% ../../nbs/06_vggsound.ipynb #830297b2
-PAPER_CAPTIONS.update({
-    CROWD: ("A crowd of people stands in the street and many voices mix into a murmur.",
+PAPER_CAPTIONS.update(
+    {
+        CROWD: (
+            "A crowd of people stands in the street and many voices mix into a murmur.",
             "Many people crowd together, talking and calling.",
-            "A large crowd fills the pavement; it may be hard to walk through."),
-    POLICE: ("A police car hurries through the street with its siren wailing and lights flashing.",
-             "The siren of a police car rises and falls; it may need room to pass.",
-             "Lights flash on the roof of a police car that drives fast."),
-    WOMAN: ("A woman is speaking in a clear voice to someone in front of her.",
+            "A large crowd fills the pavement; it may be hard to walk through.",
+        ),
+        POLICE: (
+            "A police car hurries through the street with its siren wailing and lights flashing.",
+            "The siren of a police car rises and falls; it may need room to pass.",
+            "Lights flash on the roof of a police car that drives fast.",
+        ),
+        WOMAN: (
+            "A woman is speaking in a clear voice to someone in front of her.",
             "A woman talks calmly, her face towards the listener.",
-            "The voice of a woman can be heard speaking sentence after sentence."),
-    MAN: ("A man is speaking in a deep voice to someone in front of him.",
-          "A man talks steadily, his face towards the listener.",
-          "The low voice of a man can be heard speaking sentence after sentence."),
-})
+            "The voice of a woman can be heard speaking sentence after sentence.",
+        ),
+        MAN: (
+            "A man is speaking in a deep voice to someone in front of him.",
+            "A man talks steadily, his face towards the listener.",
+            "The low voice of a man can be heard speaking sentence after sentence.",
+        ),
+    }
+)
 
 # %% ../../nbs/06_vggsound.ipynb #abd1fbd6
-PAPER_CAPTIONS.update({
-    SKATEBOARD: ("Someone rides a skateboard over the pavement, wheels rattling on the joints.",
-                 "A skateboarder pushes off, rolls and lands with a clack.",
-                 "The hard wheels of a skateboard rumble along the ground."),
-    DOG: ("A dog barks again and again at something in the street.",
-          "A dog stands on the pavement and barks in short bursts.",
-          "The loud bark of a dog echoes between the houses."),
-})
+PAPER_CAPTIONS.update(
+    {
+        SKATEBOARD: (
+            "Someone rides a skateboard over the pavement, wheels rattling on the joints.",
+            "A skateboarder pushes off, rolls and lands with a clack.",
+            "The hard wheels of a skateboard rumble along the ground.",
+        ),
+        DOG: (
+            "A dog barks again and again at something in the street.",
+            "A dog stands on the pavement and barks in short bursts.",
+            "The loud bark of a dog echoes between the houses.",
+        ),
+    }
+)
 
 # %% ../../nbs/06_vggsound.ipynb #63605477
-PAPER_CAPTIONS.update({
-    CAR: ("A car passes by, its sound swelling and fading again.",
-          "A car drives along the road past the listener, tyres hissing.",
-          "The noise of a car grows, goes by and disappears down the street."),
-    HAMMER: ("Someone is hammering nails into a board with steady blows.",
-             "A worker swings a hammer and each hit rings out sharply.",
-             "The knocking of a hammer on wood repeats again and again."),
-    CHIME: ("A wind chime hangs in the breeze and its tubes ring softly.",
+PAPER_CAPTIONS.update(
+    {
+        CAR: (
+            "A car passes by, its sound swelling and fading again.",
+            "A car drives along the road past the listener, tyres hissing.",
+            "The noise of a car grows, goes by and disappears down the street.",
+        ),
+        HAMMER: (
+            "Someone is hammering nails into a board with steady blows.",
+            "A worker swings a hammer and each hit rings out sharply.",
+            "The knocking of a hammer on wood repeats again and again.",
+        ),
+        CHIME: (
+            "A wind chime hangs in the breeze and its tubes ring softly.",
             "Bright, bell like notes come from a wind chime swinging to and fro.",
-            "The metal tubes of a wind chime touch each other and sound in turn."),
-    EATING: ("People sit at a table and eat, chewing and moving their forks.",
-             "Someone is eating a meal, bringing bite after bite to the mouth.",
-             "The crunch of food and the clink of plates tell that people eat here."),
-    HORN: ("A car sounds its horn to warn the others in the street.",
-           "A driver leans on the horn and the honking is loud and long.",
-           "Short, hard blasts of a vehicle horn come from the traffic."),
-})
+            "The metal tubes of a wind chime touch each other and sound in turn.",
+        ),
+        EATING: (
+            "People sit at a table and eat, chewing and moving their forks.",
+            "Someone is eating a meal, bringing bite after bite to the mouth.",
+            "The crunch of food and the clink of plates tell that people eat here.",
+        ),
+        HORN: (
+            "A car sounds its horn to warn the others in the street.",
+            "A driver leans on the horn and the honking is loud and long.",
+            "Short, hard blasts of a vehicle horn come from the traffic.",
+        ),
+    }
+)
 
 # %% ../../nbs/06_vggsound.ipynb #vg000007
 WORLD = World("VGG-Sound", "1", LABELS, PAPER_CAPTIONS)
