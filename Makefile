@@ -59,8 +59,9 @@ run: setup  ## everything from clips to a report, on the toy street
 	@$(BIN)/python -m scene4m run $(ARGS)
 
 test: dev chromium  ## ruff, spelling, every notebook and every quick test
-	@echo "→ ruff: the exported modules"
-	@$(BIN)/python -m ruff check --quiet scene4m scripts
+	@echo "→ ruff: notebooks, exported modules, tests and scripts"
+	@$(BIN)/python -m ruff check --quiet scene4m scripts tests benchmarks
+	@$(BIN)/python -m ruff format --check --quiet nbs scripts tests benchmarks setup.py
 	@echo "→ codespell: notebooks and pages"
 	@$(BIN)/codespell
 	@echo "→ pytest: notebooks and tests, two files at a time (the slow ones run in make test-all)"

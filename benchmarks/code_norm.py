@@ -19,11 +19,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import nn
 
-from scene4m import toystreet
-from scene4m.core import get_preset
+from scene4m.worlds import toystreet
+from scene4m.base.core import get_preset
 from scene4m.curation import ClipDataset
 from scene4m.mel import MelFrontEnd
-from scene4m.run import STORED, tokenizer_class
+from scene4m.app.run import STORED, tokenizer_class
 from scene4m.vq import CodeNorm, VectorQuantizer, evaluate_tokenizer, train_tokenizer, usage
 
 WAYS = {

@@ -102,7 +102,7 @@ def decode_all(path):
 
 def our_pictures(path):
     "The picture half of `read_clip`: 16 frames of 32 x 32 at t = k / 1.6, black bars looked for."
-    from scene4m import media
+    from scene4m.base import media
 
     with media._open(path, 60) as film:
         video, clock, spec = media._pick(film)[0], media._Clock(path, 60), media.FrameSpec()
@@ -335,7 +335,7 @@ def keep(args, part: str, found) -> None:
     "Adds the figures of one part to benchmarks/curation.json, with the machine they are from."
     if args.quick:
         return
-    from scene4m.core import machine
+    from scene4m.base.core import machine
 
     kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
     kept[part] = dict(figures=found, machine=machine(), clips=args.clips, repeats=args.repeats)

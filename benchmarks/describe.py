@@ -21,7 +21,7 @@ sys.path[:] = [
 
 def peer(layers: int = 12):
     "A function from a file to 20 tokens: TimeSformer and GPT-2, both of base size."
-    from scene4m.core import import_torchaudio
+    from scene4m.base.core import import_torchaudio
 
     import_torchaudio()
     import torch
@@ -32,7 +32,7 @@ def peer(layers: int = 12):
         VisionEncoderDecoderModel,
         logging,
     )
-    from scene4m.media import FrameSpec, read_clip
+    from scene4m.base.media import FrameSpec, read_clip
 
     logging.set_verbosity_error()
     eye, tongue = (
@@ -76,7 +76,7 @@ def calibration(checkpoint, n: int) -> tuple:
     "Wall and CPU seconds of calibrating on `n` clips, tokens given."
     import torch
     from scene4m.describe import ClipArrays, calibrate, tokenize_arrays
-    from scene4m.toystreet import sample_scene, street_clip, street_seed
+    from scene4m.worlds.toystreet import sample_scene, street_clip, street_seed
 
     scenes = [sample_scene(street_seed("val", i)) for i in range(n)]
     used = dict(audio="used", video="used")
@@ -100,7 +100,7 @@ def main():
     n = 3 if args.quick else 15
     import torch
     from scene4m.describe import Describer
-    from scene4m.toystreet import sample_scene, street_seed, write_scene
+    from scene4m.worlds.toystreet import sample_scene, street_seed, write_scene
 
     torch.set_num_threads(args.threads)
     a = time.perf_counter()

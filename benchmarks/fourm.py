@@ -202,7 +202,7 @@ def peak_gb() -> float:
 def measure_step(size: str, rounds: int, compiled: bool) -> dict:
     "Forward and backward of eight samples, 128 + 128 tokens: float32, then bfloat16 autocast, and compiled blocks where asked for."
     import torch
-    from scene4m.core import pick_device
+    from scene4m.base.core import pick_device
 
     device = pick_device()
     model, batch = fourm(size).train().to(device), on(device, masked_batch(8))
@@ -247,7 +247,7 @@ def measure_step(size: str, rounds: int, compiled: bool) -> dict:
 def measure_captions(size: str, rounds: int, n: int) -> dict:
     "32 tokens from 196 patches, each way in turn."
     import torch
-    from scene4m.core import pick_device
+    from scene4m.base.core import pick_device
     from scene4m.generate import eight_bit, generate_drafted
 
     device = pick_device()
@@ -275,7 +275,7 @@ def measure_captions(size: str, rounds: int, n: int) -> dict:
 def measure_text(size: str, rounds: int, n: int = 120) -> dict:
     "Which share of clips of the toy street get the same greedy sentence from the checkpoint in the package in fewer bits, and which the same meaning."
     import torch
-    from scene4m import toystreet
+    from scene4m.worlds import toystreet
     from scene4m.worlds.street import parse_caption
     from scene4m.describe import ClipArrays, load_checkpoint, sense_batch, tokenize_arrays
     from scene4m.generate import eight_bit, generate_drafted, generate_text

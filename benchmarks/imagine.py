@@ -19,12 +19,12 @@ sys.path[:] = [
 import numpy as np
 import torch
 
-from scene4m import toystreet
+from scene4m.worlds import toystreet
 from scene4m.worlds.street import LABELS, write_caption
-from scene4m.core import machine, make_generator, make_rng
+from scene4m.base.core import machine, make_generator, make_rng
 from scene4m.describe import SENSES, ClipArrays, imagine, load_checkpoint, tokenize_arrays
 from scene4m.evaluate import judge_mels, load_judge
-from scene4m.metrics import bootstrap_interval
+from scene4m.base.metrics import bootstrap_interval
 
 KEPT = Path(__file__).resolve().parent / "imagine.json"
 SEED = 31  # of the street; nothing else uses it

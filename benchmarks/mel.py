@@ -22,7 +22,7 @@ def calls() -> dict:
     "Every way to the spectrogram, by name; the first is the one that the others are compared with."
     import librosa
     import torch
-    from scene4m.core import import_torchaudio
+    from scene4m.base.core import import_torchaudio
     from scene4m.mel import MelFrontEnd, mel_power
 
     torch.set_num_threads(1)

@@ -20,12 +20,12 @@ sys.path[:] = [
 ]  # scripts beside this one are named like packages
 
 from scene4m.worlds.street import DOG, ENGINE, MAN, POLICE, WOMAN, parse_caption
-from scene4m.core import Scene4MError, get_preset, write_json
+from scene4m.base.core import Scene4MError, get_preset, write_json
 from scene4m.describe import SENSES, SHIPPED, Describer, load_checkpoint, look
 from scene4m.evaluate import read_clips
-from scene4m.metrics import bootstrap_interval
-from scene4m.run import run_pipeline
-from scene4m.toystreet import write_street
+from scene4m.base.metrics import bootstrap_interval
+from scene4m.app.run import run_pipeline
+from scene4m.worlds.toystreet import write_street
 
 FIVE = (DOG, ENGINE, POLICE, WOMAN, MAN)
 

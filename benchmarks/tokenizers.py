@@ -22,9 +22,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from scene4m import metrics, toystreet
+from scene4m.base import metrics
+from scene4m.worlds import toystreet
 from scene4m.audio_tokenizer import AudioTokenizer
-from scene4m.core import fingerprint
+from scene4m.base.core import fingerprint
 from scene4m.mel import MelFrontEnd, pad_mels
 from scene4m.video_tokenizer import VideoTokenizer
 from scene4m.vq import Quantizer, TokenizerTrainer, train_tokenizer, usage
@@ -158,7 +159,7 @@ def held_out_groups(rows: list, share: float = 0.2) -> set:
 
 def real_sounds(limit: int | None) -> tuple:
     "((mels, lengths) to train on, (mels, lengths) held out)."
-    from scene4m.media import read_clip
+    from scene4m.base.media import read_clip
 
     front, rows = MelFrontEnd(), real_rows("audio")
     rows = rows[:: max(1, len(rows) // limit)] if limit else rows
@@ -463,7 +464,7 @@ def table(title: str, kind: str, figures: dict, lazy: dict) -> None:
 
 def real_videos(tokenizers: dict) -> dict:
     "Every real video rebuilt by the tokenizers that learned the street: file → method → figures."
-    from scene4m.media import read_clip
+    from scene4m.base.media import read_clip
 
     out = {}
     for r in real_rows("video"):

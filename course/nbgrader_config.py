@@ -1,12 +1,19 @@
 """Settings of nbgrader for this course; every nbgrader command that is started in this folder reads them."""
-from nbgrader.preprocessors import CheckCellMetadata, ClearOutput, DeduplicateIds, OverwriteCells, OverwriteKernelspec
+
+from nbgrader.preprocessors import (
+    CheckCellMetadata,
+    ClearOutput,
+    DeduplicateIds,
+    OverwriteCells,
+    OverwriteKernelspec,
+)
 
 c = get_config()  # noqa: F821  (nbgrader puts it here)
 
 c.CourseDirectory.course_id = "scene4m"
 c.ClearSolutions.code_stub = {"python": "# YOUR CODE HERE\nraise NotImplementedError()"}
 c.ClearSolutions.text_stub = "YOUR ANSWER HERE"
-c.ExecutePreprocessor.timeout = 300       # seconds that one cell of a submission may take
+c.ExecutePreprocessor.timeout = 300  # seconds that one cell of a submission may take
 
 
 class ForgetCopies(DeduplicateIds):
@@ -22,4 +29,10 @@ class ForgetCopies(DeduplicateIds):
         return nb, resources
 
 
-c.Autograde.sanitize_preprocessors = [ClearOutput, ForgetCopies, OverwriteKernelspec, OverwriteCells, CheckCellMetadata]
+c.Autograde.sanitize_preprocessors = [
+    ClearOutput,
+    ForgetCopies,
+    OverwriteKernelspec,
+    OverwriteCells,
+    CheckCellMetadata,
+]

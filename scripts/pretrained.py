@@ -39,7 +39,7 @@ def compact(folder: Path) -> None:
 
 def name_again(folder: Path) -> None:
     "A tokenizer's fingerprint follows from its weights: notes those of the rounded ones in `describe.json`."
-    from scene4m.core import read_json, write_json
+    from scene4m.base.core import read_json, write_json
     from scene4m.vq import load_tokenizer
 
     settings = read_json(folder / "describe.json")
@@ -87,7 +87,7 @@ is unlike its training or no category is likely enough, but it does not always n
 
 def describe_itself(folder: Path, steps: int, clips: int, seconds: float) -> None:
     "Adds to the model card how the checkpoint was made, what it reached and where it fails, from the report of its run."
-    from scene4m.core import read_json
+    from scene4m.base.core import read_json
 
     r = read_json(folder / "report.json")
     chance, by_sense = r["chance"], r["category_accuracy_by_sense"]
@@ -126,9 +126,9 @@ def describe_itself(folder: Path, steps: int, clips: int, seconds: float) -> Non
 
 
 def main(run: Path) -> int:
-    from scene4m.core import read_json
+    from scene4m.base.core import read_json
     from scene4m.describe import Describer
-    from scene4m.toystreet import sample_scene, write_scene
+    from scene4m.worlds.toystreet import sample_scene, write_scene
 
     source, target = run / "model", ROOT / "scene4m" / "pretrained"
     if not ((source / "describe.json").exists() and (run / "report.json").exists()):

@@ -10,11 +10,12 @@ import functools
 import html
 import itertools
 import logging
+import posixpath
 import re
 import shutil
 import sys
 import warnings
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import nbformat
 import yaml
@@ -34,8 +35,14 @@ def settings() -> configparser.SectionProxy:
 
 
 def page_name(notebook: str) -> str:
-    "The address of a notebook's page: `00_core.ipynb` → `core.html`, as on the website."
-    return re.sub(r"^\d+[a-z]?_", "", Path(notebook).stem) + ".html"
+    "The address of a notebook's page: `base/00_core.ipynb` → `base/core.html`, as on the website."
+    path = PurePosixPath(notebook)
+    return str(path.with_name(re.sub(r"^\d+[a-z]?_", "", path.stem) + ".html"))
+
+
+def towards(page: str, folder: str) -> str:
+    "The address of a page, given from the top, as a link from a page in `folder`."
+    return posixpath.relpath(page, folder or ".")
 
 
 def slug(text: str) -> str:
@@ -91,24 +98,26 @@ def formulas(text: str) -> tuple[str, dict[str, str]]:
     return CODE_OR_MATH.sub(marked, text), found
 
 
-def local(url: str) -> str:
-    "An address of the website or of a notebook beside this one as a link between pages; other addresses as they are."
+def local(url: str, folder: str = "") -> str:
+    """An address of the website, or of a notebook as seen from `folder`, as a link between pages.
+
+    Other addresses stay as they are."""
     cfg = settings()
     if url.startswith(site := cfg["doc_host"] + cfg["doc_baseurl"]):
-        url = re.sub(
-            r"(#\w+)\.\w+$", r"\1", url.removeprefix(site)
-        )  # a method stands in the entry of its class
-    return re.sub(r"^([\w-]+)\.ipynb", lambda m: page_name(m[0]), url)
+        # a method stands in the entry of its class
+        page, mark, anchor = re.sub(r"(#\w+)\.\w+$", r"\1", url.removeprefix(site)).partition("#")
+        return towards(page or "index.html", folder) + mark + anchor
+    return re.sub(r"^[\w./-]+\.ipynb", lambda m: page_name(m[0]), url)
 
 
-def prose(source: str) -> str:
-    "Markdown as HTML, with anchors, formulas and links as on the website."
+def prose(source: str, folder: str = "") -> str:
+    "Markdown as HTML, with anchors, formulas and links as on the website; `folder` holds the page."
     text = re.sub(r"(\]\([^)\s]+\))\{[^}\n]*\}", r"\1", blocks(source))
     text, found = formulas(text)
     text = markdown2html(text)
     text = re.sub(r'<a class="anchor-link".*?</a>', "", text)
     text = re.sub(r"<h(\d)[^>]*>(.*?)</h\1>", lambda m: heading(int(m[1]), m[2]), text, flags=re.S)
-    text = re.sub(r'href="([^"]+)"', lambda m: f'href="{local(m[1])}"', text)
+    text = re.sub(r'href="([^"]+)"', lambda m: f'href="{local(m[1], folder)}"', text)
     text = re.sub(r"<table.*?</table>", scrolled, text, flags=re.S)
     return re.sub(r"FORMULA\d+X", lambda m: found[m[0]], text)
 
@@ -124,7 +133,7 @@ def scrolled(table) -> str:
     return f'<div class="table" role="region" aria-label="Table" tabindex="0">{re.sub(r" border=.1.", "", table[0])}</div>'
 
 
-def output(o, alt: str) -> str:
+def output(o, alt: str, folder: str = "") -> str:
     "One saved output of a cell."
     if o.output_type == "stream":
         return f"<pre>{ansi2html(''.join(o.text))}</pre>" if o.name == "stdout" else ""
@@ -155,11 +164,11 @@ def output(o, alt: str) -> str:
         if kind in data:
             return f'<figure><img src="data:{kind};base64,{data[kind].strip()}" alt="{html.escape(alt)}"></figure>'
     if "text/markdown" in data:
-        return prose(data["text/markdown"])
+        return prose(data["text/markdown"], folder)
     return f"<pre>{ansi2html(data['text/plain'])}</pre>" if "text/plain" in data else ""
 
 
-def entry(text: str) -> str:
+def entry(text: str, folder: str = "") -> str:
     "The reference entry of an exported symbol, from what nbdev's `show_doc` gives."
     source = re.search(r"\[source\]\(([^)]+)\)", text)
     parts = re.split(
@@ -176,15 +185,15 @@ def entry(text: str) -> str:
         if source and name
         else ""
     )
-    return f'<section class="api">{at}{prose("".join(parts))}</section>'
+    return f'<section class="api">{at}{prose("".join(parts), folder)}</section>'
 
 
-def code(cell, highlight) -> str:
+def code(cell, highlight, folder: str = "") -> str:
     "A code cell with its saved outputs; `hide`, `include: false`, `echo: false` and `output: false` are obeyed."
     told, source = directives(cell.source)
     if source.startswith("show_doc("):
         return "".join(
-            entry("".join(o["data"]["text/markdown"]))
+            entry("".join(o["data"]["text/markdown"]), folder)
             for o in cell.outputs
             if "text/markdown" in o.get("data", {})
         )
@@ -198,7 +207,11 @@ def code(cell, highlight) -> str:
     if shown and told.get("code-fold") == "true":
         shown = [f"<details><summary>Code</summary>{shown[0]}</details>"]
     alt = str(yaml.safe_load(told.get("fig-alt", "")) or "")
-    outputs = "" if told.get("output") == "false" else "".join(output(o, alt) for o in cell.outputs)
+    outputs = (
+        ""
+        if told.get("output") == "false"
+        else "".join(output(o, alt, folder) for o in cell.outputs)
+    )
     return (
         f'<div class="cell">{"".join(shown)}'
         + (f'<div class="cell-output">{outputs}</div>' if outputs else "")
@@ -257,13 +270,18 @@ def unique_ids(text: str) -> str:
     return re.sub(r'aria-label="Table"', lambda m: f'aria-label="Table {next(tables)}"', text)
 
 
+def link_to(notebook: str, here: str) -> str:
+    "The link from the page of notebook `here` to that of another."
+    return towards(page_name(notebook), posixpath.dirname(here))
+
+
 def navigation(contents: list, titles: dict, here: str) -> str:
     "The sidebar of `_quarto.yml` as a list of links; pages that are not there are left out."
 
     def links(names):
         items = [(n, ' aria-current="page"' if n == here else "") for n in names if n in titles]
         return "".join(
-            f'<li><a href="{page_name(n)}"{current}>{html.escape(titles[n])}</a></li>'
+            f'<li><a href="{link_to(n, here)}"{current}>{html.escape(titles[n])}</a></li>'
             for n, current in items
         )
 
@@ -279,7 +297,9 @@ def neighbours(order: list[str], titles: dict, here: str) -> str:
     "Links to the page before and the page after."
     at = order.index(here) if here in order else 0
     before, after = order[at - 1] if at else None, order[at + 1] if at + 1 < len(order) else None
-    link = lambda name, text: f'<a href="{page_name(name)}">{text}</a>' if name else "<span></span>"
+    link = lambda name, text: (
+        f'<a href="{link_to(name, here)}">{text}</a>' if name else "<span></span>"
+    )
     return link(before, f"← {titles.get(before)}") + link(after, f"{titles.get(after)} →")
 
 
@@ -310,6 +330,12 @@ def on_this_page(body: str) -> str:
     )
 
 
+def notebooks(nbs: Path = NBS) -> list[Path]:
+    "Every notebook, without what Jupyter and nbdev keep beside them."
+    found = sorted(nbs.rglob("*.ipynb"))
+    return [p for p in found if not re.search(r"(^|/)[._]", p.relative_to(nbs).as_posix())]
+
+
 def build(out: Path, nbs: Path = NBS) -> list[Path]:
     "Writes the preview of every notebook in `nbs` to `out`; returns the pages."
     site, cfg = (
@@ -320,7 +346,7 @@ def build(out: Path, nbs: Path = NBS) -> list[Path]:
         (HERE / "preview.html").read_text(encoding="utf-8"),
         Highlight2HTML(pygments_lexer="python3"),
     )
-    read = {p.name: processed(p) for p in sorted(nbs.glob("*.ipynb"))}
+    read = {p.relative_to(nbs).as_posix(): processed(p) for p in notebooks(nbs)}
     titles = {name: front["title"] for name, (_, front) in read.items()}
     contents = site["sidebar"]["contents"]
     order = [
@@ -332,21 +358,25 @@ def build(out: Path, nbs: Path = NBS) -> list[Path]:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     for name, (nb, front) in read.items():
+        folder = posixpath.dirname(name)
         parts = [
-            prose(c.source) if c.cell_type == "markdown" else code(c, highlight)
+            prose(c.source, folder) if c.cell_type == "markdown" else code(c, highlight, folder)
             for c in nb.cells
             if c.cell_type != "raw"
         ]
         body = unique_ids("\n".join(parts))
         text = template.format(
             **facts(name, front, cfg),
+            top=towards(".", folder),
             body=body,
             here=on_this_page(body),
             navigation=navigation(contents, titles, name),
             turn=neighbours(order, titles, name),
             footer=site["page-footer"]["left"],
         )
-        (out / page_name(name)).write_text(text, encoding="utf-8")
+        page = out / page_name(name)
+        page.parent.mkdir(exist_ok=True)
+        page.write_text(text, encoding="utf-8")
     for style in (HERE / "preview.css", nbs / "styles.css"):
         shutil.copy(style, out)
     if (nbs / "images").is_dir():

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from preview import directives, page_name  # noqa: E402
+from preview import directives  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
@@ -17,14 +17,9 @@ REPOSITORY = "https://github.com/scene4m/scene4m/blob/main/"
 
 
 def here(text: str) -> str:
-    "Links as GitHub needs them: pages of the website become notebooks, files of the repository become relative."
-    pages = {page_name(p.name): p.name for p in NBS.glob("*.ipynb")}
+    "Links as GitHub needs them: as seen from the top, files of the repository relative."
     text = text.replace(f"]({REPOSITORY}", "](")
-    text = re.sub(
-        r"\]\((?!\w+:)([\w/-]+\.html)(#[\w-]*)?\)",
-        lambda m: f"](nbs/{pages.get(m[1], m[1])})",
-        text,
-    )
+    text = re.sub(r"\]\((?!\w+:)([\w/-]+\.ipynb)(#[\w-]*)?\)", r"](nbs/\1)", text)
     return re.sub(r"\]\((images/[^)]+)\)", r"](nbs/\1)", text)
 
 

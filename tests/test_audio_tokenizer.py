@@ -16,7 +16,7 @@ from scene4m.audio_tokenizer import (
     mel_patches,
     real_patches,
 )
-from scene4m.core import BadInput, ConfigMismatch
+from scene4m.base.core import BadInput, ConfigMismatch
 from scene4m.mel import MelFrontEnd, pad_mels, silence
 from scene4m.vq import TokenizerTrainer, load_tokenizer, start_network, train_tokenizer
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scene4m.curation import REASONS, ClipDataset, curate
-from scene4m.media import ClipRefused, IsolatedReader, probe, read_clip
+from scene4m.base.media import ClipRefused, IsolatedReader, probe, read_clip
 
 SECONDS, MEGABYTES = 10.0, 1500
 

@@ -153,12 +153,12 @@ def slider_of(box, name: str):
 
 def lab_folder(tmp_path, port: int) -> list:
     "A folder with the widget notebook, never run, and the command that opens it."
-    nb = json.loads((ROOT / "nbs/50_widgets.ipynb").read_text(encoding="utf-8"))
+    nb = json.loads((ROOT / "nbs/app/01_widgets.ipynb").read_text(encoding="utf-8"))
     for cell in nb["cells"]:
         if cell["cell_type"] == "code":
             cell["outputs"] = []
-    (tmp_path / "lab/nbs").mkdir(parents=True)
-    (tmp_path / "lab/nbs/50_widgets.ipynb").write_text(json.dumps(nb))
+    (tmp_path / "lab/nbs/app").mkdir(parents=True)
+    (tmp_path / "lab/nbs/app/01_widgets.ipynb").write_text(json.dumps(nb))
     settings = tmp_path / "config/lab/user-settings/@jupyterlab/notebook-extension"
     settings.mkdir(parents=True)
     (settings / "tracker.jupyterlab-settings").write_text(
@@ -181,7 +181,7 @@ def lab_folder(tmp_path, port: int) -> list:
 def test_lab_runs_the_notebook_and_its_widgets_move(server, page, tmp_path):
     port = free_port()
     server(lab_folder(tmp_path, port), f"http://127.0.0.1:{port}/api/status?token=open")
-    page.goto(f"http://127.0.0.1:{port}/lab/tree/nbs/50_widgets.ipynb?reset&token=open")
+    page.goto(f"http://127.0.0.1:{port}/lab/tree/nbs/app/01_widgets.ipynb?reset&token=open")
     page.wait_for_function(
         "() => /\\| Idle/.test(document.querySelector('#jp-main-statusbar')?.innerText)"
     )
@@ -236,7 +236,7 @@ def upload(page, app, file):
 
 
 def test_the_app_takes_a_clip_and_describes_it(server, page, tmp_path):
-    from scene4m.media import write_wav
+    from scene4m.base.media import write_wav
     import numpy as np
 
     port = free_port()
@@ -272,9 +272,9 @@ def test_the_app_takes_a_clip_and_describes_it(server, page, tmp_path):
 
 
 def test_static_twins_move_without_a_kernel(server, page, tmp_path):
-    from scene4m.show import html_page
+    from scene4m.base.show import html_page
 
-    nb = json.loads((ROOT / "nbs/50_widgets.ipynb").read_text(encoding="utf-8"))
+    nb = json.loads((ROOT / "nbs/app/01_widgets.ipynb").read_text(encoding="utf-8"))
     shown = [
         "".join(o["data"]["text/html"])
         for c in nb["cells"]
@@ -316,7 +316,7 @@ def test_static_twins_move_without_a_kernel(server, page, tmp_path):
 
 
 def test_a_description_track_is_accepted(server, page, tmp_path):
-    from scene4m.toystreet import write_street
+    from scene4m.worlds.toystreet import write_street
 
     street = write_street(tmp_path / "street", 1, seed=5)
     film = next(Path(street).glob("*.mp4"))

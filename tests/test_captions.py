@@ -12,7 +12,7 @@ import pytest
 
 from scene4m import captions as c
 from scene4m.worlds import street as s, vggsound as v
-from scene4m.core import BadInput, ConfigMismatch, make_rng
+from scene4m.base.core import BadInput, ConfigMismatch, make_rng
 
 VALUES = {name: (None, *values) for name, values in s.ATTRIBUTE_VALUES.items()}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from scene4m import cli
+from scene4m.app import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
@@ -86,7 +86,7 @@ def test_help_names_every_command():
 def test_help_waits_for_no_heavy_package():
     heavy = "{'torch', 'torchaudio', 'transformers', 'av', 'matplotlib', 'pandas', 'ipywidgets', 'moviepy'}"
     script = (
-        "import sys; sys.argv = ['scene4m', '--help']\nfrom scene4m.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+        "import sys; sys.argv = ['scene4m', '--help']\nfrom scene4m.app.cli import main\ntry: main()\nexcept SystemExit: pass\n"
         f"print('heavy:', sorted({heavy} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
@@ -459,7 +459,7 @@ def test_subtitles_that_stand_there_stay_until_there_are_new_ones(model, things)
 def test_a_sound_without_a_picture_is_said_to_be_one(model, tmp_path):
     import numpy as np
 
-    from scene4m.media import write_wav
+    from scene4m.base.media import write_wav
 
     write_wav(
         tmp_path / "tone.wav",

@@ -1,6 +1,10 @@
 "The COSMOS contract, on pairs of TorchScript files of the same signature that are written here."
 
-import hashlib, io, json, types, warnings
+import hashlib
+import io
+import json
+import types
+import warnings
 
 import numpy as np
 import pytest
@@ -8,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scene4m.core import BadInput, ConfigMismatch
-from scene4m.cosmos import (
+from scene4m.base.core import BadInput, ConfigMismatch
+from scene4m.app.cosmos import (
     LEVELS,
     PLACES,
     VOCAB_SIZE,

@@ -284,7 +284,7 @@ def test_no_solution_text_is_given_away(releases, name):
     public = {k: squeezed("\n".join(c.source for c in v)) for k, v in releases.items()}
     public |= {
         p.name: squeezed("\n".join(c.source for c in nbformat.read(p, 4).cells))
-        for p in (ROOT / "nbs").glob("*.ipynb")
+        for p in (ROOT / "nbs").rglob("*.ipynb")
     }
     assert len(secret) > 40 and not [
         (where, s) for where, text in public.items() for s in secret if s in text

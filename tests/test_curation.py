@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scene4m import curation, media
+from scene4m import curation
+from scene4m.base import media
 from scene4m.worlds.street import LABELS
-from scene4m.core import BadInput, ClipSpec, ConfigMismatch
+from scene4m.base.core import BadInput, ClipSpec, ConfigMismatch
 from scene4m.curation import (
     ClipDataset,
     ClipLoader,
@@ -39,7 +40,7 @@ from scene4m.curation import (
     vggsound_list,
     vggsound_rows,
 )
-from scene4m.media import FrameSpec, write_clip, write_wav
+from scene4m.base.media import FrameSpec, write_clip, write_wav
 
 SMALL = ClipSpec(seconds=2.0, fps=2.0, frames=4, size=16)
 
@@ -976,7 +977,7 @@ def test_refused_rows_name_the_clip_and_not_the_machine(tmp_path):
 def test_from_the_command_line(tmp_path):
     "Two schedulers' tasks, human captions, the table and the summary."
     from typer.testing import CliRunner
-    from scene4m.cli import app
+    from scene4m.app.cli import app
 
     clips, file = tmp_path / "clips", write_list(tmp_path / "vgg.csv")
     for i, name in enumerate(("-abcdefghij_000030", "_bcdefghijk_5000_15000")):

@@ -19,7 +19,7 @@ from scene4m.worlds.street import (
     parse_caption,
     score_directions,
 )
-from scene4m.core import BadInput, ConfigMismatch
+from scene4m.base.core import BadInput, ConfigMismatch
 from scene4m.describe import (
     ClipArrays,
     Describer,
@@ -50,8 +50,8 @@ from scene4m.describe import (
     write_sentences,
 )
 from scene4m.generate import score_text
-from scene4m.media import read_clip, write_clip, write_wav
-from scene4m.toystreet import sample_scene, street_clip, street_seed, write_scene
+from scene4m.base.media import read_clip, write_clip, write_wav
+from scene4m.worlds.toystreet import sample_scene, street_clip, street_seed, write_scene
 
 SHIPPED = pytest.importorskip("scene4m.describe").SHIPPED
 pytestmark = pytest.mark.skipif(

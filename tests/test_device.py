@@ -6,8 +6,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from scene4m import cli, core
-from scene4m.core import BadInput, has_fast_bf16, pick_device
+from scene4m.app import cli
+from scene4m.base import core
+from scene4m.base.core import BadInput, has_fast_bf16, pick_device
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ COMPUTES = {
 
 @pytest.mark.parametrize("command", COMPUTES)
 def test_every_command_that_computes_takes_a_device(command, tmp_path, monkeypatch):
-    from scene4m.media import write_wav
+    from scene4m.base.media import write_wav
 
     write_wav(tmp_path / "clip.wav", torch.rand(16_000).numpy() - 0.5, 16_000)
     (tmp_path / "street").mkdir()
@@ -102,7 +103,7 @@ def test_no_other_command_computes():
 
 def test_the_trainings_take_the_threads_of_the_environment(monkeypatch):
     "`train-*` asks for no number of threads of its own."
-    from scene4m import run
+    from scene4m.app import run
 
     asked = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
@@ -116,8 +117,8 @@ def test_the_trainings_take_the_threads_of_the_environment(monkeypatch):
 
 
 def test_a_run_computes_where_it_is_told(monkeypatch, tmp_path):
-    from scene4m import run
-    from scene4m.core import get_preset
+    from scene4m.app import run
+    from scene4m.base.core import get_preset
 
     said = {}
     for name in ("train_both", "make_tokens", "train_model", "put_together"):

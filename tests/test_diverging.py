@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scene4m import finetune as finetuning
-from scene4m.core import BadInput, ConfigMismatch, TrainingFailed
+from scene4m.base.core import BadInput, ConfigMismatch, TrainingFailed
 from scene4m.finetune import FinetuneConfig, finetune
 from scene4m.tokenize import tokenize_dataset
 from scene4m.vq import TokenizerTrainer, principal_axes, train_tokenizer

@@ -3,6 +3,7 @@
 import ast
 import configparser
 import json
+import posixpath
 import re
 import subprocess
 import sys
@@ -15,9 +16,13 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
-NOTEBOOKS = sorted(p.name for p in NBS.glob("*.ipynb"))
 sys.path.insert(0, str(ROOT / "scripts"))
 preview = pytest.importorskip("preview", reason="the packages that make pages are not installed")
+NOTEBOOKS = [p.relative_to(NBS).as_posix() for p in preview.notebooks(NBS)]
+MODULES = {
+    ".".join(p.relative_to(ROOT / "scene4m").with_suffix("").parts): p
+    for p in sorted((ROOT / "scene4m").rglob("[a-z]*.py"))
+}
 
 
 def site() -> dict:
@@ -43,8 +48,9 @@ def test_the_sidebar_names_every_notebook_once_in_reading_order():
     assert len(names) == len(set(names))
     assert not set(NOTEBOOKS) - set(names), "notebooks that no reader would find"
     assert not set(names) - set(NOTEBOOKS), "entries without a notebook"
-    numbered = [n for n in names if n[0].isdigit()]
-    assert numbered == sorted(numbered)
+    for folder in ("base", "course", "worlds", "app"):
+        numbered = [n for n in names if n.startswith(f"{folder}/")]
+        assert numbered and numbered == sorted(numbered)
 
 
 def test_readers_get_light_and_dark_search_and_a_licence():
@@ -108,11 +114,19 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def pages(folder) -> dict[str, Page]:
-    return {p.name: Page(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.html"))}
+    return {
+        p.relative_to(folder).as_posix(): Page(p.read_text(encoding="utf-8"))
+        for p in sorted(folder.rglob("*.html"))
+    }
+
+
+def page_of(pages: dict[str, Page], module: str) -> Page:
+    "The page that shows a module."
+    return next(p for name, p in pages.items() if Path(name).stem == module.split(".")[-1])
 
 
 def test_every_notebook_has_a_page_at_the_address_of_the_website(pages):
-    assert set(pages) == {preview.page_name(n) for n in NOTEBOOKS} and "core.html" in pages
+    assert set(pages) == {preview.page_name(n) for n in NOTEBOOKS} and "base/core.html" in pages
 
 
 def exported(module: Path) -> set[str]:
@@ -135,26 +149,26 @@ def exported(module: Path) -> set[str]:
 
 def test_every_exported_symbol_has_an_entry(pages):
     missing = []
-    for module in sorted((ROOT / "scene4m").glob("[a-z]*.py")):
+    for module, path in MODULES.items():
         entries = set(
             re.findall(
                 r'<section class="api">.*?<h\d id="([^"]+)"',
-                pages[f"{module.stem}.html"].text,
+                page_of(pages, module).text,
                 re.S,
             )
         )
         missing += [
-            f"{module.stem}.{name}"
-            for name in exported(module)
+            f"{module}.{name}"
+            for name in exported(path)
             if name.lower() not in {re.sub(r"-\d+$", "", e) for e in entries}
         ]
     assert not missing
-    assert "derive_seed" in exported(ROOT / "scene4m" / "core.py")
+    assert "derive_seed" in exported(MODULES["base.core"])
 
 
 def test_prose_links_to_entries(pages):
     into_entries = [
-        h for page in pages.values() for h in page.links if re.match(r"[a-z_]+\.html#[a-z]", h)
+        h for page in pages.values() for h in page.links if re.match(r"[a-z_./]+\.html#[a-z]", h)
     ]
     assert len(into_entries) > 200
 
@@ -166,7 +180,9 @@ def test_links_inside_the_preview_lead_somewhere(pages, folder):
             if re.match(r"[a-z]+:", href):
                 continue
             file, _, anchor = unquote(href).partition("#")
-            file = file or name
+            file = (
+                posixpath.normpath(posixpath.join(posixpath.dirname(name), file)) if file else name
+            )
             if file not in pages and not (folder / file).is_file():
                 broken.append(f"{name}: {href}: no such page")
             elif anchor and file in pages and anchor not in pages[file].ids:
@@ -226,12 +242,12 @@ def test_blocks_of_quarto_become_plain_html():
         and "<strong>four</strong>" in text
         and ":::" not in text
     )
-    assert 'href="core.html#seeds"' in preview.prose("[seeds](00_core.ipynb#seeds)")
+    assert 'href="core.html#seeds"' in preview.prose("[seeds](00_core.ipynb#seeds)", "base")
     assert 'href="fourm.html#fourm"' in preview.prose(
-        "[`FourM.toy`](https://scene4m.github.io/scene4m/fourm.html#fourm.toy)"
+        "[`FourM.toy`](https://scene4m.github.io/scene4m/course/fourm.html#fourm.toy)", "course"
     )
-    assert 'href="core.html#badinput"' in preview.prose(
-        "[`BadInput`](https://scene4m.github.io/scene4m/core.html#badinput)"
+    assert 'href="../base/core.html#badinput"' in preview.prose(
+        "[`BadInput`](https://scene4m.github.io/scene4m/base/core.html#badinput)", "course"
     )
     assert 'id="errors-that-say-what-to-do"' in preview.prose("## Errors that say what to do")
 
@@ -245,7 +261,7 @@ def test_formulas_become_mathml_and_prices_do_not():
 
 
 def test_entries_follow_the_cell_that_exports_them(pages):
-    text = pages["core.html"].text
+    text = pages["base/core.html"].text
     first, second = (text.index(f'id="{name}"') for name in ("scene4merror", "badinput"))
     assert (
         text.index('class="nc">Scene4MError') < first < second < text.index('class="nc">ClipSpec')
@@ -318,7 +334,7 @@ def test_axe_finds_nothing_serious(folder, pages, browser, scheme):
         for window, name in zip(windows, names[i : i + 2]):
             window.goto((folder / name).as_uri())
             window.evaluate(source + "; null")
-            without = [] if name == "metrics.html" else [[".highlight"]]
+            without = [] if name == "base/metrics.html" else [[".highlight"]]
             window.evaluate(
                 f"given => {{ window.found = ({SERIOUS})(given) }}",
                 [None if scheme == "light" else ["color-contrast"], without],
@@ -358,16 +374,16 @@ def test_pages_fit_a_phone_and_the_button_turns_them_dark(folder, pages, browser
 
 def test_pages_show_the_code_that_they_export(pages):
     "nbdev by itself hides exported cells and shows their signatures only; `skip_procs` in settings.ini keeps them."
-    for module in sorted((ROOT / "scene4m").glob("[a-z]*.py")):
+    for module, path in MODULES.items():
         shown = set(
-            re.findall(r"[^\W\d]\w{3,}", re.sub(r"<[^>]+>", "", pages[f"{module.stem}.html"].text))
+            re.findall(r"[^\W\d]\w{3,}", re.sub(r"<[^>]+>", "", page_of(pages, module).text))
         )
         inside = {
             n.id
-            for n in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+            for n in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and len(n.id) > 3
         }
         inside -= {"__all__"}
         assert inside <= shown, (
-            f"{module.stem}: {sorted(inside - shown)[:5]} stand in the module and not on its page"
+            f"{module}: {sorted(inside - shown)[:5]} stand in the module and not on its page"
         )

@@ -13,12 +13,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from scene4m import cli, describe, evaluate, widgets
+from scene4m import describe, evaluate
+from scene4m.app import cli, widgets
 from scene4m.worlds.street import LABELS, parse_caption
-from scene4m.core import ClipSpec
+from scene4m.base.core import ClipSpec
 from scene4m.describe import SHIPPED, Describer, describe_long, load_arrays, save_checkpoint, to_vtt
-from scene4m.media import read_clip, write_clip
-from scene4m.toystreet import sample_scene, street_clip, street_seed, write_scene
+from scene4m.base.media import read_clip, write_clip
+from scene4m.worlds.toystreet import sample_scene, street_clip, street_seed, write_scene
 
 pytestmark = pytest.mark.skipif(
     not (SHIPPED / "config.json").exists(), reason="no checkpoint is in the package"
@@ -267,7 +268,7 @@ def test_masking_hides_no_words_that_the_model_does_not_stand_by(folder, doubter
 @pytest.fixture(scope="module")
 def report(tmp_path_factory, doubting_folder):
     "The page of an evaluation of four clips by a model that never commits itself, and its examples alone."
-    from scene4m.toystreet import write_street
+    from scene4m.worlds.toystreet import write_street
 
     place = tmp_path_factory.mktemp("report")
     street = write_street(place / "clips", 4, seed=78, workers=1)
@@ -418,7 +419,7 @@ def with_cosmos(tmp_path_factory):
     from scene4m.audio_tokenizer import AudioTokenizer, AudioTokenizerConfig
     from scene4m.captions import TextTokenizer
     from scene4m.worlds.street import WORLD, grammar_texts
-    from scene4m.cosmos import load_cosmos, write_block_pair
+    from scene4m.app.cosmos import load_cosmos, write_block_pair
     from scene4m.fourm import FourM
     from scene4m.masking import Text, TokenGrid
 

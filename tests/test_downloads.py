@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from scene4m import curation
-from scene4m.cli import app
-from scene4m.core import BadInput
+from scene4m.app.cli import app
+from scene4m.base.core import BadInput
 from scene4m.curation import (
     add_archive,
     clip_files,

@@ -10,7 +10,7 @@ import torch
 
 from scene4m import evaluate as ev
 from scene4m.worlds.street import BUS, DOG, LABELS, MAN, WORLD, Attributes, write_captions
-from scene4m.core import BadInput
+from scene4m.base.core import BadInput
 from scene4m.describe import SHIPPED, ClipTokens, load_checkpoint, write_sentences
 
 shipped = pytest.mark.skipif(
@@ -246,7 +246,7 @@ def test_the_judge_is_kept_beside_the_model(tmp_path):
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     "Eight clips and one broken file, evaluated once, with the report."
-    from scene4m.toystreet import write_street
+    from scene4m.worlds.toystreet import write_street
 
     folder = write_street(tmp_path_factory.mktemp("street") / "clips", 8, seed=77, workers=1)
     (folder / "broken.mp4").write_bytes(b"\0" * 2000)

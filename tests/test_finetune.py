@@ -1,6 +1,15 @@
 "Training: stopped or not, on one process or two, the same weights; what cannot be trained on is refused in one sentence."
 
-import csv, json, math, os, shutil, signal, socket, subprocess, sys, time
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +19,7 @@ from safetensors.torch import load_file
 
 from scene4m.captions import TextTokenizer
 from scene4m.worlds.street import LABELS, Attributes, write_captions
-from scene4m.core import BadInput, ConfigMismatch, TrainingFailed
+from scene4m.base.core import BadInput, ConfigMismatch, TrainingFailed
 from scene4m.finetune import (
     FinetuneConfig,
     CaptionSource,

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from scene4m import fourm
-from scene4m.core import BadInput, ConfigMismatch, Scene4MError
+from scene4m.base.core import BadInput, ConfigMismatch, Scene4MError
 from scene4m.fourm import FourM
 from scene4m.masking import Text, TokenGrid, collate, seen_entry, transfer_mask
 

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from test_golden4m import CASES, Case
 
-from scene4m.core import BadInput
+from scene4m.base.core import BadInput
 from scene4m.fourm import FourM
 from scene4m.generate import (
     CLOSE,

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
-NOTEBOOKS = sorted(NBS.glob("*.ipynb"))
+NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 TEXT = {
     ".py",
     ".ipynb",
@@ -103,7 +103,7 @@ def test_nothing_is_put_off():
 
 
 def test_no_name_that_says_nothing():
-    modules = [p.stem for p in (ROOT / "scene4m").glob("*.py")]
+    modules = [p.stem for p in (ROOT / "scene4m").rglob("*.py")]
     assert not {m for m in modules if re.search(r"util|helper|manager|misc|common|_v?2$", m)}
 
 
@@ -117,7 +117,7 @@ def test_torch_loads_weights_only():
 
 def test_no_pickle_in_the_package():
     package = {
-        p: t for p, t in texts().items() if p.parent == ROOT / "scene4m" and p.suffix == ".py"
+        p: t for p, t in texts().items() if ROOT / "scene4m" in p.parents and p.suffix == ".py"
     }
     assert not found(
         r"\bpickle\.loads?\b|allow_pickle\s*=\s*True|\bshell\s*=\s*True|\bos\.system\(", package
@@ -141,15 +141,24 @@ def test_notebook_begins_as_they_all_do(path):
     )
 
 
+def statements(source: str) -> tuple[int, int]:
+    "How many statements a cell has, and how many the longest function in it."
+    tree = ast.parse(re.sub(r"^[%!].*$", "pass", source, flags=re.M))
+    count = lambda node: sum(isinstance(n, ast.stmt) for n in ast.walk(node))
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+    return count(tree), max((count(f) - 1 for f in functions), default=0)
+
+
+def test_statements_are_counted_and_not_lines():
+    assert statements("x = [\n    1,\n    2,\n]") == (1, 0)
+    assert statements("def f():\n    x = 1\n    if x:\n        return x") == (4, 3)
+
+
 @name
 def test_cells_are_short(path):
-    long = [
-        (c.id, n)
-        for c in cells(path)
-        if (n := len([x for x in c.source.splitlines() if x.strip() and not x.startswith("#|")]))
-        > 40
-    ]
-    assert not long, f"cells of more than 40 lines: {long}"
+    found = {c.id: statements(c.source) for c in cells(path) if not c.source.startswith("%%")}
+    assert not {k: n for k, (n, _) in found.items() if n > 50}, "cells of more than 50 statements"
+    assert not {k: n for k, (_, n) in found.items() if n > 27}, "functions of more than 27"
 
 
 @name
@@ -212,9 +221,6 @@ def anchors(path: Path) -> set[str]:
     return {a.lower() for a in out}
 
 
-PAGES = {re.sub(r"^\d+\w?_", "", p.stem): p for p in NOTEBOOKS}
-
-
 @name
 def test_links_between_pages_lead_somewhere(path):
     broken = []
@@ -224,15 +230,11 @@ def test_links_between_pages_lead_somewhere(path):
             if re.match(r"[a-z]+:", target):
                 continue
             file, _, anchor = target.partition("#")
-            page = (
-                PAGES.get(file.removesuffix(".html"))
-                if file.endswith(".html")
-                else (NBS / file if file.endswith(".ipynb") else None)
-            )
+            page = path.parent / file if file.endswith(".ipynb") else None
             if page and page.exists():
                 if anchor and anchor.lower() not in anchors(page):
                     broken.append(f"{target}: no such heading")
-            elif file and not (NBS / file).exists():
+            elif file and not (path.parent / file).exists():
                 broken.append(f"{target}: no such page")
             elif not file and anchor.lower() not in anchors(path):
                 broken.append(f"{target}: no such heading here")

@@ -9,15 +9,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scene4m import curation, run as run_module
+from scene4m import curation
+from scene4m.app import run as run_module
 from scene4m.audio_tokenizer import AudioTokenizer
 from scene4m.worlds.street import DOG, HORN, LABELS
-from scene4m.core import ConfigMismatch, file_hash, get_preset
+from scene4m.base.core import ConfigMismatch, file_hash, get_preset
 from scene4m.curation import ClipDataset, ShardJob, _jobs, curate
 from scene4m.evaluate import MelJudge
 from scene4m.finetune import FinetuneConfig, finetune
-from scene4m.media import write_wav
-from scene4m.run import MelFeature, StreetSplits, run_pipeline, train_sense
+from scene4m.base.media import write_wav
+from scene4m.app.run import MelFeature, StreetSplits, run_pipeline, train_sense
 from scene4m.tokenize import Sense, TokenDataset, tokenize_dataset
 
 TINY = dict(steps=2, seconds=None, codes=8, width=16, blocks=1, axes=0, batch_size=4)

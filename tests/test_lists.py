@@ -7,7 +7,7 @@ import pytest
 
 from scene4m import curation, evaluate
 from scene4m.worlds.street import DOG, LABELS
-from scene4m.core import BadInput
+from scene4m.base.core import BadInput
 from scene4m.curation import folder_rows
 from scene4m.evaluate import read_truth
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import scene4m.cli as cli
-from scene4m import core, run
-from scene4m.core import LATER, PRESETS, get_preset, has_fast_bf16, progress
+import scene4m.app.cli as cli
+from scene4m.base import core
+from scene4m.app import run
+from scene4m.base.core import LATER, PRESETS, get_preset, has_fast_bf16, progress
 from scene4m.evaluate import verdict, verdict_html
 from scene4m.finetune import Muon, Optimiser
-from scene4m.run import Stages, count_files, expected_seconds, time_left
+from scene4m.app.run import Stages, count_files, expected_seconds, time_left
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = ((48, 16), (16, 48), (16, 16), (16, 16))
@@ -99,7 +100,7 @@ def test_a_preset_is_a_number_of_steps(name):
 
 
 # pages that show what a time budget does
-BUDGETS = {"00_core", "21_vq", "33_finetune"}
+BUDGETS = {"00_core", "04_vq", "11_finetune"}
 
 
 def test_no_notebook_trains_by_the_clock():
@@ -117,7 +118,7 @@ def test_no_notebook_trains_by_the_clock():
 
 
 def test_waiting_threads_do_not_spin_for_long_unless_the_user_says_so():
-    script = "import os, scene4m.cli; print(os.environ['GOMP_SPINCOUNT'])"
+    script = "import os, scene4m.app.cli; print(os.environ['GOMP_SPINCOUNT'])"
     for said, wanted in (({}, "2000"), ({"GOMP_SPINCOUNT": "77"}, "77")):
         env = (
             {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}

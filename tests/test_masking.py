@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from scene4m.core import BadInput, make_generator
+from scene4m.base.core import BadInput, make_generator
 from scene4m.masking import (
     EOS,
     FOURM_MIXTURE,

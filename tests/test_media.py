@@ -18,9 +18,9 @@ import av
 import numpy as np
 import pytest
 
-from scene4m import media
-from scene4m.core import BadInput
-from scene4m.media import (
+from scene4m.base import media
+from scene4m.base.core import BadInput
+from scene4m.base.media import (
     ClipRefused,
     FrameSpec,
     IsolatedReader,

@@ -1,14 +1,15 @@
 "The mel front end beside librosa and transformers, on the odd sounds that real data has, and the way back to sound."
 
-import os, pickle
+import os
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from scene4m.core import BadInput, ClipSpec
-from scene4m.media import resample
+from scene4m.base.core import BadInput, ClipSpec
+from scene4m.base.media import resample
 from scene4m.mel import (
     MelFrontEnd,
     band_groups,
@@ -25,7 +26,7 @@ from scene4m.mel import (
     silence,
     slaney_log10,
 )
-from scene4m.metrics import log_mel_error_db
+from scene4m.base.metrics import log_mel_error_db
 
 torch.set_num_threads(1)
 RNG = np.random.default_rng(0)
@@ -58,7 +59,7 @@ def test_power_is_librosas():
 
 
 def test_power_is_torchaudios():
-    from scene4m.core import import_torchaudio
+    from scene4m.base.core import import_torchaudio
 
     wave = torch.from_numpy(chirp())
     transform = import_torchaudio().transforms.MelSpectrogram(
@@ -173,7 +174,7 @@ def test_per_clip_statistics_are_asked_for():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_listening_back_is_near(seed):
-    from scene4m.toystreet import render_sound, sample_scene
+    from scene4m.worlds.toystreet import render_sound, sample_scene
 
     front = MelFrontEnd()
     mel = front(render_sound(sample_scene(seed)))
@@ -244,7 +245,7 @@ def test_the_resampler_in_front_does_not_alias(rate):
 
 @pytest.fixture(scope="module")
 def vocoder_folder(tmp_path_factory):
-    from scene4m.core import import_torchaudio
+    from scene4m.base.core import import_torchaudio
 
     import_torchaudio()
     from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
@@ -271,7 +272,8 @@ def test_slaney_bands_are_those_of_speecht5():
 
 
 def test_other_vocoders_are_refused(tmp_path, vocoder_folder):
-    import json, shutil
+    import json
+    import shutil
 
     other = tmp_path / "other"
     shutil.copytree(vocoder_folder, other)
@@ -297,7 +299,7 @@ def test_real_sounds():
     files = sorted(folder.glob("*.flac"))[::60]
     if not files:
         pytest.skip(f"no real sounds in {folder}")
-    from scene4m.media import read_clip
+    from scene4m.base.media import read_clip
 
     front = MelFrontEnd()
     for f in files:

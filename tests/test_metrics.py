@@ -1,13 +1,14 @@
 "Metrics against other people's code, against formulas, and against answers that are known."
 
-import json, math
+import json
+import math
 
 import numpy as np
 import pytest
 
 from scene4m.worlds.street import LABELS, Attributes, parse_caption, write_caption, write_captions
-from scene4m.core import BadInput, make_rng
-from scene4m.metrics import (
+from scene4m.base.core import BadInput, make_rng
+from scene4m.base.metrics import (
     attribute_accuracy,
     bleu,
     bootstrap_interval,
@@ -30,7 +31,7 @@ from scene4m.metrics import (
     temporal_psnr,
     words,
 )
-from scene4m.toystreet import sample_scene
+from scene4m.worlds.toystreet import sample_scene
 
 STATED = ("colour", "count", "motion", "night", "rain", "near", "on_screen")
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from scene4m import run
+from scene4m.app import run
 from scene4m.worlds.street import DOG
-from scene4m.core import ClipSpec
+from scene4m.base.core import ClipSpec
 from scene4m.curation import ClipDataset, RawClip, curate
 from scene4m.describe import load_arrays
-from scene4m.media import write_clip, write_wav
+from scene4m.base.media import write_clip, write_wav
 from scene4m.mel import MelFrontEnd
-from scene4m.run import MelFeature, senses_of, sound_lengths, stored_clip, train_sense
+from scene4m.app.run import MelFeature, senses_of, sound_lengths, stored_clip, train_sense
 from scene4m.tokenize import TokenDataset, token_row, tokenize_dataset
 
 CLIP = ClipSpec()

@@ -23,12 +23,12 @@ WITH_SLOW_CELLS = [
 ]
 # fewer clips and steps in the slow cells that take longer than three minutes: what is written there -> what is run; the first must be there
 SHORTER = {
-    "33_finetune": {
+    "11_finetune": {
         "Street(1500)": "Street(150)",
         'plateau(large, "large", 500': 'plateau(large, "large", 20',
         'work / "large-cured", 500': 'work / "large-cured", 20',
     },
-    "40_transfer": {
+    "13_transfer": {
         "photographs(2000, 3)": "photographs(200, 3)",
         "steps=300, batch_size=24": "steps=60, batch_size=24",
         'films("train", 120, 4)': 'films("train", 24, 4)',

@@ -9,7 +9,7 @@ import torch
 
 from scene4m.audio_tokenizer import AudioTokenizer
 from scene4m.worlds.street import LABELS
-from scene4m.core import ClipSpec, TrainingFailed, get_preset
+from scene4m.base.core import ClipSpec, TrainingFailed, get_preset
 from scene4m.describe import (
     ClipArrays,
     Describer,
@@ -21,10 +21,10 @@ from scene4m.describe import (
 )
 from scene4m.evaluate import evaluate_folder
 from scene4m.finetune import FinetuneConfig, caption_entry, finetune
-from scene4m.media import write_wav
-from scene4m.run import run_pipeline
+from scene4m.base.media import write_wav
+from scene4m.app.run import run_pipeline
 from scene4m.tokenize import tokenize_dataset
-from scene4m.toystreet import render_sound, sample_scene
+from scene4m.worlds.toystreet import render_sound, sample_scene
 from scene4m.video_tokenizer import VideoTokenizer
 from test_finetune import TEST
 from test_run import SMALL

@@ -9,12 +9,12 @@ import torch
 
 from scene4m.captions import TextTokenizer
 from scene4m.worlds.street import BUS, DOG, grammar_texts
-from scene4m.core import BadInput, ClipSpec, get_preset, read_json
-from scene4m.cosmos import write_block_pair
+from scene4m.base.core import BadInput, ClipSpec, get_preset, read_json
+from scene4m.app.cosmos import write_block_pair
 from scene4m.fourm import FourM
 from scene4m.masking import Pixels, Text
-from scene4m.run import run_pipeline
-from scene4m.toystreet import sample_scene, write_scene
+from scene4m.app.run import run_pipeline
+from scene4m.worlds.toystreet import sample_scene, write_scene
 from scene4m.transfer import Summariser, Transfer, load_captioner, small_summariser
 
 

@@ -14,7 +14,9 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from typer.testing import CliRunner
 
-from scene4m import cli, curation, media
+from scene4m import curation
+from scene4m.app import cli
+from scene4m.base import media
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -142,7 +144,7 @@ except ImportError:
     sys.modules["torch"] = MagicMock()      # what is tried here needs none of it
 import av
 import numpy as np
-from scene4m.media import FrameSpec, IsolatedReader, probe, read_clip, write_clip
+from scene4m.base.media import FrameSpec, IsolatedReader, probe, read_clip, write_clip
 
 def number(frame): return int((frame[..., 1].mean() - 40) / 4 + 0.5)
 

@@ -25,12 +25,14 @@ def test_a_change_of_index_would_be_noticed(monkeypatch):
 
 def test_the_table_of_chapters_names_every_notebook_with_its_module():
     rows = re.findall(
-        r"^\| \[[^\]]+\]\(nbs/([\w.]+)\) \| `(\w+)` \| (?:`scene4m\.([\w.]+)`|–) \|", README, re.M
+        r"^\| \[[^\]]+\]\(nbs/([\w./]+)\) \| `(\w+)` \| (?:`scene4m\.([\w.]+)`|–) \|", README, re.M
     )
-    assert {f"{name}.ipynb" for _, name, _ in rows} == {p.name for p in NBS.glob("[0-9]*.ipynb")}
+    assert {f for f, _, _ in rows} == {
+        p.relative_to(NBS).as_posix() for p in NBS.rglob("[0-9]*.ipynb")
+    }
     for file, name, module in rows:
         source = (NBS / file).read_text(encoding="utf-8")
-        assert file == f"{name}.ipynb" and re.findall(r"#\|\s*default_exp\s+([\w.]+)", source) == [
+        assert Path(file).stem == name and re.findall(r"#\|\s*default_exp\s+([\w.]+)", source) == [
             module
         ] * bool(module), name
 
@@ -53,7 +55,7 @@ def test_the_readme_names_only_make_targets_that_exist():
 
 
 def test_the_readme_names_only_commands_that_exist():
-    from scene4m import cli
+    from scene4m.app import cli
 
     commands = {c.name or c.callback.__name__ for c in cli.app.registered_commands}
     code = "\n".join(re.findall(r"`[^`]+`|```.*?```", README, re.S))

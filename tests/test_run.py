@@ -6,12 +6,12 @@ import json
 import pytest
 
 from scene4m.worlds.street import DOG, HORN
-from scene4m.core import BadInput, get_preset
+from scene4m.base.core import BadInput, get_preset
 from scene4m.describe import Describer
 from scene4m.evaluate import derange, evaluate_folder, read_truth
-from scene4m.media import write_wav
-from scene4m.run import Stages, run_pipeline
-from scene4m.toystreet import render_sound, sample_scene, write_scene
+from scene4m.base.media import write_wav
+from scene4m.app.run import Stages, run_pipeline
+from scene4m.worlds.toystreet import render_sound, sample_scene, write_scene
 
 SMALL = dict(
     data=dict(n_train=32, n_val=14, n_test=14, ceiling=None),

@@ -8,14 +8,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from scene4m import cli
+from scene4m.app import cli
 from scene4m.captions import FOURM_TOKENIZER, TextTokenizer
 from scene4m.worlds.street import grammar_texts
-from scene4m.core import PRESETS, BadInput, ClipSpec, ConfigMismatch, get_preset
+from scene4m.base.core import PRESETS, BadInput, ClipSpec, ConfigMismatch, get_preset
 from scene4m.finetune import FinetuneConfig, Stage, check_names, stages_of
 from scene4m.fourm import FourM
 from scene4m.masking import Text
-from scene4m.run import Stages, check_preset, known_settings, split_settings
+from scene4m.app.run import Stages, check_preset, known_settings, split_settings
 
 
 @pytest.fixture(autouse=True)

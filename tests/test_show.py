@@ -1,14 +1,16 @@
 "Figures, players and pages: what goes in comes out, nothing comes from outside, and nobody is left out."
 
-import io, re, threading
+import io
+import re
+import threading
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from scene4m import show
-from scene4m.core import BadInput
+from scene4m.base import show
+from scene4m.base.core import BadInput
 
 RNG = np.random.default_rng(0)
 FRAMES = RNG.integers(0, 256, (16, 32, 32, 3)).astype(np.uint8)
@@ -81,7 +83,8 @@ def test_every_figure_has_ink_titles_and_words_for_those_who_cannot_see_it(name)
 
 
 def test_figures_leave_no_trace_in_pyplot_and_can_be_drawn_by_threads():
-    import matplotlib, matplotlib.pyplot as plt
+    import matplotlib
+    import matplotlib.pyplot as plt
 
     before = dict(matplotlib.rcParams)
     alone = show.figure_png(FIGURES["usage"]())

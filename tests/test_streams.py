@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from test_media import BFRAMES, SR, clicks, encode, encode_sound, number, onsets
 
-from scene4m import curation, media
-from scene4m.core import ClipSpec
+from scene4m import curation
+from scene4m.base import media
+from scene4m.base.core import ClipSpec
 from scene4m.describe import Description, describe_long
-from scene4m.media import FrameSpec, probe, read_clip
+from scene4m.base.media import FrameSpec, probe, read_clip
 from scene4m.transfer import read_frames
 from scene4m.world import World
 

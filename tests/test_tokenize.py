@@ -1,13 +1,21 @@
 "Token shards: what is written is what is read, whatever happens between."
 
-import json, os, shutil, signal, subprocess, sys, tarfile, time, warnings
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from scene4m.core import BadInput, ConfigMismatch
+from scene4m.base.core import BadInput, ConfigMismatch
 from scene4m.tokenize import (
     BatchOrder,
     TokenDataset,

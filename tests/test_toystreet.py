@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scene4m import toystreet as ts
+from scene4m.worlds import toystreet as ts
 from scene4m.worlds.street import (
     COLOURED,
     COLOURS,
@@ -22,8 +22,8 @@ from scene4m.worlds.street import (
     Attributes,
     parse_caption,
 )
-from scene4m.core import BadInput, ConfigMismatch
-from scene4m.media import read_clip
+from scene4m.base.core import BadInput, ConfigMismatch
+from scene4m.base.media import read_clip
 
 MANY = [ts.sample_scene(i) for i in range(6000)]
 SEEN = [s for s in MANY if s.seen]

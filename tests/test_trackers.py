@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from scene4m.core import TrainingFailed
+from scene4m.base.core import TrainingFailed
 from scene4m.finetune import FinetuneConfig, ServiceLog, finetune
 from test_diverging import poison, tokens  # noqa: F401  fixtures
 from test_finetune import TEST

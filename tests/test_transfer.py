@@ -9,10 +9,10 @@ import torch
 
 from scene4m.captions import TextTokenizer
 from scene4m.worlds.street import BUS, DOG, WORLD, Attributes, grammar_texts
-from scene4m.core import BadInput
+from scene4m.base.core import BadInput
 from scene4m.fourm import FourM
 from scene4m.masking import Text, TokenGrid
-from scene4m.media import write_clip, write_wav
+from scene4m.base.media import write_clip, write_wav
 from scene4m.transfer import (
     BASE,
     SUMMARISER,
@@ -233,7 +233,7 @@ def test_training_gives_back_every_loss():
 
 
 def test_the_command(folders, film, tmp_path, capsys):
-    from scene4m.cli import main
+    from scene4m.app.cli import main
 
     (tmp_path / "broken.mp4").write_text("not a clip")
     args = [

@@ -7,7 +7,7 @@ import pytest
 
 from scene4m.world import label_places
 from scene4m.worlds.street import LABELS
-from scene4m.core import BadInput
+from scene4m.base.core import BadInput
 from scene4m.describe import calibrate
 from scene4m.evaluate import train_judge
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import scene4m
-from scene4m.core import BadInput, ConfigMismatch
-from scene4m.metrics import moving_psnr, psnr
+from scene4m.base.core import BadInput, ConfigMismatch
+from scene4m.base.metrics import moving_psnr, psnr
 from scene4m.video_tokenizer import (
     Conv3x3x3,
     PaperDecoder,
@@ -233,7 +233,7 @@ def test_on_disk(frames, tmp_path):
 
 
 def test_the_tokenizer_in_the_package_rebuilds_a_street_it_never_saw():
-    from scene4m.toystreet import render_frames, sample_scene, street_seed
+    from scene4m.worlds.toystreet import render_frames, sample_scene, street_seed
 
     tok = load_tokenizer(Path(scene4m.__file__).parent / "pretrained" / "video_tokenizer")
     held = np.stack(

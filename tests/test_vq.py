@@ -1,6 +1,12 @@
 "The quantiser beside vector-quantize-pytorch, its traps, and a training that may be killed at any moment."
 
-import os, shutil, signal, subprocess, sys, time, types
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from scene4m.core import BadInput, ConfigMismatch
+from scene4m.base.core import BadInput, ConfigMismatch
 from scene4m.vq import (
     FSQ,
     CodeNorm,

@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from scene4m import widgets as w
+from scene4m.app import widgets as w
 from scene4m.audio_tokenizer import AudioTokenizer, AudioTokenizerConfig
-from scene4m.cosmos import CosmosTokenizer, write_block_pair
+from scene4m.app.cosmos import CosmosTokenizer, write_block_pair
 from scene4m.describe import Describer
-from scene4m.media import write_wav
+from scene4m.base.media import write_wav
 from scene4m.mel import MelFrontEnd
-from scene4m.toystreet import sample_scene, street_clip
+from scene4m.worlds.toystreet import sample_scene, street_clip
 from scene4m.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 from scene4m.vq import TrainConfig, TokenizerTrainer
 
@@ -138,7 +138,7 @@ def test_slider_and_tokens_of_a_film(clip, tokenizers):
     moved = np.abs(panel.copy.astype(int) - copy).sum(-1)
     T, H, W = moved.shape
     t, h, ww = panel.ids.shape
-    at = np.unravel_index(moved.sum((0)).argmax(), (H, W))
+    at = np.unravel_index(moved.sum(0).argmax(), (H, W))
     assert panel.ids[step, 4, 3] != panel.first[step, 4, 3] and panel.changed == 1
     assert (
         abs(at[0] * h // H - 4) <= 1 and abs(at[1] * ww // W - 3) <= 1

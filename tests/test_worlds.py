@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from scene4m.core import BadInput, get_preset
+from scene4m.base.core import BadInput, get_preset
 from scene4m.curation import ClipDataset, curate
 from scene4m.describe import (
     Checkpoint,
@@ -19,7 +19,7 @@ from scene4m.describe import (
     load_checkpoint,
 )
 from scene4m.evaluate import evaluate_folder, read_truth
-from scene4m.media import write_clip, write_wav
+from scene4m.base.media import write_clip, write_wav
 from scene4m.world import World, labels_in, read_captions, world_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -245,7 +245,7 @@ def test_a_world_beside_the_clips_comes_first(tmp_path):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     "The whole run over labels, captions and attributes that nobody foresaw."
-    from scene4m.run import run_pipeline
+    from scene4m.app.run import run_pipeline
 
     torch.set_num_threads(1)
     place = tmp_path_factory.mktemp("world")
