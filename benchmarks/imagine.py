@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from scene4m.worlds import toystreet
+from scene4m.worlds.ceiling import ClipProbe, fit_probe, read_clips, split_answers
 from scene4m.worlds.street import LABELS, write_caption
 from scene4m.base.core import machine, make_generator, make_rng
 from scene4m.describe import SENSES, ClipArrays, imagine, load_checkpoint, tokenize_arrays
@@ -54,21 +55,13 @@ def held_out(checkpoint, n: int) -> tuple:
 def picture_judge(n: int, epochs: int):
     "A function from frames `(B, T, H, W, 3)` uint8 to positions in `LABELS`, learned from `n` real clips."
     torch.manual_seed(0)
-    frames, scenes = toystreet.examples("train", n, SEED, "picture", workers=2)
-    net = toystreet.fit_reader(
-        toystreet.picture_reader(), toystreet.picture_input, frames, scenes, epochs
-    )
+    frames, scenes = read_clips("train", n, SEED, "video", workers=2)
+    net = fit_probe(ClipProbe("video"), frames, scenes, epochs)
 
     @torch.no_grad()
     def judge(x):
-        return np.concatenate(
-            [
-                toystreet.split_answers(net(toystreet.picture_input(x[i : i + 64])))["label"]
-                .argmax(1)
-                .numpy()
-                for i in range(0, len(x), 64)
-            ]
-        )
+        answers = [split_answers(net(part))["label"] for part in torch.as_tensor(x).split(64)]
+        return torch.cat(answers).argmax(1).numpy()
 
     return judge
 

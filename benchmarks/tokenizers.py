@@ -24,6 +24,8 @@ import torch
 
 from scene4m.base import metrics
 from scene4m.worlds import toystreet
+from scene4m.worlds.ceiling import fit_probe, score_probe
+from scene4m.worlds.street import ATTRIBUTE_VALUES
 from scene4m.audio_tokenizer import AudioTokenizer
 from scene4m.base.core import fingerprint
 from scene4m.mel import MelFrontEnd, pad_mels
@@ -298,7 +300,7 @@ def read_tokens(tok, train_data, held, seed: int = 0, epochs: int = 6) -> dict:
         for x in (train_data, held)
     ]
     scale = vectors[0].std()
-    width, outputs = 96, sum(map(len, toystreet.ATTRIBUTE_VALUES.values()))
+    width, outputs = 96, sum(map(len, ATTRIBUTE_VALUES.values()))
 
     def block(a, b, k, stride=1):
         return [nn.Conv2d(a, b, k, stride, k // 2, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
@@ -313,11 +315,9 @@ def read_tokens(tok, train_data, held, seed: int = 0, epochs: int = 6) -> dict:
         nn.ReLU(),
         nn.Linear(128, outputs),
     )
-    prepare = lambda z: torch.as_tensor(z) / scale
-    toystreet.fit_reader(net, prepare, vectors[0].numpy(), scenes["train"], epochs, 64)
-    return toystreet.score_reader(
-        net, prepare, vectors[1].numpy(), scenes["test"], np.array([s.seen for s in scenes["test"]])
-    )
+    seen = [s.seen for s in scenes["test"]]
+    fit_probe(net, vectors[0] / scale, scenes["train"], epochs, 64)
+    return score_probe(net, vectors[1] / scale, scenes["test"], seen)
 
 
 # ---------------------------------------------------------------- listening back, and threads

@@ -1,4 +1,4 @@
-"""The toy street: its statistics, its determinism, picture and sound that keep their promises, and both ways to a clip."""
+"""The toy street: statistics, determinism, picture and sound, and both ways to a clip."""
 
 import json
 import os
@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 
 from scene4m.worlds import toystreet as ts
+from scene4m.worlds.drawing import RGB, _hammer_angle, placement
+from scene4m.worlds.scene import MOTIONS_OF, SPLITS, events
 from scene4m.worlds.street import (
     COLOURED,
     COLOURS,
@@ -47,8 +49,12 @@ def mask(scene, t, size=96):
 
 
 def test_shares_of_everything():
-    share = lambda f, of=MANY: np.mean([f(s) for s in of])
-    part = lambda name, value, of=MANY: np.mean([getattr(s, name) == value for s in of])
+    def share(f, of=MANY):
+        return np.mean([f(s) for s in of])
+
+    def part(name, value, of=MANY):
+        return np.mean([getattr(s, name) == value for s in of])
+
     wanted = [
         (share(lambda s: s.seen and s.heard), 0.7),
         (share(lambda s: s.heard and not s.seen), 0.2),
@@ -64,7 +70,7 @@ def test_shares_of_everything():
     wanted += [
         (part("count", c, [s for s in MANY if s.label in COUNTABLE]), 1 / 3) for c in (1, 2, 3)
     ]
-    for label, motions in ts.MOTIONS_OF.items():
+    for label, motions in MOTIONS_OF.items():
         mine = [s for s in MANY if s.label == label]
         wanted += [(part("motion", m, mine), 1 / len(motions)) for m in motions]
     for found, p in wanted:
@@ -112,7 +118,7 @@ def test_splits_never_meet():
     ranges = sorted(
         (ts.street_seed(split, 0, seed), ts.street_seed(split, b - a - 1, seed))
         for seed in range(3)
-        for split, (a, b) in ts.SPLITS.items()
+        for split, (a, b) in SPLITS.items()
     )
     assert all(end < start for (_, end), (start, _) in zip(ranges, ranges[1:]))
     for bad in (("x", 0, 0), ("train", -1, 0), ("val", 10**7, 0), ("test", 0, -1)):
@@ -121,7 +127,7 @@ def test_splits_never_meet():
 
 
 def test_the_world_is_frozen():
-    "If this fails, the world has changed: scores of before and after cannot be compared, and `WORLD_VERSION` must change too."
+    "If this fails, the world has changed: scores cannot be compared, and its version must change."
     frozen = json.loads((Path(__file__).parent / "data" / "street.json").read_text())
     assert ts.WORLD_VERSION == frozen["world_version"]
     for want in frozen["scenes"]:
@@ -162,7 +168,7 @@ def test_the_same_in_another_process_and_order():
 
 @pytest.mark.parametrize("label", sorted(MOVING))
 def test_things_move_where_they_are_said_to(label):
-    for motion in ts.MOTIONS_OF[label]:
+    for motion in MOTIONS_OF[label]:
         for s in first(3, label=label, motion=motion, seen=True, rain=False):
             masks = [mask(s, t) for t in np.linspace(0, 9.375, 16)]
             middles = np.array([np.nonzero(m)[1].mean() for m in masks]) / 96
@@ -199,11 +205,13 @@ def test_nothing_is_drawn_of_what_is_off_screen():
 
 def test_colours_can_be_told_at_32_pixels():
     "The most colourful pixels of the thing are nearest, in hue, to the colour it is said to have."
-    hue = lambda c: np.arctan2(
-        np.sqrt(3) * (c[..., 1] - c[..., 2]), 2 * c[..., 0] - c[..., 1] - c[..., 2]
-    )
+
+    def hue(c):
+        r, g, b = np.moveaxis(c, -1, 0)
+        return np.arctan2(np.sqrt(3) * (g - b), 2 * r - g - b)
+
     names = list(COLOURS)
-    wheel = np.array([hue(np.array(ts.RGB[c], float)) for c in names])
+    wheel = np.array([hue(np.array(RGB[c], float)) for c in names])
     right = []
     for s in [s for s in SEEN if s.colour][:240]:
         x = ts.render_frames(s, [3.125], 32)[0].astype(float)
@@ -222,14 +230,14 @@ def test_two_and_three_stand_apart():
     for label in COUNTABLE:
         for n in (2, 3):
             s = first(label=label, count=n, seen=True)
-            spots = [ts.placement(s, 5.0, i) for i in range(n)]
+            spots = [placement(s, 5.0, i) for i in range(n)]
             gaps = np.diff([p[0] for p in spots]) / spots[0][2]
-            assert (gaps > 0.7).all() and ts.placement(replace(s, count=1), 5.0, 0)[2] > spots[0][2]
+            assert (gaps > 0.7).all() and placement(replace(s, count=1), 5.0, 0)[2] > spots[0][2]
 
 
 def test_near_is_larger_and_night_is_darker():
     for label in LABELS:
-        s = first(label=label, seen=True, motion=ts.MOTIONS_OF.get(label, (None,))[0])
+        s = first(label=label, seen=True, motion=MOTIONS_OF.get(label, (None,))[0])
         near, far = (
             mask(replace(s, near=near, rain=False, night=False), 5.0).sum()
             for near in (True, False)
@@ -247,8 +255,8 @@ def test_rain_is_seen():
         assert (np.abs(frames[0] - frames[1]).max(-1) > 25).mean() > 0.03
         dry = ts.render_frames(replace(s, rain=False), [0.0, 0.625], 32).astype(int)
         assert (dry[0] == dry[1]).all()
-        blue = lambda x: (x[:, 24:, :, 2] - x[:, 24:, :, 0]).mean()
-        assert blue(frames) > blue(dry) + 15
+        wet_road, road = ((x[:, 24:, :, 2] - x[:, 24:, :, 0]).mean() for x in (frames, dry))
+        assert wet_road > road + 15
 
 
 # --- the sound
@@ -272,9 +280,11 @@ def test_sound_is_sound():
 
 @pytest.mark.parametrize("label", LABELS)
 def test_loudness_tells_distance_and_silence(label):
-    level = lambda s: 10 * np.log10(np.mean(np.square(ts.render_sound(s))))
+    def level(s):
+        return 10 * np.log10(np.mean(np.square(ts.render_sound(s))))
+
     s = replace(
-        first(label=label, heard=True), rain=False, motion=ts.MOTIONS_OF.get(label, (None,))[0]
+        first(label=label, heard=True), rain=False, motion=MOTIONS_OF.get(label, (None,))[0]
     )
     near, far, silent = (
         level(replace(s, near=True)),
@@ -298,19 +308,19 @@ def test_a_hit_is_heard_when_it_is_seen():
         replace(s, near=True, rain=False, night=False)
         for s in first(5, label=HAMMER, heard=True, seen=True)
     ]:
-        start, _, who = ts.events(s)
+        start, _, who = events(s)
         wave = ts.render_sound(s)
         energy = np.square(wave).reshape(-1, 160).mean(1)  # 10 ms
         loud = np.array([energy[int(t * 100) : int(t * 100) + 3].max() for t in start if t < 9.9])
         before = np.array([energy[int(t * 100) - 4] for t in start if 0.1 < t < 9.9])
         assert np.median(loud) > 30 * np.median(before)
-        down = [ts.hammer_angle(s, t, i) for t, i in zip(start, who) if t < 9.9]
+        down = [_hammer_angle(s, t, i) for t, i in zip(start, who) if t < 9.9]
         assert max(down) < 0
 
 
 def test_mouths_move_with_the_voice():
     s = first(label=LABELS[5], seen=True, heard=True, count=1, night=False, rain=False, near=True)
-    start, length, _ = ts.events(s)
+    start, length, _ = events(s)
 
     def red(t):
         x = ts.render_frames(replace(s, colour="green"), [t], 96)[0].astype(int)

@@ -838,7 +838,9 @@ def app_notebook(
     scene = "dict(zip(('frames', 'wave'), toystreet.street_clip(toystreet.sample_scene(i))), key=f'street scene {i}')"
     show = f"widgets.describe_widget(describe.Describer.from_pretrained({folder!r}, {device!r}), clips)"
     source = [
-        "from scene4m import describe, toystreet, widgets\n",
+        "from scene4m import describe\n",
+        "from scene4m.app import widgets\n",
+        "from scene4m.worlds import toystreet\n",
         f"clips = [{scene} for i in (40, 17, 11)]\n",
         show,
     ]

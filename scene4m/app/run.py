@@ -60,13 +60,9 @@ from ..fourm import DEFAULTS, FourM, config_modalities
 from ..base.media import modality_states
 from ..mel import MelFrontEnd, columns_for
 from ..tokenize import tokenize_dataset
-from scene4m.worlds.toystreet import (
-    CEILING,
-    WORLD_VERSION,
-    StreetClips,
-    pixel_ceiling,
-    write_street,
-)
+from ..worlds.ceiling import CEILING, best_accuracy
+from ..worlds.scene import WORLD_VERSION
+from ..worlds.toystreet import StreetClips, write_street
 from ..vq import TrainConfig, find_folder, load_tokenizer, train_tokenizer
 from ..world import World, labels_in
 from ..worlds.street import WORLD
@@ -232,7 +228,7 @@ def curate_folder(
 # %% ../../nbs/app/00_run.ipynb #8cf05760
 def measure_ceiling(out: Path, settings: dict, seed: int, workers: int) -> None:
     "Trains a small classifier on the pixels themselves: what the picture gives away at most. Its figures go into the report."
-    found = pixel_ceiling(seed=seed, workers=workers, **settings)
+    found = best_accuracy("video", seed=seed, workers=workers, **settings)
     write_json(
         out / "ceiling.json",
         {k: v["accuracy"] for k, v in found.items() if v["accuracy"] is not None},
@@ -737,9 +733,7 @@ def run_facts(out: Path, world: str | None = None) -> dict:
     if (out / "ceiling.json").exists():
         facts["pixel_ceiling"] = read_json(out / "ceiling.json")
     elif world == WORLD_VERSION:
-        facts["pixel_ceiling"] = CEILING[
-            "picture"
-        ]  # measured once for this world, on the toy street's own page
+        facts["pixel_ceiling"] = CEILING["video"]  # measured once for this world
     return facts
 
 # %% ../../nbs/app/00_run.ipynb #9a39e110
