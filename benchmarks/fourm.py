@@ -248,7 +248,6 @@ def measure_captions(size: str, rounds: int, n: int) -> dict:
     "32 tokens from 196 patches, each way in turn."
     import torch
     from scene4m.base.core import pick_device
-    from scene4m.generate import eight_bit, generate_drafted
 
     device = pick_device()
     model, batch = fourm(size).to(device), on(device, pixels(n))
@@ -260,13 +259,6 @@ def measure_captions(size: str, rounds: int, n: int) -> dict:
         "T5-base": t5(size, n, device),
         "cached, bfloat16 weights": lambda: with_cache(half, batch),
     }
-    if device.type == "cpu":
-        light = eight_bit(model)
-        calls["cached, 8-bit weights"] = lambda: with_cache(light, batch)
-        if n == 1:
-            calls["drafted in 8 bits, checked"] = lambda: generate_drafted(
-                model, light, batch, max_tokens=WORDS, keep_specials=True
-            )
     lengths = {name: {len(t) for t in f()} for name, f in calls.items()}
     assert all(v == {WORDS} for v in lengths.values()), lengths
     return dict(times=in_turns(calls, rounds), same=same, threads=torch.get_num_threads())
@@ -278,7 +270,7 @@ def measure_text(size: str, rounds: int, n: int = 120) -> dict:
     from scene4m.worlds import toystreet
     from scene4m.worlds.street import parse_caption
     from scene4m.describe import ClipArrays, load_checkpoint, sense_batch, tokenize_arrays
-    from scene4m.generate import eight_bit, generate_drafted, generate_text
+    from scene4m.generate import generate_text
 
     checkpoint = load_checkpoint(device="cpu")
     clips = []
@@ -293,15 +285,15 @@ def measure_text(size: str, rounds: int, n: int = 120) -> dict:
             break
     batch = sense_batch(tokenize_arrays(checkpoint, clips).ids)
     model, decode = checkpoint.model, checkpoint.text.decode
-    light = eight_bit(model)
     want = generate_text(model, batch, max_tokens=40)
     meant = [parse_caption(decode(t)) for t in want]
     ways = {
-        "drafted in 8 bits, checked": generate_drafted(model, light, batch, max_tokens=40),
-        "8-bit weights": generate_text(light, batch, max_tokens=40),
         "bfloat16 weights": generate_text(copy.deepcopy(model).bfloat16(), batch, max_tokens=40),
     }
-    share = lambda got, known: sum(a == b for a, b in zip(got, known)) / n
+
+    def share(got, known):
+        return sum(a == b for a, b in zip(got, known)) / n
+
     return dict(
         clips=n,
         same={

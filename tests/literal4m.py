@@ -27,7 +27,9 @@ def norm(sd, key, x, eps):
 
 
 def attention(q, k, v, blocked, heads):
-    split = lambda t: torch.stack(t.split(t.shape[-1] // heads, -1), 1)
+    def split(t):
+        return torch.stack(t.split(t.shape[-1] // heads, -1), 1)
+
     q, k, v = split(q), split(k), split(v)
     scores = torch.einsum("bhid,bhjd->bhij", q, k) / math.sqrt(q.shape[-1])
     scores = scores.masked_fill(blocked[:, None], -torch.finfo(scores.dtype).max)

@@ -17,7 +17,7 @@ LATE = {"torchaudio", "transformers", "peft", "av", "moviepy"}  # imported insid
 ORDER = """
 base.core base.media base.metrics base.show
 world captions mel vq audio_tokenizer video_tokenizer curation tokenize
-masking fourm generate finetune describe transfer evaluate
+masking attention fourm_weights fourm generate finetune describe transfer evaluate
 worlds.vggsound worlds.street worlds.scene worlds.drawing worlds.sounding worlds.toystreet
 worlds.ceiling
 app.cosmos app.run app.widgets app.cli __main__

@@ -1,6 +1,7 @@
-"""The 4M transformer against recorded inputs, weights and outputs of the original, and against cases derived from them.
+"""The 4M transformer against recorded inputs, weights and outputs of the original.
 
-Every `NAME.json` + `NAME.safetensors` in $SCENE4M_GOLDEN4M (default `tests/data/golden4m`) is a case; the json says all there is to know."""
+Every `NAME.json` + `NAME.safetensors` in $SCENE4M_GOLDEN4M (default `tests/data/golden4m`) is a
+case; the json says all there is to know."""
 
 import json
 import os
@@ -12,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scene4m.fourm import BlockCache, FourM
+from scene4m.attention import BlockCache
+from scene4m.fourm import FourM
 from scene4m.masking import Pixels, Text, TokenGrid
 
 HERE = Path(__file__).parent
@@ -53,7 +55,10 @@ class Case:
             json.loads(path.read_text()),
             load_file(path.with_suffix(".safetensors")),
         )
-        part = lambda p: {k[len(p) :]: t for k, t in tensors.items() if k.startswith(p)}
+
+        def part(p):
+            return {k[len(p) :]: t for k, t in tensors.items() if k.startswith(p)}
+
         self.sd, self.out, given = part("sd."), part("out."), part("in.")
         names = self.json["mod_dict_order"]
         self.batch = {
@@ -61,9 +66,14 @@ class Case:
             for m in names
         }
         self.modalities = {n: modality(n, m) for n, m in self.json["modalities"].items()}
-        side = lambda s: [
-            m for m in self.modalities if any(k.startswith(f"{s}_embeddings.{m}.") for k in self.sd)
-        ]
+
+        def side(s):
+            return [
+                m
+                for m in self.modalities
+                if any(k.startswith(f"{s}_embeddings.{m}.") for k in self.sd)
+            ]
+
         described = {n: m.to_config() for n, m in self.modalities.items()}
         self.model = FourM(
             dict(
@@ -78,7 +88,7 @@ class Case:
         self.orders = self.json.get("decoder_orders") or {"": None}
 
     def wanted(self, order):
-        "What is recorded for an order, without its prefix; greedy texts, which know no order, are left out."
+        "What is recorded for an order, without its prefix and without greedy texts."
         own = f"{order}." if order else ""
         return {
             k[len(own) :]: t
@@ -87,7 +97,7 @@ class Case:
         }
 
     def greedy(self):
-        "Recorded greedy texts by the modality that is written; they may stand once, or once per order."
+        "Recorded greedy texts by modality; they may stand once, or once per order."
         return {
             k.rpartition("greedy.")[2]: t
             for k, t in self.out.items()
@@ -97,9 +107,10 @@ class Case:
     def run(self, order, loss_type="mod", **kw):
         "Everything that a golden file can hold except gradients and greedy captions."
         got = {}
-        take = lambda name: (
-            lambda module, args, *out: got.__setitem__(name, out[0] if out else args[0])
-        )
+
+        def take(name):
+            return lambda module, args, *out: got.__setitem__(name, out[0] if out else args[0])
+
         m = self.model
         hooks = [
             m.encoder[0].register_forward_pre_hook(take("encoder_in")),
@@ -209,14 +220,13 @@ def greedy(case, target, steps, cached):
     e = m.decoder_embeddings[target]
     ids = open_
     shape = (B, m.num_heads, steps, context.shape[-1] // m.num_heads)
-    caches = [
-        BlockCache(torch.empty(shape), torch.empty(shape), b.memory(context)) for b in m.decoder
-    ]
+    memories = [b.memory(context) for b in m.decoder]
+    caches = [BlockCache(torch.empty(shape), torch.empty(shape)) for _ in m.decoder]
     for t in range(steps):
         if cached:
             y = e.content(ids[:, -1:]) + e.place(torch.tensor([t]))
-            for block, cache in zip(m.decoder, caches):
-                y = block(y, cache.memory, cache=cache)
+            for block, memory, cache in zip(m.decoder, memories, caches):
+                y = block(y, memory, cache=cache)
             y = m.decoder_norm(y)
         else:
             y = e.content(ids) + e.place(torch.arange(t + 1))
@@ -346,7 +356,7 @@ def test_greedy_texts_may_stand_once_per_order(tmp_path):
 
 
 def test_every_form_at_once(tmp_path):
-    "Two orders, small budgets, padding, a sample that sees nothing and one that says nothing, with gradients of both losses."
+    "Two orders, small budgets, padding, samples that see or say nothing, gradients of both losses."
     c = opened("case3")
     batch = copied(c.batch)
     names = list(batch)
@@ -412,7 +422,9 @@ def test_oblong_grids_and_patches(tmp_path):
         a, b = (n // h)[:, None] * k, (n % h)[:, None] * k
         return torch.cat([a.sin(), a.cos(), b.sin(), b.cos()], 1)[None]
 
-    rand = lambda *s: torch.randn(*s, generator=g) * 0.3
+    def rand(*s):
+        return torch.randn(*s, generator=g) * 0.3
+
     sd |= {
         f"encoder_embeddings.{rgb}.mod_emb": rand(1, 1, D),
         f"encoder_embeddings.{rgb}.pos_emb": table(3, 5),

@@ -42,7 +42,7 @@ from scene4m.describe import (
     tokenize_arrays,
 )
 from ..finetune import caption_entry
-from ..generate import generate_text, given_text, maskgit
+from ..generate import fill_grid, generate_text, given_text
 from ..masking import Alphas, UnifiedMasking
 from ..base.media import FrameSpec, read_clip
 from ..mel import MelFrontEnd
@@ -1254,7 +1254,7 @@ def imagine_from(
                 generator=generator,
             )[0]
         )
-    ids = maskgit(
+    ids = fill_grid(
         ck.model, batch, wanted, steps=steps, temperature=temperature, generator=generator
     )
     if wanted == "video":
