@@ -122,8 +122,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert {
         "scene4m/__init__.py",
         "scene4m/__main__.py",
-        "scene4m/core.py",
-        "scene4m/cli.py",
+        "scene4m/base/core.py",
+        "scene4m/app/cli.py",
     } <= names
     assert any(n.endswith("licenses/LICENSE") or n.endswith("dist-info/LICENSE") for n in names)
 
