@@ -71,15 +71,12 @@ from scene4m.base.metrics import (
 )
 from scene4m.base.show import (
     audio_reconstruction,
-    clip_player,
     confusion,
-    figure_html,
-    html_page,
     loss_curves,
     reliability,
-    table_html,
     video_reconstruction,
 )
+from .base.page import clip_player, figure_html, html_page, table_html
 from .world import World, label_places, labels_in
 
 # %% ../nbs/course/14_evaluate.ipynb #84cfc0dc

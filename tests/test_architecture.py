@@ -15,7 +15,7 @@ LATE = {"torchaudio", "transformers", "peft", "av", "moviepy"}  # imported insid
 
 # From the ground up: base, components, worlds, app. A module imports only modules that stand before it.
 ORDER = """
-base.core base.media base.metrics base.show
+base.core base.media base.metrics base.show base.page
 world captions mel vq audio_tokenizer video_tokenizer curation tokenize
 masking attention fourm_weights fourm generate finetune describe transfer evaluate
 worlds.vggsound worlds.street worlds.scene worlds.drawing worlds.sounding worlds.toystreet

@@ -272,7 +272,7 @@ def test_the_app_takes_a_clip_and_describes_it(server, page, tmp_path):
 
 
 def test_static_twins_move_without_a_kernel(server, page, tmp_path):
-    from scene4m.base.show import html_page
+    from scene4m.base.page import html_page
 
     nb = json.loads((ROOT / "nbs/app/01_widgets.ipynb").read_text(encoding="utf-8"))
     shown = [

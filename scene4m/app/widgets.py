@@ -50,23 +50,25 @@ from ..base.metrics import codebook_usage, log_mel_error_db, moving_psnr, perple
 from scene4m.base.show import (
     Picture,
     attention_picture,
-    audio_html,
     audio_reconstruction,
     category_bars,
-    clip_player,
     code_palette,
-    code_sheet,
-    data_uri,
+    contact_sheet,
     figure_png,
-    flip_book,
     frame_difference,
-    frame_png,
     ink_on,
     masked_clip,
+    usage_histogram,
+)
+from scene4m.base.page import (
+    audio_html,
+    clip_player,
+    data_uri,
+    flip_book,
+    frame_png,
     side_by_side,
     table_html,
     token_table,
-    usage_histogram,
 )
 
 # %% ../../nbs/app/01_widgets.ipynb #570a8465
@@ -674,12 +676,9 @@ def draw_codebook(
 ) -> tuple:  # two figures
     "How evenly the codes are used, and what those used most look like."
     top = np.argsort(-counts, kind="stable")[:codes]
-    sheet = code_sheet(
-        code_looks(tokenizer, top),
-        top,
-        counts[top],
-        title=f"The {len(top)} codes used most, and how often",
-    )
+    title = f"The {len(top)} codes used most, and how often"
+    names = [f"{code} ×{counts[code]}" for code in top]
+    sheet = contact_sheet(code_looks(tokenizer, top), None, 8, title, names)
     return usage_histogram(counts), sheet
 
 
