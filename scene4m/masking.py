@@ -304,10 +304,13 @@ def mask_grid(
     n_in: int,  # so many tokens are seen,
     n_out: int | None,  # so many others are predicted; None: all others
     generator: Generator,
+    by: str = "token",  # `time`: tokens of one time step are seen or hidden together
 ) -> dict[str, Tensor]:
     "A batch entry without its batch axis: disjoint random inputs and targets."
     n = modality.num_tokens
-    rank = torch.randperm(n, generator=generator).argsort()
+    steps = modality.grid[0] if by == "time" else n
+    order = torch.randperm(steps, generator=generator)[:, None] * (n // steps)
+    rank = (order + torch.arange(n // steps)).flatten().argsort()
     end = n if n_out is None else n_in + n_out
     hidden, silent = rank >= n_in, (rank < n_in) | (rank >= end)
     count = torch.zeros(n, dtype=torch.int32)
@@ -358,12 +361,15 @@ def cut_target(
     return said[start : start + budget]
 
 # %% ../nbs/course/08_masking.ipynb #9b7d6903
-def draw_keep(ids: list[int], budget: int, keep: str, generator: Generator) -> tuple:
+def draw_keep(
+    chunks: list[list[int]], budget: int, keep: str, generator: Generator
+) -> tuple[list[int], list[int]]:
     "Input (at most `budget` tokens) and target of a text; `keep`: `random`, `all` or `binary`."
     u = float(torch.rand((), generator=generator))
     p = {"random": u, "all": 1.0, "binary": float(u < 0.5)}[keep]
     while True:
-        seen, said = span_mask(ids, (torch.rand(len(ids), generator=generator) < p).tolist())
+        kept = (torch.rand(len(chunks), generator=generator) < p).tolist()
+        seen, said = span_mask(sum(chunks, []), [k for k, c in zip(kept, chunks) for _ in c])
         if len(seen) <= budget:
             return seen, said
         p *= 0.9
@@ -371,16 +377,20 @@ def draw_keep(ids: list[int], budget: int, keep: str, generator: Generator) -> t
 # %% ../nbs/course/08_masking.ipynb #8f02d6b7
 def mask_text(
     modality: Text,
-    ids: list[int],  # without [EOS]
+    text: list,  # ids without [EOS], or lists of ids that are kept or dropped together (chunks)
     n_in: int,  # at most so many tokens are seen; 0: the whole text is the target
     n_out: int | None,  # at most so many are predicted; None: no limit
     generator: Generator,
     keep: str = "random",
 ) -> dict[str, Tensor]:
     "A batch entry of one text: input in front, target from `n_in` on, padding elsewhere."
-    ids = [*ids, EOS][: modality.max_tokens]
+    chunks, room = [], modality.max_tokens
+    for c in [*text, EOS]:
+        chunks.append((c if isinstance(c, list) else [c])[:room])
+        room -= len(chunks[-1])
+    ids = sum(chunks, [])
     if n_in:
-        seen, said = draw_keep(ids, n_in, keep, generator)
+        seen, said = draw_keep(chunks, n_in, keep, generator)
     else:
         seen, said = [], span_mask(ids, [False] * len(ids))[1]
     said = said if n_out is None else cut_target(said, n_out, generator)
@@ -415,6 +425,7 @@ def mask_modality(
     n_out: int | None,
     generator: Generator,
     keep: str = "random",
+    by: str = "token",
 ) -> dict[str, Tensor]:
     "The entry of one modality of a sample. Raises `BadInput` for what the modality cannot hold."
     if value is None:
@@ -424,7 +435,7 @@ def mask_modality(
     else:
         value = torch.as_tensor(value)
         value = value.flatten().long() if modality.vocab_size else value
-        entry = mask_grid(modality, value, n_in, n_out, generator)
+        entry = mask_grid(modality, value, n_in, n_out, generator, by)
     modality.check({"tensor": entry["tensor"][None]}, ())
     return entry
 
@@ -495,7 +506,9 @@ class UnifiedMasking:
         input_budget: int | tuple[int, int] = 128,  # tokens seen; (least, most): a random number
         target_budget: int | tuple[int, int] = 128,  # tokens predicted, likewise
         mixture: list[Alphas] | None = None,  # None: 0.5 for all on both sides
+        by: str = "token",  # `time`: hide whole time steps of grids
     ):
+        self.by = by
         self.modalities = {m.name: m for m in modalities}
         self.input_budget, self.target_budget = input_budget, target_budget
         names = dict.fromkeys(self.modalities, 0.5)
@@ -518,7 +531,9 @@ class UnifiedMasking:
         sizes = drawn_size(self.input_budget, generator), drawn_size(self.target_budget, generator)
         seen, said = sample_budgets(there, c, *sizes, generator)
         return {
-            n: mask_modality(m, sample.get(n), seen.get(n, 0), said.get(n, 0), generator, c.keep)
+            n: mask_modality(
+                m, sample.get(n), seen.get(n, 0), said.get(n, 0), generator, c.keep, self.by
+            )
             for n, m in self.modalities.items()
         }
 

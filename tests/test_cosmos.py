@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cosmos_pair import Decoder, Encoder, write_pair
 from scene4m.base.core import BadInput, ConfigMismatch
 from scene4m.app.cosmos import (
     LEVELS,
@@ -25,61 +26,9 @@ from scene4m.app.cosmos import (
     ids_to_codes,
     pad_window,
     retype_casts,
-    write_block_pair,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-
-# ---- a small network of the same form: causal in time, Haar-like means, a finite scalar quantizer, 4 x 8 x 8
-
-
-class Encoder(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.mix = nn.Conv3d(3, 6, (4, 8, 8), stride=(4, 8, 8))
-        nn.init.normal_(self.mix.weight, std=0.15)
-
-    def forward(self, x: torch.Tensor):
-        z = self.mix(torch.cat([x[:, :, :1], x[:, :, :1], x[:, :, :1], x], 2)).movedim(1, -1)
-        levels = torch.tensor([8, 8, 8, 5, 5, 5], device=x.device)
-        half = (levels - 1) * 1.001 / 2
-        offset = (levels % 2 == 0).to(z.dtype) / 2
-        digits = ((z + torch.atanh(offset / half)).tanh() * half - offset).round() + levels // 2
-        ids = (
-            (digits.long() * torch.tensor([1, 8, 64, 512, 2560, 12800], device=x.device))
-            .sum(-1)
-            .to(torch.int32)
-        )
-        return (
-            ids,
-            ((digits - levels // 2) / (levels // 2)).to(z.dtype).movedim(-1, 1),
-            torch.zeros(1),
-        )
-
-
-class Decoder(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.mix = nn.ConvTranspose3d(6, 3, (4, 8, 8), stride=(4, 8, 8))
-
-    def forward(self, ids: torch.Tensor):
-        d = (
-            ids.unsqueeze(-1)
-            // torch.tensor([1, 8, 64, 512, 2560, 12800], device=ids.device)
-            % torch.tensor([8, 8, 8, 5, 5, 5], device=ids.device)
-        )
-        half = torch.tensor([4, 4, 4, 2, 2, 2], device=ids.device)
-        return self.mix(((d - half) / half).to(self.mix.weight.dtype).movedim(-1, 1))[:, :, 3:] * 3
-
-
-def write_pair(folder, encoder=None, decoder=None):
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name, m in (("encoder", encoder or Encoder()), ("decoder", decoder or Decoder())):
-            torch.jit.script(m.eval()).save(str(folder / f"{name}.jit"))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +210,7 @@ def test_saving_and_loading(tok, pair, tmp_path, capsys):
         and torch.equal(again.encode(x), tok.encode(x))
     )
     assert json.loads((folder / "config.json").read_text())["class"] == "CosmosTokenizer"
-    other = CosmosTokenizer.from_pretrained(write_block_pair(tmp_path / "other"), device="cpu")
+    other = CosmosTokenizer.from_pretrained(write_pair(tmp_path / "other", seed=1), device="cpu")
     assert other.fingerprint != tok.fingerprint and CosmosTokenizer.from_pretrained(
         pair, device="cpu", size=32
     ).grid() == (5, 4, 4)
@@ -276,7 +225,7 @@ def test_nvidias_own_config_is_left_alone(pair, tmp_path):
 
 def test_an_exchanged_file_is_noticed_before_it_runs(tok, tmp_path, monkeypatch):
     folder = tok.save_pretrained(tmp_path)
-    write_block_pair(folder)
+    write_pair(folder, seed=1)
     monkeypatch.setattr(torch.jit, "load", lambda *a, **k: pytest.fail("it was run"))
     with pytest.raises(ConfigMismatch, match="checksum"):
         CosmosTokenizer.from_pretrained(folder, device="cpu")

@@ -419,13 +419,14 @@ def with_cosmos(tmp_path_factory):
     from scene4m.audio_tokenizer import AudioTokenizer, AudioTokenizerConfig
     from scene4m.captions import TextTokenizer
     from scene4m.worlds.street import WORLD, grammar_texts
-    from scene4m.app.cosmos import load_cosmos, write_block_pair
+    from cosmos_pair import write_pair
+    from scene4m.app.cosmos import CosmosTokenizer
     from scene4m.fourm import FourM
     from scene4m.masking import Text, TokenGrid
 
     place = tmp_path_factory.mktemp("cosmos")
     audio = AudioTokenizer(AudioTokenizerConfig()).eval()
-    video = load_cosmos(write_block_pair(place / "pair"), device="cpu", size=32)
+    video = CosmosTokenizer.from_pretrained(write_pair(place / "pair"), device="cpu", size=32)
     text = TextTokenizer.train(grammar_texts())
     grids = [
         TokenGrid(n, t.vocab_size, tuple(t.grid())) for n, t in (("audio", audio), ("video", video))

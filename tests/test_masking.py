@@ -232,6 +232,11 @@ def test_every_place_is_equally_likely():
     assert n.min() > 320 and n.max() < 480  # 400 expected, 18 the deviation
 
 
+def test_whole_time_steps():
+    e = mask_grid(VIDEO, torch.arange(128), 64, 64, make_generator(0), by="time")
+    assert sorted(seen_and_said(e)[0]) in (list(range(64)), list(range(64, 128)))
+
+
 # --- spans
 
 
@@ -297,6 +302,18 @@ def test_a_text_that_is_too_long_loses_its_end():
     assert said == [5, *range(204, 252), 6]  # 48 tokens, no room for [EOS]
     short = seen_and_said(mask_text(CAPTION, [210, 211], 0, None, make_generator(0)))[1]
     assert short == [5, 210, 211, EOS, 6]
+
+
+def test_chunks_stay_together():
+    g = make_generator("chunks")
+    chunks = [[204, 205, 206], [207], [208, 209]]
+    sets = set()
+    for _ in range(60):
+        seen, said = seen_and_said(mask_text(CAPTION, chunks, 48, None, g))
+        sets.add(tuple(seen))
+        assert all(len({t in seen for t in c}) == 1 for c in chunks)
+        assert fill(seen, said)[0] == [*range(204, 210), EOS]
+    assert len(sets) > 8
 
 
 def test_too_many_gaps():

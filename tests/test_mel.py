@@ -1,4 +1,4 @@
-"The mel front end beside librosa and transformers, on the odd sounds that real data has, and the way back to sound."
+"The mel front end beside librosa, on the odd sounds that real data has, and back to sound."
 
 import os
 import pickle
@@ -15,7 +15,6 @@ from scene4m.mel import (
     band_groups,
     columns_for,
     inverse_bank,
-    load_vocoder,
     mel_bank,
     mel_power,
     pad_mels,
@@ -24,7 +23,6 @@ from scene4m.mel import (
     real_columns,
     samples_for,
     silence,
-    slaney_log10,
 )
 from scene4m.base.metrics import log_mel_error_db
 
@@ -241,50 +239,6 @@ def test_the_resampler_in_front_does_not_alias(rate):
         16_000,
     )[4000:-4000]
     assert abs(10 * np.log10(np.mean(kept**2) / 0.125)) < 0.1
-
-
-@pytest.fixture(scope="module")
-def vocoder_folder(tmp_path_factory):
-    from scene4m.base.core import import_torchaudio
-
-    import_torchaudio()
-    from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
-
-    folder = tmp_path_factory.mktemp("vocoder")
-    SpeechT5HifiGan(SpeechT5HifiGanConfig(upsample_initial_channel=16)).save_pretrained(folder)
-    return folder
-
-
-def test_vocoder_has_our_timing(vocoder_folder):
-    front = MelFrontEnd()
-    mel = front(chirp(1))
-    wave = front.invert(mel, vocoder=load_vocoder(vocoder_folder))
-    assert wave.shape == (samples_for(mel.shape[-1]),) and torch.isfinite(wave).all()
-
-
-def test_slaney_bands_are_those_of_speecht5():
-    from transformers import SpeechT5FeatureExtractor
-
-    wave = chirp(1)
-    theirs = SpeechT5FeatureExtractor()(audio_target=wave, sampling_rate=16_000).input_values[0]
-    ours = slaney_log10(power_spectrum(torch.from_numpy(wave))).numpy()
-    assert np.asarray(theirs).shape == ours.shape and np.abs(np.asarray(theirs) - ours).max() < 1e-3
-
-
-def test_other_vocoders_are_refused(tmp_path, vocoder_folder):
-    import json
-    import shutil
-
-    other = tmp_path / "other"
-    shutil.copytree(vocoder_folder, other)
-    config = json.loads((other / "config.json").read_text())
-    config["sampling_rate"] = 22_050
-    (other / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadInput, match="22050"):
-        load_vocoder(other)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(BadInput, match="no SpeechT5 vocoder"):
-        load_vocoder(tmp_path / "empty")
 
 
 def test_real_sounds():

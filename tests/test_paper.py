@@ -10,7 +10,7 @@ import torch
 from scene4m.captions import TextTokenizer
 from scene4m.worlds.street import BUS, DOG, grammar_texts
 from scene4m.base.core import BadInput, ClipSpec, get_preset, read_json
-from scene4m.app.cosmos import write_block_pair
+from cosmos_pair import write_pair
 from scene4m.fourm import FourM
 from scene4m.masking import Pixels, Text
 from scene4m.app.run import run_pipeline
@@ -52,7 +52,7 @@ def trained(tmp_path_factory):
         share_embedding=False,
     ).save_pretrained(root / "base")
     text.save(root / "base" / "text_tokenizer.json")
-    write_block_pair(root / "cosmos")
+    write_pair(root / "cosmos")
     small_summariser(grammar_texts(), dim=32, layers=1).save_pretrained(root / "t5")
     return root
 

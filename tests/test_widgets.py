@@ -14,7 +14,8 @@ from PIL import Image
 
 from scene4m.app import widgets as w
 from scene4m.audio_tokenizer import AudioTokenizer, AudioTokenizerConfig
-from scene4m.app.cosmos import CosmosTokenizer, write_block_pair
+from cosmos_pair import write_pair
+from scene4m.app.cosmos import CosmosTokenizer
 from scene4m.describe import Describer
 from scene4m.base.media import write_wav
 from scene4m.mel import MelFrontEnd
@@ -155,7 +156,7 @@ def test_tokenizers_of_other_sizes_fit_too(tmp_path):
         (np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3)).astype(np.uint8), None), small
     )
     assert not message(panel) and panel.parts.frame.max == 7
-    cosmos = CosmosTokenizer.from_pretrained(write_block_pair(tmp_path), device="cpu")
+    cosmos = CosmosTokenizer.from_pretrained(write_pair(tmp_path), device="cpu")
     panel = w.video_widget(
         (np.random.default_rng(0).integers(0, 256, (17, 32, 32, 3)).astype(np.uint8), None), cosmos
     )
