@@ -8,7 +8,6 @@ __all__ = ['ids_to_codes', 'codes_to_ids', 'CosmosConfig', 'CosmosTokenizer']
 # %% ../../nbs/app/04_cosmos.ipynb #9d416876
 import hashlib
 import io
-import logging
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from scene4m.base.core import (
     ConfigMismatch,
     file_hash,
     fingerprint,
+    log,
     pick_device,
     read_json,
     write_json,
@@ -83,9 +83,6 @@ def pad_window(x: Tensor) -> tuple[Tensor, tuple]:
     return x, (slice(before, before + T), slice(top, top + H), slice(left, left + W))
 
 # %% ../../nbs/app/04_cosmos.ipynb #53fdd62a
-log = logging.getLogger(__name__)
-
-
 def read_torchscript(
     path: Path,
     device: torch.device,
