@@ -34,7 +34,7 @@ from scene4m.base.core import (
     read_json,
     write_json,
 )
-from .curation import FileRow, folder_rows
+from .base.lists import FileRow, folder_rows
 from scene4m.describe import (
     SENSES,
     ClipTokens,

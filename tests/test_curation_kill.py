@@ -14,7 +14,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from test_curation import SMALL, square, tree  # noqa: E402
 
-from scene4m.curation import ClipDataset, curate, verify_dataset  # noqa: E402
+from scene4m.base.store import verify_store  # noqa: E402
+from scene4m.curation import ClipDataset, curate  # noqa: E402
 
 CODE = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -74,7 +75,7 @@ def kills(
     assert start(source, tmp_path / "clean", layout, size, 1).wait() == 0
     assert (
         tree(out) == tree(tmp_path / "clean")
-        and verify_dataset(out) == []
+        and verify_store(out) == []
         and not list(out.rglob(".tmp-*"))
     )
     return hits

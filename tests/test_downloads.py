@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from scene4m import curation
 from scene4m.app.cli import app
 from scene4m.base.core import BadInput
-from scene4m.curation import (
+from scene4m.worlds.vggsound import vggsound_list
+from scene4m.base import downloads
+from scene4m.base.downloads import (
     add_archive,
     clip_files,
     download,
     failure_kind,
     fetch_options,
-    read_downloads,
     unpack_clips,
 )
 
@@ -83,6 +83,10 @@ def vggsound(tmp_path) -> Path:
     return tmp_path / "vggsound.csv"
 
 
+def listed(file: Path) -> list:
+    return list(vggsound_list(file))
+
+
 def saying(message: str, asked: list | None = None):
     "A stand-in for yt-dlp that says the same of every clip."
 
@@ -121,17 +125,21 @@ def test_nothing_is_lost_on_a_broken_day(vggsound, tmp_path, message):
     "The day ends after a few clips with one sentence; the same command gets all of them on the next."
     asked = []
     with pytest.raises(BadInput, match="Nothing is lost") as error:
-        download(vggsound, tmp_path / "clips", fetch=saying(message, asked), pause=0)
+        download(listed(vggsound), tmp_path / "clips", fetch=saying(message, asked), pause=0)
     assert len(asked) <= 20 and message[:20] in str(error.value)
-    assert download(vggsound, tmp_path / "clips", fetch=writing, pause=0) == dict(done=20)
+    assert download(listed(vggsound), tmp_path / "clips", fetch=writing, pause=0) == dict(done=20)
 
 
 @pytest.mark.parametrize("kind", ["gone", "private", "blocked"])
 def test_what_is_for_ever_is_not_asked_again(vggsound, tmp_path, kind):
     message = SAID[kind][0]
-    assert download(vggsound, tmp_path / "clips", fetch=saying(message), pause=0) == {kind: 20}
-    assert download(vggsound, tmp_path / "clips", fetch=writing, pause=0) == {}
-    again = download(vggsound, tmp_path / "clips", fetch=writing, pause=0, retry=(*PASSING, kind))
+    assert download(listed(vggsound), tmp_path / "clips", fetch=saying(message), pause=0) == {
+        kind: 20
+    }
+    assert download(listed(vggsound), tmp_path / "clips", fetch=writing, pause=0) == {}
+    again = download(
+        listed(vggsound), tmp_path / "clips", fetch=writing, pause=0, retry=(*PASSING, kind)
+    )
     assert again == dict(done=20)
 
 
@@ -141,33 +149,9 @@ def test_a_refusal_now_and_then_is_no_reason_to_stop(vggsound, tmp_path):
             raise RuntimeError("HTTP Error 403: Forbidden")
         writing(youtube_id, *more)
 
-    assert download(vggsound, tmp_path / "clips", fetch=fetch, pause=0) == dict(
+    assert download(listed(vggsound), tmp_path / "clips", fetch=fetch, pause=0) == dict(
         throttled=16, done=4
     )
-
-
-def test_what_was_filed_too_harshly_is_mended(vggsound, tmp_path):
-    "Ledgers of an earlier version call a bot check blocked, and a missing format gone."
-    ledger = tmp_path / "clips" / "downloads.jsonl"
-    ledger.parent.mkdir()
-    filed = [
-        ("gone", "Requested format is not available"),
-        ("blocked", "Sign in to confirm you're not a bot"),
-        ("gone", "Video unavailable"),
-    ]
-    lines = [
-        json.dumps(
-            dict(key=f"{i:011d}_000030", status=s, message=f"ERROR: [youtube] {i:011d}: {m}")
-        )
-        for i, (s, m) in enumerate(filed)
-    ]
-    ledger.write_text("\n".join(lines) + "\n")
-    assert [reason for reason, _ in read_downloads(ledger).values()] == [
-        "failed",
-        "throttled",
-        "gone",
-    ]
-    assert download(vggsound, tmp_path / "clips", fetch=writing, pause=0) == dict(done=19)
 
 
 def test_several_at_a_time(vggsound, tmp_path):
@@ -179,7 +163,9 @@ def test_several_at_a_time(vggsound, tmp_path):
             together.wait()
         writing(youtube_id, *more)
 
-    assert download(vggsound, tmp_path / "clips", fetch=fetch, pause=0, jobs=3) == dict(done=20)
+    assert download(listed(vggsound), tmp_path / "clips", fetch=fetch, pause=0, jobs=3) == dict(
+        done=20
+    )
     lines = [
         json.loads(line)
         for line in (tmp_path / "clips" / "downloads.jsonl").read_text().splitlines()
@@ -188,7 +174,11 @@ def test_several_at_a_time(vggsound, tmp_path):
     asked = []
     with pytest.raises(BadInput, match="refused 5 clips"):
         download(
-            vggsound, tmp_path / "none", fetch=saying("HTTP Error 429", asked), pause=0.2, jobs=3
+            listed(vggsound),
+            tmp_path / "none",
+            fetch=saying("HTTP Error 429", asked),
+            pause=0.2,
+            jobs=3,
         )
     assert len(asked) < 20
 
@@ -197,13 +187,15 @@ def test_the_disk_is_told_also_from_a_thread(vggsound, tmp_path, monkeypatch):
     def full(path):
         raise BadInput(f"{path}: cannot be written")
 
-    monkeypatch.setattr(curation, "_disk", full)
-    (tmp_path / "clips").mkdir()
-    monkeypatch.setattr(
-        curation, "_to_fetch", lambda *a: [(f"{i:011d}", 30, "", "") for i in range(3)]
-    )
+    fetch_one = downloads._fetch_one
+
+    def in_a_thread(*args):
+        monkeypatch.setattr(downloads, "writing", full)
+        return fetch_one(*args)
+
+    monkeypatch.setattr(downloads, "_fetch_one", in_a_thread)
     with pytest.raises(BadInput, match="cannot be written"):
-        download(vggsound, tmp_path / "clips", fetch=writing, pause=0, jobs=2)
+        download(listed(vggsound), tmp_path / "clips", fetch=writing, pause=0, jobs=2)
 
 
 # ---------------------------------------------------------------- the wishes of a person
@@ -273,7 +265,9 @@ def test_wishes_reach_yt_dlp(asked, vggsound, tmp_path):
 
 
 def test_cookies_ask_again_for_what_needs_an_account(asked, vggsound, tmp_path):
-    download(vggsound, tmp_path / "clips", fetch=saying("Sign in to confirm your age"), pause=0)
+    download(
+        listed(vggsound), tmp_path / "clips", fetch=saying("Sign in to confirm your age"), pause=0
+    )
     assert "nothing was left" in typed(vggsound, "--out", tmp_path / "clips", "--pause", 0).output
     done = typed(vggsound, "--out", tmp_path / "clips", "--pause", 0, "--cookies", "firefox")
     assert "done 20" in done.output and asked[0]["cookiesfrombrowser"] == (
@@ -286,7 +280,7 @@ def test_cookies_ask_again_for_what_needs_an_account(asked, vggsound, tmp_path):
 
 def test_what_failed_for_today_is_told(asked, vggsound, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        curation,
+        downloads,
         "yt_dlp_fetch",
         lambda *a, options: saying("Requested format is not available")(*a),
     )
@@ -385,7 +379,7 @@ def test_clips_that_someone_has_go_in(vggsound, tmp_path, kind, monkeypatch):
     )
     again = typed(vggsound, "--out", out, "--archive", archive)
     assert again.exit_code == 0 and "0 clips" in again.output and clip_files(out) == found
-    assert download(vggsound, out, fetch=writing, pause=0) == dict(done=20 - len(found))
+    assert download(listed(vggsound), out, fetch=writing, pause=0) == dict(done=20 - len(found))
 
 
 @pytest.mark.parametrize("content", [b"no archive at all" * 100, b"PK\3\4 half a zip file", b""])
@@ -412,7 +406,7 @@ def test_a_locked_or_damaged_zip_is_told(tmp_path):
 def test_a_whole_video_is_not_taken_for_a_clip_that_is_there(vggsound, tmp_path):
     (tmp_path / "clips").mkdir()
     writing("00000000003", 30, 10.0, tmp_path / "clips", False)
-    counts = add_archive(vggsound, packed(tmp_path, "tar"), tmp_path / "clips")
+    counts = add_archive(listed(vggsound), packed(tmp_path, "tar"), tmp_path / "clips")
     assert counts["unpacked"] == 2 and counts["missing"] == 17
 
 
@@ -427,6 +421,6 @@ def test_a_whole_video_is_fetched_once(tmp_path):
         (folder / f"{youtube_id}.mp4").write_bytes(b"video")
 
     assert download(
-        tmp_path / "vggsound.csv", tmp_path / "clips", fetch=fetch, pause=0, whole=True
+        listed(tmp_path / "vggsound.csv"), tmp_path / "clips", fetch=fetch, pause=0, whole=True
     ) == dict(done=1)
     assert asked == ["00000000001"]

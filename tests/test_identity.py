@@ -13,13 +13,15 @@ from scene4m import curation
 from scene4m.app import run as run_module
 from scene4m.audio_tokenizer import AudioTokenizer
 from scene4m.worlds.street import DOG, HORN, LABELS
-from scene4m.base.core import ConfigMismatch, file_hash, get_preset
-from scene4m.curation import ClipDataset, ShardJob, _jobs, curate
+from scene4m.base.core import BadInput, ConfigMismatch, file_hash, get_preset
+from scene4m.base import store
+from scene4m.base.store import ShardJob
+from scene4m.curation import ClipDataset, CurationSettings, _jobs, curate
 from scene4m.evaluate import MelJudge
 from scene4m.finetune import FinetuneConfig, finetune
 from scene4m.base.media import write_wav
 from scene4m.app.run import MelFeature, StreetSplits, run_pipeline, train_sense
-from scene4m.tokenize import Sense, TokenDataset, tokenize_dataset
+from scene4m.tokenize import StoredModality, TokenDataset, tokenize_dataset
 
 TINY = dict(steps=2, seconds=None, codes=8, width=16, blocks=1, axes=0, batch_size=4)
 SMALL = FinetuneConfig(
@@ -155,7 +157,7 @@ def test_a_file_that_is_touched_is_not_decoded(tmp_path, decoded):
 
 def test_files_are_hashed_once(tmp_path, monkeypatch):
     folder, hashed = recordings(tmp_path / "in", 4), []
-    monkeypatch.setattr(curation, "file_hash", lambda path: hashed.append(path) or file_hash(path))
+    monkeypatch.setattr(store, "file_hash", lambda path: hashed.append(path) or file_hash(path))
     make(folder, tmp_path / "out")
     make(folder, tmp_path / "out")
     assert sorted(hashed) == sorted(
@@ -172,17 +174,17 @@ def test_a_change_that_is_interrupted_leaves_no_folder_half_new(
     for change in CHANGES:
         change(folder)
     with monkeypatch.context() as m:
-        done = curation._write_ledger
+        done = store._write_ledger
 
         def stop_at_the_second(job, *more):
             if job.index == 1:
                 raise KeyboardInterrupt
             done(job, *more)
 
-        m.setattr(curation, "_write_ledger", stop_at_the_second)
+        m.setattr(store, "_write_ledger", stop_at_the_second)
         with pytest.raises(KeyboardInterrupt):
             make(folder, tmp_path / "out", layout=layout, shard_size=4)
-    with pytest.raises(curation.BadInput, match="not finished"):
+    with pytest.raises(BadInput, match="not finished"):
         ClipDataset(tmp_path / "out")
     decoded.clear()
     make(folder, tmp_path / "out", layout=layout, shard_size=4)
@@ -196,13 +198,13 @@ def test_the_street_is_the_same_in_every_process():
         return [
             j.id
             for j in _jobs(
-                StreetSplits(3, 2, seed), "out", curation.CurationSettings(shard_size=2), {}, None
+                StreetSplits(3, 2, seed), "out", CurationSettings(shard_size=2), {}, None
             )
         ]
 
     assert ids(0) == ids(0) != ids(1)
     assert isinstance(
-        _jobs(StreetSplits(3, 2, 0), "out", curation.CurationSettings(), {}, None)[0], ShardJob
+        _jobs(StreetSplits(3, 2, 0), "out", CurationSettings(), {}, None)[0], ShardJob
     )
 
 
@@ -215,7 +217,7 @@ def step_by_step(folder, home) -> dict:
     train_sense("audio", home / "data", home / "audio", TINY)
     tokenize_dataset(home / "data", home / "tokens", AudioTokenizer.from_pretrained(home / "audio"))
     finetune(home / "tokens", home / "model", SMALL, renew="clips")
-    tokens = {k: v for k, v in tree(home / "tokens").items() if k.startswith(("audio", "rows"))}
+    tokens = {k: v for k, v in tree(home / "tokens").items() if k.startswith(("audio", "ledger"))}
     return dict(
         data=ClipDataset(home / "data").identity,
         audio=file_hash(home / "audio" / "model.safetensors"),
@@ -262,9 +264,11 @@ def test_a_tokenizer_of_other_clips_is_set_aside_and_one_with_other_settings_is_
 
 
 def encoded(monkeypatch) -> list:
-    seen, encode = [], Sense.encode
+    seen, encode = [], StoredModality.encode
     monkeypatch.setattr(
-        Sense, "encode", lambda self, arrays: seen.append(len(arrays)) or encode(self, arrays)
+        StoredModality,
+        "encode",
+        lambda self, arrays: seen.append(len(arrays)) or encode(self, arrays),
     )
     return seen
 

@@ -5,10 +5,10 @@ import inspect
 
 import pytest
 
-from scene4m import curation, evaluate
+from scene4m import evaluate
 from scene4m.worlds.street import DOG, LABELS
 from scene4m.base.core import BadInput
-from scene4m.curation import folder_rows
+from scene4m.base.lists import LISTS, folder_rows
 from scene4m.evaluate import read_truth
 
 HOUND = "Hündin.wav"
@@ -143,7 +143,7 @@ def test_columns_and_labels_may_have_blanks_and_capitals(folder):
 
 
 def test_the_same_list_of_several_is_read(folder):
-    for name, label in zip(curation.LISTS, LABELS):
+    for name, label in zip(LISTS, LABELS):
         write(folder / name, [("file", "label"), ("b.wav", label)])
     assert folder_rows(folder)[0].label == read_truth(folder)[0].label == LABELS[0]
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from scene4m import curation
 from scene4m.app import cli
 from scene4m.base import media
+from scene4m.base.lists import FileRow
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -81,7 +82,7 @@ def test_curate_tells_an_error_of_the_program_and_ends_with_1(broken_reader):
 
 
 def test_an_error_without_a_process_of_its_own_is_a_row_too(broken_reader):
-    row = curation.FileRow("a", str(broken_reader / "clips" / "a.mp4"), "a.mp4")
+    row = FileRow("a", str(broken_reader / "clips" / "a.mp4"), "a.mp4")
     told = curation.read_row(row, curation.CurationSettings())
     assert told["reason"] == "failed" and "TypeError" in told["message"]
 

@@ -9,7 +9,8 @@ from test_media import BFRAMES, SR, clicks, encode, encode_sound, number, onsets
 
 from scene4m import curation
 from scene4m.base import media
-from scene4m.base.core import ClipSpec
+from scene4m.base.core import BadInput, ClipSpec
+from scene4m.base.lists import folder_rows
 from scene4m.describe import Description, describe_long
 from scene4m.base.media import FrameSpec, probe, read_clip
 from scene4m.transfer import read_frames
@@ -269,19 +270,19 @@ def test_curate_sees_every_ending_that_the_reader_opens(tmp_path):
     assert {f".{e}" for e in NAMED} <= media.endings()
     for e in NAMED:
         (tmp_path / f"a_{e}.{e.upper()}").write_bytes(e.encode())
-    rows = curation.folder_rows(tmp_path)
+    rows = folder_rows(tmp_path)
     assert len(rows) == len(NAMED) and not any(r.reason for r in rows)
 
 
 def test_an_unknown_ending_has_a_row_and_a_reason(tmp_path):
     for name in ("a.mp4", "b.xyz", "noending", ".hidden", "downloads.jsonl"):
         (tmp_path / name).write_bytes(name.encode())
-    rows = {r.source: r.reason for r in curation.folder_rows(tmp_path, limit=1)}
+    rows = {r.source: r.reason for r in folder_rows(tmp_path, limit=1)}
     assert rows == {"a.mp4": ""}
-    rows = {r.source: r.reason for r in curation.folder_rows(tmp_path)}
+    rows = {r.source: r.reason for r in folder_rows(tmp_path)}
     assert rows == {"a.mp4": "", "b.xyz": "unknown ending", "noending": "unknown ending"}
     table = curation.curate(tmp_path, tmp_path / "out")
     assert "unknown ending" in set(table.reason) and "'b.xyz'" in " ".join(table.message)
     (tmp_path / "a.mp4").unlink()
-    with pytest.raises(curation.BadInput, match="no clip was found"):
-        curation.folder_rows(tmp_path)
+    with pytest.raises(BadInput, match="no clip was found"):
+        folder_rows(tmp_path)

@@ -344,8 +344,9 @@ def curate(
 ):
     "Check a folder of clips and make a data set of them."
     from scene4m.base.core import BadInput
-    from scene4m.curation import class_table, curate as curate_clips, summarise, vggsound_rows
+    from scene4m.curation import curate as curate_clips, summarise
     from scene4m.app.run import MelFeature
+    from scene4m.worlds.vggsound import class_table, vggsound_rows
 
     source = vggsound_rows(vggsound, folder, limit=limit) if vggsound else folder
     manifest = curate_clips(
@@ -363,7 +364,7 @@ def curate(
         address=address,
     )
     if vggsound:
-        typer.echo(class_table(manifest[manifest.status == "kept"]).to_string(index=False))
+        typer.echo(class_table(manifest.label[manifest.status == "kept"]).to_string(index=False))
     typer.echo(summarise(manifest))
     if manifest.attrs["complete"]:
         typer.echo(f"{out / 'manifest.parquet'} has a row for each of them")
@@ -374,9 +375,10 @@ def curate(
 
 # %% ../../nbs/app/02_cli.ipynb #2d8551f8
 def _add_archive(vggsound, archive, out, limit):
-    from scene4m.curation import add_archive
+    from scene4m.base.downloads import add_archive
+    from scene4m.worlds.vggsound import vggsound_list
 
-    left_out = add_archive(vggsound, archive, out, limit=limit)
+    left_out = add_archive(vggsound_list(vggsound, limit=limit), archive, out)
     added, missing = left_out.pop("unpacked", 0), left_out.pop("missing")
     typer.echo(
         f"{out}: {added} clips added from {archive}, {missing} of the list are still missing"
@@ -420,29 +422,31 @@ def download(
         return _add_archive(vggsound, archive, out, limit)
     if importlib.util.find_spec("yt_dlp") is None:
         raise BadInput('Fetching needs yt-dlp: pip install "scene4m[download]".')
-    from scene4m import curation
+    from scene4m.base import downloads
+    from scene4m.worlds.vggsound import vggsound_list
 
     fetch = functools.partial(
-        curation.yt_dlp_fetch, options=curation.fetch_options(cookies, proxy, rate, whole)
+        downloads.yt_dlp_fetch, options=downloads.fetch_options(cookies, proxy, rate, whole)
     )
-    n = sum(1 for _ in curation.vggsound_list(vggsound, limit=limit))
+    listed = list(vggsound_list(vggsound, limit=limit))
+    n = len(listed)
     typer.echo(
         f"{n} clips are listed; at about half a megabyte each this is {n / 2:.0f} MB. What has been fetched is kept.",
         err=True,
     )
     retry = (
-        *curation.PASSING,
+        *downloads.PASSING,
         *(["blocked"] if proxy or cookies else []),
         *(["private"] if cookies else []),
     )
-    counts = curation.download(
-        vggsound, out, limit=limit, pause=pause, jobs=jobs, whole=whole, fetch=fetch, retry=retry
+    counts = downloads.download(
+        listed, out, pause=pause, jobs=jobs, whole=whole, fetch=fetch, retry=retry
     )
     typer.echo(
         f"{out}: "
         + (", ".join(f"{k} {v}" for k, v in sorted(counts.items())) or "nothing was left to fetch")
     )
-    if counts.keys() & set(curation.PASSING):
+    if counts.keys() & set(downloads.PASSING):
         typer.echo(
             "What was throttled or failed may work another day: the same command tries it again."
         )

@@ -45,7 +45,7 @@ from scene4m.base.core import (
     write_json,
 )
 from .cosmos import CosmosTokenizer
-from ..curation import ClipDataset, curate, vggsound_rows
+from ..curation import ClipDataset, curate
 from scene4m.describe import (
     Checkpoint,
     ClipArrays,
@@ -66,6 +66,7 @@ from ..worlds.toystreet import StreetClips, write_street
 from ..vq import TrainConfig, find_folder, load_tokenizer, train_tokenizer
 from ..world import World, labels_in
 from ..worlds.street import WORLD
+from ..worlds.vggsound import vggsound_rows
 
 # %% ../../nbs/app/00_run.ipynb #41763d13
 class Stages:
@@ -211,9 +212,8 @@ def curate_folder(
 ) -> None:
     "Curates a folder of labelled clips, or VGG-Sound's list with the folder `clips`, into `out/data`."
     manifest = curate(
-        data,
+        vggsound_rows(data, clips) if clips else data,
         out / "data",
-        clips=clips,
         labels_file=labels_file,
         captions=captions,
         clip=preset.clip,
@@ -804,7 +804,7 @@ def tokens_in(folder: Path) -> list:
     "The content of the tokens in a folder: what its ledger says of every shard."
     return [
         read_json(folder / "tokens.json"),
-        *(read_json(p)["sha256"] for p in sorted((folder / "ledger").glob("shard-*.json"))),
+        *(read_json(p)["files"] for p in sorted((folder / "ledger").glob("shard-*.json"))),
     ]
 
 # %% ../../nbs/app/00_run.ipynb #80dc70e2

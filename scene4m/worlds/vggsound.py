@@ -4,9 +4,21 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'BUS', 'ENGINE', 'MOTORCYCLE', 'CROWD', 'POLICE', 'WOMAN', 'MAN', 'SKATEBOARD', 'DOG', 'CAR', 'HAMMER',
-           'CHIME', 'EATING', 'HORN', 'PAPER_CAPTIONS', 'WORLD']
+           'CHIME', 'EATING', 'HORN', 'PAPER_CAPTIONS', 'WORLD', 'PAPER_COUNTS', 'vggsound_list', 'vggsound_rows',
+           'class_table']
 
 # %% ../../nbs/worlds/04_vggsound.ipynb #vg000004
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ..base.core import BadInput, fingerprint
+from ..base.downloads import clip_files, read_downloads
+from ..base.lists import FileRow, read_lines, safe_key
 from ..world import World
 
 # %% ../../nbs/worlds/04_vggsound.ipynb #65852a5e
@@ -138,3 +150,90 @@ PAPER_CAPTIONS.update(
 
 # %% ../../nbs/worlds/04_vggsound.ipynb #vg000007
 WORLD = World("VGG-Sound", "1", LABELS, PAPER_CAPTIONS)
+
+# %% ../../nbs/worlds/04_vggsound.ipynb #vl000002
+_ID = re.compile(r"[\w-]{11}", re.ASCII)
+
+
+def _lines(csv_file, labels):
+    "(id, start, label, split) of lines with one of the labels; a start that is none stays text."
+    names = labels and {**{x.split(",")[0]: x for x in labels}, **{x: x for x in labels}}
+    good = False
+    for line in read_lines(csv_file):
+        if len(line) < 3:
+            continue
+        second = line[1].isascii() and line[1].isdigit() and len(line[1]) < 7
+        known = second and bool(_ID.fullmatch(line[0]))
+        good = good or known
+        label = names.get(line[2]) if names else line[2] if line[2] != "label" else None
+        if label is not None:
+            start = int(line[1]) if known else line[1]
+            yield line[0], start, label, line[3] if len(line) > 3 else None
+    if not good:
+        form = "no line reads id,start,label,split; this is not the list of VGG-Sound"
+        raise BadInput(f"{csv_file}: {form}.")
+
+
+def vggsound_list(
+    csv_file: str | Path,  # the official list
+    labels: tuple | None = LABELS,  # labels to keep; None keeps all
+    limit: int | None = None,
+) -> Iterator:  # of (youtube_id, start, label, split)
+    "The lines with one of the labels. Raises `BadInput` for another kind of file."
+    good = (row for row in _lines(csv_file, labels) if isinstance(row[1], int))
+    yield from itertools.islice(good, limit)
+
+# %% ../../nbs/worlds/04_vggsound.ipynb #vl000004
+def vggsound_rows(
+    csv_file: str | Path,  # the official list
+    clips: str | Path,  # folder of clips
+    labels: tuple | None = LABELS,
+    val_share: float = 0.05,  # share of the training videos that becomes the validation split
+    limit: int | None = None,
+) -> list[FileRow]:
+    "The clips that the list asks for, each with its file or the reason why there is none."
+    if not Path(clips).is_dir():
+        raise BadInput(f"{clips}: there is no such folder of clips.")
+    files, failed = clip_files(clips), read_downloads(Path(clips) / "downloads.jsonl")
+    listed = list(itertools.islice(_lines(csv_file, labels), limit))
+    tests, rows = {i for i, _, _, split in listed if split == "test"}, {}
+    for youtube_id, start, label, _ in listed:
+        of_val = int(fingerprint(youtube_id, 6), 16) < val_share * 16**6
+        split = "test" if youtube_id in tests else "val" if of_val else "train"
+        row = _row(youtube_id, start, files, failed)
+        rows.setdefault(row.key, replace(row, label=label, group=youtube_id, split=split))
+    return list(rows.values())
+
+
+def _row(youtube_id: str, start, files: dict, failed: dict) -> FileRow:
+    source = f"youtube:{youtube_id}"
+    if not isinstance(start, int):
+        key = safe_key(f"{youtube_id},{start}", stem=True)
+        why = f"{youtube_id!r}, {start!r}: not an id of eleven characters and a whole second."
+        return FileRow(key, "", source, reason="bad row", message=why)
+    key, whole = f"{youtube_id}_{start:06d}", files.get((youtube_id, None))
+    path = files.get((youtube_id, start)) or whole
+    if path:
+        offset = float(start) if path == whole else 0.0
+        size = os.stat(path).st_size
+        return FileRow(key, path, source, start=float(start), offset=offset, size=size)
+    why = f"{key}: no file of this clip is in the folder; fetch it or leave it out."
+    reason, message = failed.get(key, ("missing", why))
+    return FileRow(key, "", source, start=float(start), reason=reason, message=message)
+
+# %% ../../nbs/worlds/04_vggsound.ipynb #vl000006
+PAPER_COUNTS = dict(zip(LABELS, (794, 788, 772, 757, 753, 699, 698, 606, 510, 455, 401, 270, 140)))
+
+
+def class_table(labels: Iterable):  # pandas.DataFrame: label, clips, share, paper, paper_share
+    "Table I: how many clips each label has, with the paper's counts beside ours."
+    import pandas as pd
+
+    ours = Counter(labels)
+    order = [*LABELS, *sorted(set(ours) - set(LABELS))]
+    table = pd.DataFrame(dict(label=order, clips=[ours[label] for label in order]))
+    table["share"] = 100 * table.clips / max(1, table.clips.sum())
+    table["paper"] = table.label.map(PAPER_COUNTS).astype("Int64")
+    table["paper_share"] = 100 * table.paper / sum(PAPER_COUNTS.values())
+    there = (table.clips > 0) | table.paper.notna()
+    return table[there].reset_index(drop=True).round(2)
