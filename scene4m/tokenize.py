@@ -313,8 +313,7 @@ class _TokenShards:
 
     def places(self, keys) -> np.ndarray:
         "Row numbers of keys; row numbers pass through, None stands for all."
-        if keys is None:
-            return np.arange(len(self))
+        keys = np.arange(len(self)) if keys is None else keys
         if isinstance(keys, np.ndarray) and keys.dtype.kind in "iu":
             return keys
         return np.array([self._number[k] if isinstance(k, str) else k for k in keys], np.int64)
