@@ -20,7 +20,7 @@ world captions mel vq audio_tokenizer video_tokenizer curation tokenize
 masking attention fourm_weights fourm generate finetune describe transfer evaluate
 worlds.vggsound worlds.street worlds.scene worlds.drawing worlds.sounding worlds.toystreet
 worlds.ceiling
-app.cosmos app.run app.widgets app.cli __main__
+app.cosmos app.run app.panel app.widgets app.cli __main__
 """.split()
 STOREYS = ["base", "", "worlds", "app"]  # "": the components
 

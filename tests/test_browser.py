@@ -194,7 +194,7 @@ def test_lab_runs_the_notebook_and_its_widgets_move(server, page, tmp_path):
     )
     assert wrong.all_inner_texts() == []
 
-    film = panel(page, "A film and what its tokens keep of it")
+    film = panel(page, "A video and what its tokens keep of it")
     film.scroll_into_view_if_needed()
     number = slider_of(film, "frame").locator(".widget-readout")
     first = int(number.inner_text())

@@ -203,7 +203,7 @@ def shown(panel):
 
 
 def test_the_widget_shows_doubt_and_clears_what_it_said_before(folder, describer, doubter):
-    panel = widgets.describe_widget(describer, [folder / "street.mp4"])
+    panel = widgets.DescribeWidget(describer, [folder / "street.mp4"])
     p = panel.parts
     p.temperature.value = 0.5
     p.run.click()
@@ -215,7 +215,7 @@ def test_the_widget_shows_doubt_and_clears_what_it_said_before(folder, describer
         and "Confidence" not in shown(panel)
         and p.sentence in panel.children
     )
-    for part in (p.categories, p.attention, p.words, p.bold):
+    for part in (p.categories, p.attention, p.words, p.drawn):
         assert part not in panel.children and not part.value
     p.word.value = p.word.max
     assert gives_no_answer(shown(panel)) and gives_no_answer(words_of(panel.static()))
@@ -225,18 +225,18 @@ def test_the_widget_shows_doubt_and_clears_what_it_said_before(folder, describer
 
 
 def test_the_test_pattern_in_the_widget(folder, describer):
-    panel = widgets.describe_widget(describer, [folder / "bars.mp4"])
+    panel = widgets.DescribeWidget(describer, [folder / "bars.mp4"])
     panel.parts.run.click()
     assert panel.said.abstains and gives_no_answer(shown(panel))
 
 
 def test_the_table_of_senses_names_nothing(folder, doubter):
-    table = words_of(widgets.sense_table(doubter, widgets.open_clip(folder / "street.mp4")))
+    table = words_of(widgets.modality_table(doubter, widgets.open_clip(folder / "street.mp4")))
     assert gives_no_answer(table) and table.count("I do not know") == 3
 
 
 def test_words_are_not_drawn_from_a_clip_that_the_model_does_not_know(folder, describer, doubter):
-    panel = widgets.any_to_any_widget(doubter, [folder / "street.mp4"])
+    panel = widgets.ImagineWidget(doubter, [folder / "street.mp4"])
     p = panel.parts
     p.wanted.value = "words"
     p.run.click()
@@ -250,13 +250,13 @@ def test_words_are_not_drawn_from_a_clip_that_the_model_does_not_know(folder, de
 
 
 def test_masking_hides_no_words_that_the_model_does_not_stand_by(folder, doubter):
-    panel = widgets.masking_widget(folder / "street.mp4", doubter)
+    panel = widgets.MaskingWidget(folder / "street.mp4", doubter)
     assert gives_no_answer(shown(panel)) and "give a caption" in panel.parts.message.value
     panel.parts.seen.value = 32
     assert "Words shown" in panel.parts.words.value and parse_caption(shown(panel)).label is None
     assert (
         parse_caption(
-            shown(widgets.masking_widget(folder / "street.mp4", doubter, "a dog is barking"))
+            shown(widgets.MaskingWidget(folder / "street.mp4", doubter, "a dog is barking"))
         ).label
         == "dog barking"
     )
@@ -326,7 +326,7 @@ def test_it_is_spoken(folder, monkeypatch):
 
 
 def test_the_widget_says_it(folder, describer):
-    panel = widgets.describe_widget(describer, [folder / "minute.mp4"])
+    panel = widgets.DescribeWidget(describer, [folder / "minute.mp4"])
     panel.parts.run.click()
     assert "first 10 seconds of 60" in shown(panel)
     panel.parts.upload.value = [

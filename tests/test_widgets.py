@@ -1,4 +1,4 @@
-"The widgets without a browser: knobs are turned, parts are read, and what goes wrong is said in the panel's own frame."
+"The widgets without a browser: knobs are turned, parts read, and errors said in the panel."
 
 import base64
 import io
@@ -75,7 +75,7 @@ def upload(name: str, content: bytes) -> list[dict]:
 
 
 def test_a_changed_token_is_seen_and_heard_at_its_place(clip, tokenizers):
-    panel = w.audio_widget(clip, tokenizers[0])
+    panel = w.AudioWidget(clip, tokenizers[0])
     p = panel.parts
     assert not message(panel) and "Waveform" in p.picture.alt and picture(p.picture).std() > 10
     original, copy = sounds(p.original)[0], sounds(p.copy)[0]
@@ -89,7 +89,7 @@ def test_a_changed_token_is_seen_and_heard_at_its_place(clip, tokenizers):
     before = picture(p.picture)
     p.tokens.code.value = (p.tokens.code.value + 200) % tokenizers[0].vocab_size
     assert (
-        panel.changed == 1
+        panel.changed.startswith("1 of")
         and f"1 of {panel.ids.size}" in p.status.value
         and (picture(p.picture) != before).any()
     )
@@ -97,7 +97,7 @@ def test_a_changed_token_is_seen_and_heard_at_its_place(clip, tokenizers):
     assert gap[8:].max() > 0 and gap[:5].max() <= gap[8:].max()
     p.undo.click()
     assert (
-        panel.changed == 0
+        panel.changed.startswith("0 of")
         and (sounds(p.copy)[0] == copy).all()
         and (picture(p.picture) == before).all()
     )
@@ -105,28 +105,28 @@ def test_a_changed_token_is_seen_and_heard_at_its_place(clip, tokenizers):
 
 def test_other_lengths_and_another_tokenizer_of_sound(clip):
     paper = AudioTokenizer(AudioTokenizerConfig(preset="paper", columns=312))
-    panel = w.audio_widget((None, clip["wave"][:80_000]), paper)
+    panel = w.AudioWidget((None, clip["wave"][:80_000]), paper)
     assert not message(panel) and panel.ids.size == len(panel.parts.tokens.grid) * len(
         panel.parts.tokens.grid[0]
     )
     panel.parts.tokens.grid[0][0].click()
     panel.parts.tokens.code.value = 7 if panel.parts.tokens.code.value != 7 else 8
-    assert panel.changed == 1 and not message(panel)
+    assert panel.changed.startswith("1 of") and not message(panel)
 
 
 def test_a_sound_file_is_a_clip(tmp_path, clip, tokenizers):
     write_wav(tmp_path / "bark.wav", clip["wave"])
-    assert "bark.wav" in w.audio_widget(tmp_path / "bark.wav", tokenizers[0]).parts.original.value
+    assert "bark.wav" in w.AudioWidget(tmp_path / "bark.wav", tokenizers[0]).parts.original.value
 
 
 # ---- film
 
 
 def test_slider_and_tokens_of_a_film(clip, tokenizers):
-    panel = w.video_widget(clip, tokenizers[1])
+    panel = w.VideoWidget(clip, tokenizers[1])
     p = panel.parts
     first = picture(p.picture)
-    assert p.frame.max == 15 and list(p.view.films) == ["original", "reconstruction", "difference"]
+    assert p.frame.max == 15 and list(p.view.videos) == ["original", "reconstruction", "difference"]
     p.frame.value = 11
     assert (
         (picture(p.picture) != first).any()
@@ -140,7 +140,7 @@ def test_slider_and_tokens_of_a_film(clip, tokenizers):
     T, H, W = moved.shape
     t, h, ww = panel.ids.shape
     at = np.unravel_index(moved.sum(0).argmax(), (H, W))
-    assert panel.ids[step, 4, 3] != panel.first[step, 4, 3] and panel.changed == 1
+    assert panel.ids[step, 4, 3] != panel.first[step, 4, 3] and panel.changed.startswith("1 of")
     assert (
         abs(at[0] * h // H - 4) <= 1 and abs(at[1] * ww // W - 3) <= 1
     )  # where the token is, or beside it
@@ -152,12 +152,12 @@ def test_slider_and_tokens_of_a_film(clip, tokenizers):
 
 def test_tokenizers_of_other_sizes_fit_too(tmp_path):
     small = VideoTokenizer(VideoTokenizerConfig(preset="paper", size=16, frames=8))
-    panel = w.video_widget(
+    panel = w.VideoWidget(
         (np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3)).astype(np.uint8), None), small
     )
     assert not message(panel) and panel.parts.frame.max == 7
     cosmos = CosmosTokenizer.from_pretrained(write_pair(tmp_path), device="cpu")
-    panel = w.video_widget(
+    panel = w.VideoWidget(
         (np.random.default_rng(0).integers(0, 256, (17, 32, 32, 3)).astype(np.uint8), None), cosmos
     )
     p = panel.parts
@@ -172,7 +172,7 @@ def test_tokenizers_of_other_sizes_fit_too(tmp_path):
 def test_codebook_changes_while_it_learns():
     films = np.stack([street_clip(sample_scene(i))[0] for i in range(6)])
     raw = VideoTokenizer()
-    panel = w.codebook_widget(
+    panel = w.CodebookWidget(
         raw,
         films,
         trainer=TokenizerTrainer(raw, films, TrainConfig(steps=400, batch_size=4, continuous=0.01)),
@@ -197,18 +197,18 @@ def test_codebook_changes_while_it_learns():
 def test_codes_of_sounds_can_be_heard(clip, tokenizers):
     front = MelFrontEnd()
     mels = front(torch.from_numpy(clip["wave"])).numpy()[None]
-    panel = w.codebook_widget(tokenizers[0], mels, front)
+    panel = w.CodebookWidget(tokenizers[0], mels, front)
     one = panel.parts.sound.value
     panel.parts.rank.value = 4
     assert "<audio" in one and panel.parts.sound.value != one
-    assert "no clips" in message(w.codebook_widget(tokenizers[0], mels[:0], front))
+    assert "no clips" in message(w.CodebookWidget(tokenizers[0], mels[:0], front))
 
 
 # ---- masking
 
 
-def test_budgets_and_runs_say_what_is_seen(clip, describer):
-    panel = w.masking_widget(clip, describer, "a dog is barking near you at night while rain falls")
+def test_budgets_say_what_is_seen(clip, describer):
+    panel = w.MaskingWidget(clip, describer, "a dog is barking near you at night while rain falls")
     p = panel.parts
 
     def shown():
@@ -228,19 +228,11 @@ def test_budgets_and_runs_say_what_is_seen(clip, describer):
     both = w.grid_masks(panel.entries["video"], kinds["video"])
     assert not (both[0] & both[1]).any()  # nothing that is shown is asked for
     p.alpha.value = 1000
-    p.run.value = 1
-    single = p.words.value.count("[S_")
-    assert single > 2
-    p.run.value = 8
-    assert p.words.value.count("[S_") < single  # longer runs, fewer holes
-    p.by.value = "time"
-    assert (
-        sum(0 < m.mean() < 1 for m in w.grid_masks(panel.entries["video"], kinds["video"])[0]) <= 1
-    )
+    assert p.words.value.count("[S_") > 2
 
 
 def test_masking_of_half_a_clip(clip, describer):
-    alone = w.masking_widget((None, clip["wave"]), describer)
+    alone = w.MaskingWidget((None, clip["wave"]), describer)
     assert (
         not message(alone) and "video" not in alone.ids and "picture" not in alone.parts.picture.alt
     )
@@ -250,7 +242,7 @@ def test_masking_of_half_a_clip(clip, describer):
 
 
 def test_senses_on_and_off(clip, describer):
-    panel = w.describe_widget(describer, [clip])
+    panel = w.DescribeWidget(describer, [clip])
     p = panel.parts
     p.run.click()
     both = p.sentence.value
@@ -277,7 +269,7 @@ def test_senses_on_and_off(clip, describer):
 
 
 def test_attention_belongs_to_frames_and_sound(clip, describer):
-    panel = w.describe_widget(describer, [clip])
+    panel = w.DescribeWidget(describer, [clip])
     p = panel.parts
     p.run.click()
     shares = dict(
@@ -303,7 +295,7 @@ def test_attention_belongs_to_frames_and_sound(clip, describer):
 
 
 def test_attention_is_what_the_decoder_uses(clip, describer):
-    "Tokens that the decoder is kept from cannot be looked at; what it looks at adds up to one word by word, but for the gap."
+    "What the decoder looks at adds up to one word by word, but for the gap."
     given = w.given_tokens(describer, w.open_clip(clip, describer.checkpoint.clip))
     model = describer.checkpoint.model
     found = w.attention_on(model, given, [10, 11, 12])
@@ -320,7 +312,7 @@ def test_attention_is_what_the_decoder_uses(clip, describer):
 
 def test_a_file_is_uploaded(tmp_path, clip, describer):
     write_wav(tmp_path / "bark.wav", clip["wave"])
-    panel = w.describe_widget(describer)
+    panel = w.DescribeWidget(describer)
     p = panel.parts
     p.run.click()
     assert "no clip yet" in message(panel)
@@ -338,7 +330,7 @@ def test_a_file_is_uploaded(tmp_path, clip, describer):
 
 @pytest.mark.parametrize("name", ["../../x.mp4", "a b.m p4", "x", "<b>.mp4", "x." + "a" * 300])
 def test_names_of_uploads_go_nowhere(name, describer):
-    panel = w.describe_widget(describer)
+    panel = w.DescribeWidget(describer)
     panel.parts.upload.value = upload(name, b"no film")
     assert (
         "⚠" in message(panel)
@@ -352,7 +344,7 @@ def test_names_of_uploads_go_nowhere(name, describer):
 
 
 def test_there_and_back(clip, describer):
-    panel = w.any_to_any_widget(describer, [clip])
+    panel = w.ImagineWidget(describer, [clip])
     p = panel.parts
     p.steps.value = 2
     assert p.back.disabled
@@ -363,7 +355,7 @@ def test_there_and_back(clip, describer):
         and "<audio" in p.view.sounds.value
     )
     p.back.click()
-    films = p.view.films
+    films = p.view.videos
     assert (
         list(films) == ["given: picture", "and back: picture"]
         and films["and back: picture"].dtype == np.uint8
@@ -377,7 +369,7 @@ def test_there_and_back(clip, describer):
     assert (panel.made == heard).all()  # the same draw again
     p.given.value, p.wanted.value, p.words.value = "words", "picture", "a dog is barking"
     p.run.click()
-    assert list(p.view.films) == ["imagined: picture"] and "a dog is barking" in p.outcome.value
+    assert list(p.view.videos) == ["imagined: picture"] and "a dog is barking" in p.outcome.value
     p.wanted.value = "words"
     p.run.click()
     assert "different" in message(panel)
@@ -386,11 +378,11 @@ def test_there_and_back(clip, describer):
 # ---- whatever is handed over
 
 ALL = dict(
-    audio=lambda c, d: w.audio_widget(c, d.checkpoint.audio_tokenizer),
-    video=lambda c, d: w.video_widget(c, d.checkpoint.video_tokenizer),
-    masking=lambda c, d: w.masking_widget(c, d),
-    describe=lambda c, d: w.describe_widget(d, [c]),
-    imagine=lambda c, d: w.any_to_any_widget(d, [c]),
+    audio=lambda c, d: w.AudioWidget(c, d.checkpoint.audio_tokenizer),
+    video=lambda c, d: w.VideoWidget(c, d.checkpoint.video_tokenizer),
+    masking=lambda c, d: w.MaskingWidget(c, d),
+    describe=lambda c, d: w.DescribeWidget(d, [c]),
+    imagine=lambda c, d: w.ImagineWidget(d, [c]),
 )
 
 
@@ -417,9 +409,9 @@ def test_a_missing_sense_is_said(name, clip_without, clip, describer):
 
 
 def test_a_missing_model_is_said(clip, tmp_path):
-    for make in (w.describe_widget, w.any_to_any_widget):
+    for make in (w.DescribeWidget, w.ImagineWidget):
         assert str(tmp_path) in message(make(tmp_path, [clip]))
-    assert str(tmp_path) in message(w.masking_widget(clip, tmp_path))
+    assert str(tmp_path) in message(w.MaskingWidget(clip, tmp_path))
 
 
 # ---- without a kernel

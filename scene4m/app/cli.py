@@ -840,7 +840,9 @@ def app_notebook(
     "A notebook of three lines that shows the describe widget, with a few street scenes to begin with."
     folder = None if model is None else str(Path(model).resolve())
     scene = "dict(zip(('frames', 'wave'), toystreet.street_clip(toystreet.sample_scene(i))), key=f'street scene {i}')"
-    show = f"widgets.describe_widget(describe.Describer.from_pretrained({folder!r}, {device!r}), clips)"
+    show = (
+        f"widgets.DescribeWidget(describe.Describer.from_pretrained({folder!r}, {device!r}), clips)"
+    )
     source = [
         "from scene4m import describe\n",
         "from scene4m.app import widgets\n",
