@@ -58,10 +58,12 @@ run: setup  ## everything from clips to a report, on the toy street
 	@echo "→ scene4m run $(ARGS)"
 	@$(BIN)/python -m scene4m run $(ARGS)
 
-test: dev chromium  ## ruff, spelling, every notebook and every quick test
+test: dev chromium  ## ruff, types, spelling, every notebook and every quick test
 	@echo "→ ruff: notebooks, exported modules, tests and scripts"
 	@$(BIN)/python -m ruff check --quiet scene4m scripts tests benchmarks
 	@$(BIN)/python -m ruff format --check --quiet nbs scripts tests benchmarks setup.py
+	@echo "→ mypy: exported modules"
+	@$(BIN)/python -m mypy
 	@echo "→ codespell: notebooks and pages"
 	@$(BIN)/codespell
 	@echo "→ pytest: notebooks and tests, two files at a time (the slow ones run in make test-all)"
@@ -95,5 +97,5 @@ pretrained: setup  ## train the checkpoint that the wheel carries and put it int
 
 clean:  ## remove what builds, tests and docs left behind; .venv and runs stay
 	@echo "→ removing caches, builds and the built site"
-	@rm -rf build dist _docs _proc _site .quarto .pytest_cache .ruff_cache nbs/nbdev.yml nbs/sidebar.yml nbs/.last_checked
+	@rm -rf build dist _docs _proc _site .quarto .pytest_cache .ruff_cache .mypy_cache nbs/nbdev.yml nbs/sidebar.yml nbs/.last_checked
 	@find scene4m tests scripts nbs -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

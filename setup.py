@@ -29,7 +29,7 @@ setup(
     keywords=cfg["keywords"].split(),
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[cfg["lib_name"], cfg["lib_name"] + ".*"]),
-    package_data={cfg["lib_name"]: ["pretrained/**/*"]},
+    package_data={cfg["lib_name"]: ["py.typed", "pretrained/**/*"]},
     include_package_data=True,
     install_requires=cfg["requirements"].split(),
     extras_require=extras,

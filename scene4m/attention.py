@@ -89,7 +89,7 @@ class SelfAttention(AttentionBase):
         super().__init__(dim, heads, **kw)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
 
-    def pieces(self, x: Tensor) -> tuple:
+    def pieces(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         "Queries, keys and values `(B, heads, L, d)`."
         q, k, v = (split_heads(t, self.heads) for t in self.qkv(x).chunk(3, -1))
         return self.q_norm(q), self.k_norm(k), v
@@ -105,12 +105,14 @@ class CrossAttention(AttentionBase):
         super().__init__(dim, heads, **kw)
         self.q, self.kv = nn.Linear(dim, dim, bias=qkv_bias), nn.Linear(dim, 2 * dim, bias=qkv_bias)
 
-    def memory(self, context: Tensor) -> tuple:
+    def memory(self, context: Tensor) -> tuple[Tensor, Tensor]:
         "Keys and values `(B, heads, N, d)` of the context; they do not depend on the decoder."
         k, v = (split_heads(t, self.heads) for t in self.kv(context).chunk(2, -1))
         return self.k_norm(k), v
 
-    def forward(self, y: Tensor, memory: tuple, bias: Tensor | None = None) -> Tensor:
+    def forward(
+        self, y: Tensor, memory: tuple[Tensor, Tensor], bias: Tensor | None = None
+    ) -> Tensor:
         return self.mix(self.q_norm(split_heads(self.q(y), self.heads)), *memory, bias)
 
 # %% ../nbs/course/08b_attention.ipynb #68b1e719
@@ -181,14 +183,14 @@ class DecoderBlock(nn.Module):
         self.query_norm, self.context_norm = LayerNorm(d, **norm), LayerNorm(d, **norm)
         self.norm2, self.mlp = LayerNorm(d, **norm), Mlp(d, **mlp)
 
-    def memory(self, context: Tensor) -> tuple:
+    def memory(self, context: Tensor) -> tuple[Tensor, Tensor]:
         "Keys and values of the context for this block."
         return self.cross_attn.memory(self.context_norm(context))
 
     def forward(
         self,
         y: Tensor,  # (B, L, D)
-        memory: tuple,  # of the context, see `memory`
+        memory: tuple[Tensor, Tensor],  # of the context, see `memory`
         self_bias: Tensor | None = None,
         cross_bias: Tensor | None = None,
         cache: BlockCache | None = None,  # of the tokens before `y`

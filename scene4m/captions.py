@@ -122,7 +122,7 @@ class TextTokenizer:
         return cls.from_file(where / "text_tokenizer.json" if where.is_dir() else where)
 
 # %% ../nbs/worlds/01_captions.ipynb #61112460
-FOURM_TOKENIZER = dict(
+FOURM_TOKENIZER: dict = dict(
     name="text_tokenizer_4m_wordpiece_30k.json",
     size=1_451_469,
     url="https://raw.githubusercontent.com/apple/ml-4m/main/fourm/utils/tokenizer/trained/"

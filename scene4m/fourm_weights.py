@@ -40,7 +40,9 @@ def weights_file(
         if not local_files_only and not hf.try_to_load_from_cache(where, name, **place):
             url = hf.hf_hub_url(where, name, revision=revision)
             size = hf.get_hf_file_metadata(url, token=token).size or 0
-            terms = " These weights are for non-commercial use only." if "EPFL" in where else ""
+            terms = (
+                " These weights are for non-commercial use only." if "EPFL" in str(where) else ""
+            )
             log.info(f"Downloading {where}: {size / 1e9:.2f} GB.{terms}")
         with contextlib.suppress(hf.errors.EntryNotFoundError):
             hf.hf_hub_download(where, "config.json", **options)

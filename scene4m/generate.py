@@ -295,7 +295,7 @@ def generate_text(
     if max_tokens < 1:
         raise BadInput(f"A text of {max_tokens} tokens cannot be written; ask for at least one.")
     batch = text_gap(model, batch, target, rows)
-    places = min(max_tokens, model.modalities[target].max_tokens)
+    places = min(max_tokens, model.modalities[target].num_tokens)
     if beams > 1:
         if temperature or top_k or top_p:
             raise BadInput("Beam search draws nothing: leave out temperature, top_k and top_p.")

@@ -9,7 +9,7 @@ __all__ = ['REGISTRY', 'FOURM_MIXTURE', 'Modality', 'TokenGrid', 'Pixels', 'Text
 # %% ../nbs/course/08_masking.ipynb #55547c79
 import hashlib
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Generator, Tensor
@@ -54,7 +54,9 @@ class Modality:
 
     name: str
     vocab_size: int  # 0: made of numbers, not of ids
-    num_tokens: int
+    num_tokens: int  # at most, in a sample
+    grid: tuple[int, ...]  # sizes, where tokens stand on a grid
+    values: int  # numbers in a token without an id
     in_encoder = True  # may be seen
     in_decoder = True  # may be predicted
     is_sequence = False  # predicted from left to right
@@ -69,13 +71,21 @@ class Modality:
         "The encoder's side of a batch entry."
         return Side(entry["input_mask"], self.flatten(entry["tensor"]))
 
+    def as_target(self, entry: dict) -> Side:
+        "The decoder's side of a batch entry."
+        raise NotImplementedError
+
+    def position_table(self, dim: int) -> Tensor:
+        "Vectors of all positions, `(rows, dim)`."
+        raise NotImplementedError
+
     def flatten(self, ids: Tensor) -> Tensor:
         "One row per sample, in reading order, `(B, L)`."
         return ids.flatten(1)
 
     def to_config(self) -> dict:
         "The modality as plain JSON values, for `modality_from_config`."
-        return {"type": type(self).__name__, **asdict(self)}
+        return {"type": type(self).__name__, **vars(self)}
 
     def fits(self, tensor: Tensor) -> bool:
         "Whether a batch of this shape and type can be this modality."
@@ -98,7 +108,7 @@ class Modality:
         shape = tuple(t.shape) if self.is_sequence else (len(t), self.num_tokens)
         for name in masks:
             mask = entry.get(name)
-            if not torch.is_tensor(mask) or tuple(mask.shape) != shape:
+            if mask is None or not torch.is_tensor(mask) or tuple(mask.shape) != shape:
                 raise BadInput(f"{self.name}: there is no {name} of shape {shape}.")
             counts = name == "decoder_attention_mask"
             if (mask.dtype == torch.bool) == counts or mask.is_floating_point():

@@ -40,7 +40,7 @@ def read_frames(
         probe(path).duration or read_clip(path, seconds=seconds).duration or seconds, seconds
     )
     got = read_clip(path, specs=(FrameSpec(n, n / length, size),), seconds=length)
-    if not got.has_video:
+    if not got.has_video or got.frames is None:
         raise BadInput(f"{path}: there is no picture in it, and this study looks at frames only.")
     return got.frames
 

@@ -170,7 +170,8 @@ class CosmosTokenizer(nn.Module):
         c = self.settings
         if shape is None:
             shape = (c.frames, c.size, c.size)
-        return cosmos_grid(*(shape[-4:-1] if shape[-1] == 3 else shape[-3:]), c.window)
+        T, H, W = shape[-4:-1] if shape[-1] == 3 else shape[-3:]
+        return cosmos_grid(T, H, W, c.window)
 
     def to_model(self, frames: Tensor) -> Tensor:
         "float32 (B, 3, T, H, W) in [-1, 1] from uint8 frames (B, T, H, W, 3)."
@@ -261,8 +262,8 @@ def from_pretrained(
     **settings,  # of `CosmosConfig`: frames, size, window
 ) -> CosmosTokenizer:
     "The tokenizer in `source`. Raises `BadInput` for files that are missing or something else."
-    device, folder = pick_device(device), Path(source)
-    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    place, folder = pick_device(device), Path(source)
+    dtype = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
     if folder.exists():
         files = {half: folder / f"{half}.jit" for half in ("encoder", "decoder")}
     elif str(source).count("/") == 1 and not str(source).startswith((".", "/")):
@@ -276,7 +277,7 @@ def from_pretrained(
     halves = []
     for half, path in files.items():
         known = settings.get(f"{half}_sha256", "")
-        module, settings[f"{half}_sha256"] = read_torchscript(path, device, dtype, known)
+        module, settings[f"{half}_sha256"] = read_torchscript(path, place, dtype, known)
         halves.append(module)
     check_pair(*halves)
     return cls(*halves, CosmosConfig(**settings), files)

@@ -181,7 +181,8 @@ def get_preset(
             for k, v in getattr(base, part).items()
             if not (k in DURATIONS and DURATIONS & set(values))
         }
-        base = replace(base, **{part: {**kept, **values}})
+        changed: Any = {part: {**kept, **values}}
+        base = replace(base, **changed)
     return base
 
 # %% ../../nbs/base/00_core.ipynb #605f0bfd
@@ -306,7 +307,7 @@ def import_torchaudio() -> types.ModuleType:
     except (OSError, RuntimeError):
         for name in [n for n in sys.modules if n.split(".")[0] == "torchaudio"]:
             del sys.modules[name]
-        stub = types.ModuleType("torchaudio._extension")
+        stub: Any = types.ModuleType("torchaudio._extension")
         stub._IS_TORCHAUDIO_EXT_AVAILABLE = stub._IS_ALIGN_AVAILABLE = False
         stub._check_cuda_version = lambda: None
         stub.fail_if_no_align = lambda f: f

@@ -21,6 +21,7 @@ import wave as wave_file
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,7 +73,10 @@ class FrameSpec:
 
     @property
     def hw(self) -> tuple[int, int]:
-        return tuple(self.size) if isinstance(self.size, (tuple, list)) else (self.size, self.size)
+        if isinstance(self.size, int):
+            return self.size, self.size
+        height, width = self.size
+        return height, width
 
     @property
     def times(self) -> np.ndarray:
@@ -377,7 +381,8 @@ def _packets(container, streams, start: float, stop: float, clock, one=None) -> 
         return _demux(container, streams, stop, clock, start, one)
     if start <= 0:
         return _demux(container, streams, stop, clock)
-    first, kept = min((s for s in map(_start_of, streams) if s is not None), default=0.0), None
+    first = min((s for s in map(_start_of, streams) if s is not None), default=0.0)
+    kept: dict = {}
     there = [
         s for s in streams if (_start_of(s) or 0.0) <= start
     ]  # without a stream that begins later: there is nothing to seek in it
@@ -535,7 +540,7 @@ def _side_bars(luma: np.ndarray) -> tuple[int, int]:
     sides = [_one_bar(luma, int(lit[0])), _one_bar(luma[:, ::-1], int(lines - 1 - lit[-1]))]
     if abs(sides[0] - sides[1]) > 0.03 * lines:
         sides = [min(sides)] * 2
-    return (0, 0) if lines - sum(sides) < 0.2 * lines else tuple(sides)
+    return (0, 0) if lines - sum(sides) < 0.2 * lines else (sides[0], sides[1])
 
 # %% ../../nbs/base/01_media.ipynb #35f02e2b
 def find_bars(
@@ -990,7 +995,9 @@ class IsolatedReader:
     "Reads clips in a process of its own: a decoder that hangs, dies or takes all memory costs one clip and nothing else."
 
     def __init__(self, memory: int = 2 << 30):  # bytes that decoding one clip may take
-        self.memory, self.process, self.conn = memory, None, None
+        self.memory = memory
+        self.process: Any = None
+        self.conn: Any = None
 
     def __enter__(self):
         return self
@@ -1090,7 +1097,8 @@ def _encode(file, container_format: str, frames, wave, fps, sr):
         video = out.add_stream(
             "libx264", rate=rate, options=dict(preset="ultrafast", crf="23", threads="1")
         )
-        video.height, video.width, video.pix_fmt = *frames.shape[1:3], "yuv420p"
+        video.height, video.width = frames.shape[1:3]
+        video.pix_fmt = "yuv420p"
         video.codec_context.time_base = 1 / rate
         audio = (
             None if wave is None else out.add_stream("aac", rate=sr, layout="mono", bit_rate=64_000)

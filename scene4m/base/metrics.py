@@ -448,7 +448,7 @@ def _best_exact(truths, largest: int = 10**6) -> float:
         np.prod(shape, dtype=float) > largest
     ):  # too many sentences to try: only those that are true of some clip
         return max(
-            np.mean([is_exact(s, t) for t in truths])
+            float(np.mean([is_exact(s, t) for t in truths]))
             for s in ({**t, "label": _labels(t)[0]} for t in truths)
         )
     votes = {}

@@ -13,6 +13,7 @@ import contextlib
 import io
 import math
 import threading
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -72,7 +73,8 @@ def blank_figure(
 ) -> tuple:  # a `Picture` and an array of (rows, columns) axes
     "An empty figure in the one style of this project, independent of any state of pyplot."
     fig = Picture(figsize=(width, height), layout="constrained", alt=alt)
-    fig.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # inches: no label touches the edge
+    engine: Any = fig.get_layout_engine()
+    engine.set(w_pad=0.08, h_pad=0.06)  # inches: no label touches the edge
     FigureCanvasAgg(fig)
     return fig, fig.subplots(rows, columns, squeeze=False)
 
@@ -124,8 +126,8 @@ def contact_sheet(
     if fps:
         every = f", one every {1 / fps:.2g} seconds"
     alt = f"{title or 'A clip'}: {len(frames)} frames{every}."
-    size = dict(width=columns * 0.95, height=rows * 1.15 + 0.3 * bool(title), alt=alt)
-    fig, axes = blank_figure(rows, columns, **size)
+    width, height = columns * 0.95, rows * 1.15 + 0.3 * bool(title)
+    fig, axes = blank_figure(rows, columns, width, height, alt)
     for k, ax in enumerate(axes.flat):
         if k < len(frames):
             _picture(ax, frames[k], names[k] if names else f"{k / fps:.1f} s" if fps else "")
@@ -423,7 +425,7 @@ def bars(
         _draw_bars(ax, scaled, at, step * 0.92, i, label, ends)
     known = [k for k, n in enumerate(names) if chance and chance.get(n) is not None]
     if known:
-        at, y = np.array(known), [scale * chance[names[k]] for k in known]
+        at, y = np.array(known), [scale * (chance or {})[names[k]] for k in known]
         ax.hlines(y, at - 0.45, at + 0.45, color="black", lw=1.5, ls="--", label="chance")
     ax.set(title=title, ylabel=unit)
     ax.margins(y=0.12)
@@ -450,8 +452,8 @@ def confusion(
         counts[labels.index(t), labels.index(p) if p in labels else -1] += 1
     right = int(np.trace(counts))
     alt = f"{title}: {right} of {len(truth)} clips on the diagonal."
-    size = dict(width=3 + 0.32 * len(columns), height=2.2 + 0.27 * len(labels))
-    fig, ((ax,),) = blank_figure(**size, alt=alt)
+    width, height = 3 + 0.32 * len(columns), 2.2 + 0.27 * len(labels)
+    fig, ((ax,),) = blank_figure(width=width, height=height, alt=alt)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     names = [c.split(",")[0] for c in columns]

@@ -41,13 +41,16 @@ class ClipProbe(nn.Module):
     def __init__(self, modality: str, width: int = 12):
         super().__init__()
         self.video, w = modality == "video", width
+        kernels: list[tuple]
+        strides: list[tuple]
+        grid: tuple
         if self.video:
-            widths, kernels = (6, w, 2 * w, 3 * w, 4 * w), ((1, 3, 3), *[(3, 3, 3)] * 3)
-            strides, grid = ((1, 2, 2), (2, 2, 2), (1, 1, 1), (2, 2, 2)), (4, 2, 2)
+            widths, kernels = (6, w, 2 * w, 3 * w, 4 * w), [(1, 3, 3), *[(3, 3, 3)] * 3]
+            strides, grid = [(1, 2, 2), (2, 2, 2), (1, 1, 1), (2, 2, 2)], (4, 2, 2)
             conv, norm, pool = nn.Conv3d, nn.BatchNorm3d, nn.AdaptiveAvgPool3d
         else:
             widths, kernels = (1, w, 2 * w, 4 * w, 4 * w), [(3, 3)] * 4
-            strides, grid = ((2, 2), (2, 2), (2, 2), (2, 1)), (4, 5)
+            strides, grid = [(2, 2), (2, 2), (2, 2), (2, 1)], (4, 5)
             conv, norm, pool = nn.Conv2d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d
         layers: list[nn.Module] = []
         for a, b, kernel, stride in zip(widths, widths[1:], kernels, strides):

@@ -454,8 +454,8 @@ def _frame(scene: Scene, t: float) -> Image.Image:
         y = placement(scene, t, 0)[1] * CANVAS
         d.rectangle((0, y - 7, CANVAS, y), fill=(52, 40, 30))
     for i in range(scene.count * scene.seen):
-        *where, view = placement(scene, t, i)
-        pen = Pen(d, *where, 0.82 if scene.night else 1.0)
+        x, y, unit, facing, view = placement(scene, t, i)
+        pen = Pen(d, x, y, unit, facing, 0.82 if scene.night else 1.0)
         SHAPES[scene.label][0](pen, scene, t, i, view)
     if scene.rain:
         _rain(d, scene, t)
