@@ -100,10 +100,9 @@ class Modality:
             if t.is_floating_point() or t.dtype == torch.bool:
                 raise BadInput(f"{self.name}: token ids must be integers, not {t.dtype}.")
             if t.numel() and not 0 <= int(t.min()) <= int(t.max()) < self.vocab_size:
-                span = f"{int(t.min())} to {int(t.max())}, the vocabulary from 0"
                 raise BadInput(
-                    f"{self.name}: ids run from {span} to {self.vocab_size - 1}; "
-                    "these tokens come from another tokenizer."
+                    f"{self.name}: ids run from {int(t.min())} to {int(t.max())}, the vocabulary "
+                    f"from 0 to {self.vocab_size - 1}; these tokens come from another tokenizer."
                 )
         shape = tuple(t.shape) if self.is_sequence else (len(t), self.num_tokens)
         for name in masks:
@@ -112,8 +111,11 @@ class Modality:
                 raise BadInput(f"{self.name}: there is no {name} of shape {shape}.")
             counts = name == "decoder_attention_mask"
             if (mask.dtype == torch.bool) == counts or mask.is_floating_point():
-                what = "whole numbers (counts)" if counts else "bool (True: not used)"
-                raise BadInput(f"{self.name}: {name} must be {what}, not {mask.dtype}.")
+                raise BadInput(
+                    f"{self.name}: {name} must be "
+                    f"{'whole numbers (counts)' if counts else 'bool (True: not used)'}, "
+                    f"not {mask.dtype}."
+                )
 
 # %% ../nbs/course/08_masking.ipynb #fbc9f8a3
 @dataclass(frozen=True)
