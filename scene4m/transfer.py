@@ -21,7 +21,7 @@ import torch
 
 from .captions import TextTokenizer, fetch_fourm_tokenizer
 from .base.core import BadInput, import_torchaudio, make_generator, progress
-from .finetune import caption_entry
+from .objective import caption_entry
 from .fourm import FourM
 from .generate import generate_text
 from .masking import Pixels, Text

@@ -16,8 +16,9 @@ LATE = {"torchaudio", "transformers", "peft", "av", "moviepy"}  # imported insid
 # From the ground up: base, components, worlds, app. A module imports only modules that stand before it.
 ORDER = """
 base.core base.media base.metrics base.show base.page base.lists base.store base.downloads
+base.training base.hub
 world captions mel vq audio_tokenizer video_tokenizer curation tokenize
-masking attention fourm_weights fourm generate finetune describe transfer evaluate
+masking attention fourm_weights fourm generate objective finetune describe transfer evaluate
 worlds.vggsound worlds.street worlds.scene worlds.drawing worlds.sounding worlds.toystreet
 worlds.ceiling
 app.cosmos app.run app.panel app.widgets app.cli __main__

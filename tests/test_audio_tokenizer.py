@@ -18,7 +18,7 @@ from scene4m.audio_tokenizer import (
 )
 from scene4m.base.core import BadInput, ConfigMismatch
 from scene4m.mel import MelFrontEnd, pad_mels, silence
-from scene4m.vq import TokenizerTrainer, load_tokenizer, start_network, train_tokenizer
+from scene4m.vq import TokenizerTrainer, load_tokenizer, train_tokenizer
 
 torch.set_num_threads(1)
 SMALL = AudioTokenizerConfig(width=24, blocks=1, dim=8, codes=32)
@@ -167,7 +167,7 @@ def test_the_start_is_the_best_linear_tokenizer(mels):
     tok = AudioTokenizer(SMALL)
     x = torch.from_numpy(mels).float()
     trainer = TokenizerTrainer(tok, mels, tok.training_config(steps=10, batch_size=8, axes=40))
-    start_network(trainer)
+    trainer.begin()
     tok.eval()
     tok.quantizer.bypass = True
     patches = real_patches(tok, x).double()

@@ -12,9 +12,16 @@ from scene4m import finetune as finetuning
 from scene4m.base.core import BadInput, ConfigMismatch, TrainingFailed
 from scene4m.finetune import FinetuneConfig, finetune
 from scene4m.tokenize import tokenize_dataset
+from scene4m.base.training import Trainer
 from scene4m.vq import TokenizerTrainer, principal_axes, train_tokenizer
 from test_finetune import TEST
 from test_vq import CONFIG, DATA, SmallTokenizer
+
+
+@pytest.fixture(autouse=True)
+def always_due(monkeypatch):
+    "Every step is saved, however long that takes, unless 99 seconds are asked for."
+    monkeypatch.setattr(Trainer, "due", lambda self: self.every < 99.0)
 
 
 class Poisoned(SmallTokenizer):
@@ -36,7 +43,7 @@ class Poisoned(SmallTokenizer):
 
 
 @pytest.mark.parametrize(
-    "how, words", [("loss", "the loss is inf"), ("gradient", "the gradient is not finite")]
+    "how, words", [("loss", "the loss is not finite"), ("gradient", "the gradient is not finite")]
 )
 @pytest.mark.parametrize("clip_grad", [1.0, 0.0])
 def test_a_tokenizer_stops_before_the_step(tmp_path, how, words, clip_grad):
@@ -45,10 +52,10 @@ def test_a_tokenizer_stops_before_the_step(tmp_path, how, words, clip_grad):
     tok = kind()
     with pytest.raises(
         TrainingFailed,
-        match=rf"SmallTokenizer, step 6: {words}\. What was trained up to step 6 is kept",
+        match=rf"SmallTokenizer, step 6: {words} in the batch of clips \d+.*weights of step 6 are kept",
     ):
         train_tokenizer(tok, DATA, c, out=tmp_path, show=False)
-    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    kept = torch.load(tmp_path / "last.pt", weights_only=True)
     assert kept["step"] == 6 and all(t.isfinite().all() for t in kept["model"].values())
     weights = {n: p for n, p in tok.named_parameters()}
     assert all(
@@ -60,12 +67,14 @@ def test_a_tokenizer_stops_before_the_step(tmp_path, how, words, clip_grad):
 def test_a_tokenizer_goes_on_with_a_lower_rate(tmp_path):
     kind = type("SmallTokenizer", (Poisoned,), {})
     c = replace(CONFIG, save_every=0.0)
-    with pytest.raises(TrainingFailed, match="lower learning rate than 0.002 goes on"):
+    with pytest.raises(
+        TrainingFailed, match="lower learning rate than 0.002, for example --set small.lr=0.001"
+    ):
         train_tokenizer(kind(), DATA, c, out=tmp_path, show=False)
     kind.ill, rates, step = False, [], TokenizerTrainer.step
-    with pytest.raises(ConfigMismatch, match="another tokenizer"):
+    with pytest.raises(ConfigMismatch, match="other settings"):
         train_tokenizer(kind(), DATA, replace(c, lr=0.1), out=tmp_path, show=False)
-    with pytest.raises(ConfigMismatch, match="another tokenizer"):
+    with pytest.raises(ConfigMismatch, match="other settings"):
         train_tokenizer(kind(), DATA, replace(c, lr=0.001, batch_size=4), out=tmp_path, show=False)
 
     def watched(self, *args):
@@ -80,25 +89,29 @@ def test_a_tokenizer_goes_on_with_a_lower_rate(tmp_path):
         TokenizerTrainer.step = step
     assert len(rates) == 54 and 0.0004 < max(rates) <= 0.0005  # six steps were done before
     note = json.loads((tmp_path / "training.json").read_text())
-    assert note["done"] and note["rates"] == [[0, 0.002], [6, 0.0005]] and rows[-1]["step"] == 60
+    assert note["done"] and note["rates"] == [
+        dict(step=0, lr=[0.002]),
+        dict(step=6, lr=[0.0005]),
+    ]
+    assert rows[-1]["step"] == 60
     assert train_tokenizer(
         SmallTokenizer(), DATA, c, out=tmp_path / "other", show=False
     )  # for comparison: nothing was noted there
-    assert json.loads((tmp_path / "other" / "training.json").read_text())["rates"] == [[0, 0.002]]
+    assert json.loads((tmp_path / "other" / "training.json").read_text())["rates"] == [
+        dict(step=0, lr=[0.002])
+    ]
 
 
 def test_the_rate_may_be_lowered_twice_and_before_anything_was_saved(tmp_path):
-    kind = type("SmallTokenizer", (Poisoned,), dict(bad=3))
+    kind, c = type("SmallTokenizer", (Poisoned,), dict(bad=3)), replace(CONFIG, save_every=99.0)
     for rate in (0.002, 0.001):
         kind.calls = 0
-        with pytest.raises(TrainingFailed, match="up to step 0 is kept"):
-            train_tokenizer(kind(), DATA, replace(CONFIG, lr=rate), out=tmp_path, show=False)
+        with pytest.raises(TrainingFailed, match="nothing had been saved yet"):
+            train_tokenizer(kind(), DATA, replace(c, lr=rate), out=tmp_path, show=False)
     kind.ill = False
-    train_tokenizer(kind(), DATA, replace(CONFIG, lr=0.0005), out=tmp_path, show=False)
+    train_tokenizer(kind(), DATA, replace(c, lr=0.0005), out=tmp_path, show=False)
     assert json.loads((tmp_path / "training.json").read_text())["rates"] == [
-        [0, 0.002],
-        [0, 0.001],
-        [0, 0.0005],
+        dict(step=0, lr=[rate]) for rate in (0.002, 0.001, 0.0005)
     ]
 
 
@@ -127,7 +140,7 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
             assert not (out / "model.safetensors").exists()
     finally:
         TokenizerTrainer.step = step
-    kept = torch.load(tmp_path / "5" / "checkpoint.pt", weights_only=True)
+    kept = torch.load(tmp_path / "5" / "last.pt", weights_only=True)
     assert kept["step"] == 5 and all(t.isfinite().all() for t in kept["model"].values())
 
 
@@ -186,9 +199,6 @@ SETTINGS = dict(TEST, steps=20, save_every=0.0)
 def poison(monkeypatch):
     "A function that makes a later step's loss, gradient or weights infinite; called without arguments, nothing is any more."
     real = finetuning.step_losses
-    monkeypatch.setattr(
-        finetuning.Saver, "due", lambda self: self.every < 99.0
-    )  # every step, however long it took
 
     def spoil(at=None, what=None):
         calls = []
@@ -214,15 +224,15 @@ def poison(monkeypatch):
     [
         (
             "loss",
-            r"Step 6: the loss of caption is not a number in the batch of clips clip\d+.*the weights of step 6 are kept",
+            r"step 6: the loss of caption is not finite in the batch of clips clip\d+.*the weights of step 6 are kept",
         ),
         (
             "gradient",
-            r"Step 6: the gradient is not finite in the batch of clips clip\d+.*the weights of step 6 are kept",
+            r"step 6: the gradient is not finite in the batch of clips clip\d+.*the weights of step 6 are kept",
         ),
         (
             "weight",
-            r"Step 7: not every weight in mask_token is finite; the weights of step 6 are kept",
+            r"step 7: not every weight in mask_token is finite; the weights of step 6 are kept",
         ),
     ],
 )
@@ -232,7 +242,8 @@ def test_4m_stops_before_the_step_and_goes_on_with_a_lower_rate(
     poison(7, what)
     with pytest.raises(
         TrainingFailed,
-        match=words + r".*with a lower learning rate, for example --set train.lr=0.00075\.",
+        match=words
+        + r".*with a lower learning rate than 0.0015, for example --set train.lr=0.00075\.",
     ):
         finetune(tokens, tmp_path, FinetuneConfig(**SETTINGS))
     kept = torch.load(tmp_path / "last.pt", weights_only=True)
@@ -260,7 +271,7 @@ def test_4m_stops_before_the_step_and_goes_on_with_a_lower_rate(
 def test_the_rate_of_a_stage_may_be_lowered(tokens, tmp_path, poison):
     poison(12, "gradient")
     stages = [dict(share=1), dict(share=1, lr=0.001)]
-    with pytest.raises(TrainingFailed, match="Step 11: .*a lower lr of this stage in train.stages"):
+    with pytest.raises(TrainingFailed, match="step 11: .*a lower lr of this stage in train.stages"):
         finetune(tokens, tmp_path, FinetuneConfig(**SETTINGS, stages=stages))
     poison()
     stages[1]["lr"] = 0.0005
@@ -275,7 +286,7 @@ def test_weights_of_the_last_step_are_looked_at(tokens, tmp_path, poison):
     poison(20, "weight")
     with pytest.raises(
         TrainingFailed,
-        match="Step 20: not every weight in mask_token is finite; nothing had been saved yet",
+        match="step 20: not every weight in mask_token is finite; nothing had been saved yet",
     ):
         finetune(tokens, tmp_path, FinetuneConfig(**{**SETTINGS, "save_every": 99.0}))
     assert not (tmp_path / "model.safetensors").exists()

@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,21 +21,18 @@ from scene4m.worlds.street import LABELS, Attributes, write_captions
 from scene4m.base.core import BadInput, ConfigMismatch, TrainingFailed
 from scene4m.finetune import (
     FinetuneConfig,
-    CaptionSource,
-    Part,
-    Run,
-    SenseDropout,
+    FinetuneTrainer,
     Stage,
-    attention_kind,
     finetune,
-    grid_entry,
-    learning_rate,
-    make_part,
     step_losses,
-    caption_entry,
-    text_tokenizer_for,
     total_counts,
-    weight_groups,
+)
+from scene4m.objective import (
+    CaptionSource,
+    ModalityDropout,
+    caption_entry,
+    grid_entry,
+    text_tokenizer_for,
 )
 from scene4m.tokenize import TokenDataset, tokenize_dataset
 
@@ -131,7 +127,7 @@ torch.set_num_threads(1)
 from scene4m.finetune import FinetuneConfig, Stage, finetune
 settings = json.loads(sys.argv[3]); settings["stages"] = tuple(Stage(**s) for s in settings.pop("stages", [{}]))
 finetune(sys.argv[1], sys.argv[2], FinetuneConfig(**settings))
-extra = [m for m in ("av", "moviepy", "pandas", "torchaudio", "torchvision", "transformers") if m in sys.modules]
+extra = [m for m in ("av", "moviepy", "torchaudio", "torchvision", "transformers") if m in sys.modules]
 assert not extra, extra
 """
 
@@ -170,7 +166,7 @@ def test_a_grid_shows_some_and_asks_for_others():
 def test_no_part_holds_padding_on_the_encoder_side(tokens):
     ds = TokenDataset(tokens)
     config = FinetuneConfig(**TEST)
-    data = SenseDropout(ds, CaptionSource(ds.rows, text_tokenizer_for(ds), ds.world), config)
+    data = ModalityDropout(ds, CaptionSource(ds.rows, text_tokenizer_for(ds), ds.world), config)
     for scheme, seen in (("both", {15, 9, 7}), ("audio", {7, 1}), ("video", {9, 1}), ("none", {1})):
         parts = data(3, np.arange(40), scheme)
         assert {p.seen for p in parts} == seen and sum(len(p.places) for p in parts) == 40
@@ -182,7 +178,7 @@ def test_no_part_holds_padding_on_the_encoder_side(tokens):
 
 
 def test_the_category_is_asked_for_in_every_step_and_never_shown(tokens):
-    run = Run(tokens, "unused", FinetuneConfig(steps=1, **TEST))
+    run = FinetuneTrainer(tokens, "unused", FinetuneConfig(steps=1, **TEST))
     assert run.learnt.labels == tuple(sorted(LABELS))
     for scheme in run.data.names:
         for p in run.data(2, run.places, scheme):
@@ -215,7 +211,7 @@ def test_labels_are_learnt_and_kept(tokens, tmp_path):
         tokenize_dataset(Few(n), tmp_path / f"t{n}", StandIn("a", (3, 2)), StandIn("v", (2, 2, 2)))
         for n in (20, 21)
     )
-    assert Run(
+    assert FinetuneTrainer(
         few, "unused", FinetuneConfig(steps=1, **TEST), tmp_path / "r"
     ).learnt.labels == tuple(sorted(LABELS))  # in the model's order
     with pytest.raises(ConfigMismatch, match="does not know the label 'opera'"):
@@ -238,20 +234,22 @@ def test_clips_without_a_label_have_no_category(tmp_path):
             )
             for c in (Some, Nothing)
         )
-        run = Run(some, "unused", FinetuneConfig(steps=1, preset=kind, budgets=(6, 6), **TEST))
+        run = FinetuneTrainer(
+            some, "unused", FinetuneConfig(steps=1, preset=kind, budgets=(6, 6), **TEST)
+        )
         parts = run.data(0, run.places)
         asked = sum(p.counts.get("category", 0) for p in parts)
         assert 0 < asked <= 10 and (kind == "paper" or asked == 10)
         assert (
             "category"
-            not in Run(
+            not in FinetuneTrainer(
                 nothing, "unused", FinetuneConfig(steps=1, preset=kind, **TEST)
             ).model.modalities
         )
 
 
 def test_counts_are_those_of_the_model(tokens):
-    run = Run(tokens, "unused", FinetuneConfig(steps=1, **TEST))
+    run = FinetuneTrainer(tokens, "unused", FinetuneConfig(steps=1, **TEST))
     for scheme in ("both", "audio", "none"):
         for p in run.data(1, run.places, scheme):
             out = run.model(p.batch, p.seen, p.said, order=p.order)
@@ -260,13 +258,15 @@ def test_counts_are_those_of_the_model(tokens):
 
 def test_parts_add_up_to_the_whole(tokens):
     runs = [
-        Run(tokens, "unused", FinetuneConfig(steps=1, accumulate=a, **{**TEST, "batch_size": 16}))
+        FinetuneTrainer(
+            tokens, "unused", FinetuneConfig(steps=1, accumulate=a, **{**TEST, "batch_size": 16})
+        )
         for a in (1, 3)
     ]
     grads = []
     for run in runs:
         parts = run.data(0, run.order.batch(0), "audio")
-        step_losses(run.model, parts, total_counts(parts), run.config.weights, precision="fp32")
+        step_losses(run.model, parts, total_counts(parts), run.c.weights, precision="fp32")
         grads.append({n: p.grad for n, p in run.model.named_parameters() if p.grad is not None})
     assert len(runs[1].data(0, runs[1].order.batch(0), "audio")) > len(
         runs[0].data(0, runs[0].order.batch(0), "audio")
@@ -408,7 +408,7 @@ def test_diverging_stops_and_keeps_what_was_good(tokens, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ft, "step_losses", poisoned)
     with pytest.raises(
-        TrainingFailed, match=r"Step 6: .*clip\d+.*the weights of step [1-6] are kept"
+        TrainingFailed, match=r"step 6: .*clip\d+.*the weights of step [1-6] are kept"
     ):
         finetune(tokens, tmp_path / "r", FinetuneConfig(steps=20, save_every=0.0, **TEST))
     kept = torch.load(tmp_path / "r" / "last.pt", weights_only=True)
@@ -473,7 +473,7 @@ def test_a_damaged_shard_is_left_out_and_noted(tmp_path, monkeypatch):
 
 
 def test_a_frozen_trunk_stays(tokens, tmp_path):
-    first = Run(tokens, "unused", FinetuneConfig(steps=1, **TEST)).model.state_dict()
+    first = FinetuneTrainer(tokens, "unused", FinetuneConfig(steps=1, **TEST)).model.state_dict()
     finetune(tokens, tmp_path / "new", FinetuneConfig(steps=4, stages=(Stage("new"),), **TEST))
     after = weights(tmp_path / "new")
     trunk = [

@@ -249,7 +249,7 @@ def test_a_tokenizer_of_other_clips_is_set_aside_and_one_with_other_settings_is_
     make(folder, tmp_path / "data")
     train_sense("audio", tmp_path / "data", tmp_path / "audio", TINY)
     old = file_hash(tmp_path / "audio" / "model.safetensors")
-    with pytest.raises(ConfigMismatch, match="use another folder.$"):
+    with pytest.raises(ConfigMismatch, match="choose another folder.$"):
         train_sense("audio", tmp_path / "data", tmp_path / "audio", {**TINY, "steps": 3})
     for i in range(12):
         sound(folder / (DOG, HORN)[i % 2] / f"{i:02d}.wav", 100 + i)

@@ -16,7 +16,7 @@ from scene4m.base import core
 from scene4m.app import run
 from scene4m.base.core import LATER, PRESETS, get_preset, has_fast_bf16, progress
 from scene4m.evaluate import verdict, verdict_html
-from scene4m.finetune import Muon, Optimiser
+from scene4m.base.training import Muon, Optimiser
 from scene4m.app.run import Stages, count_files, expected_seconds, time_left
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,7 +100,7 @@ def test_a_preset_is_a_number_of_steps(name):
 
 
 # pages that show what a time budget does
-BUDGETS = {"00_core", "04_vq", "11_finetune"}
+BUDGETS = {"00_core", "04_vq"}
 
 
 def test_no_notebook_trains_by_the_clock():

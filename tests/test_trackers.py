@@ -7,8 +7,9 @@ import types
 import pytest
 
 from scene4m.base.core import TrainingFailed
-from scene4m.finetune import FinetuneConfig, ServiceLog, finetune
-from test_diverging import poison, tokens  # noqa: F401  fixtures
+from scene4m.base.training import ServiceLog
+from scene4m.finetune import FinetuneConfig, finetune
+from test_diverging import always_due, poison, tokens  # noqa: F401  fixtures
 from test_finetune import TEST
 
 
@@ -73,7 +74,7 @@ def test_wandb_itself_takes_what_it_is_given(tmp_path, monkeypatch):
     seen = []
     for lr in (1.0, 0.5):
         log = ServiceLog("wandb", tmp_path, dict(lr=lr))
-        log.log(dict(step=1, loss=lr))
+        log.log(dict(loss=lr), 1)
         seen.append((wandb.run.id, wandb.run.config["lr"]))
         log.close()
     assert seen[0][0] == seen[1][0] and [lr for _, lr in seen] == [1.0, 0.5]

@@ -22,7 +22,7 @@ from scene4m.video_tokenizer import (
     motion_weights,
     to_patches,
 )
-from scene4m.vq import TokenizerTrainer, load_tokenizer, start_network, train_tokenizer
+from scene4m.vq import TokenizerTrainer, load_tokenizer, train_tokenizer
 
 torch.set_num_threads(1)
 SMALL = VideoTokenizerConfig(width=16, blocks=1, dim=8, codes=32)
@@ -103,7 +103,7 @@ def test_the_papers_codebook_is_started_by_kmeans_over_several_clips(frames):
     before = tok.quantizer.codebook.clone()
     trainer = TokenizerTrainer(tok, frames, c)
     logs = [trainer.step(step, 100) for step in range(first + 1)]
-    assert first >= 1 and [bool(l["bypass"]) for l in logs] == [True] * first + [False]
+    assert first >= 1 and [bool(log["bypass"]) for log in logs] == [True] * first + [False]
     assert (
         not torch.allclose(tok.quantizer.codebook, before, atol=0.1)
         and logs[-1]["ids"].unique().numel() > 8
@@ -179,7 +179,7 @@ def test_the_start_is_the_best_linear_tokenizer(frames):
     tok = VideoTokenizer(SMALL)
     x = tok.to_model(frames)
     trainer = TokenizerTrainer(tok, frames, tok.training_config(steps=10, batch_size=8, axes=40))
-    start_network(trainer)
+    trainer.begin()
     tok.eval()
     tok.quantizer.bypass = True
     patches = to_patches(x, SMALL.patch).flatten(0, 3).double()

@@ -1,8 +1,10 @@
 "The quantiser beside vector-quantize-pytorch, its traps, and a training that may be killed at any moment."
 
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from scene4m.base.core import BadInput, ConfigMismatch
@@ -26,7 +29,6 @@ from scene4m.vq import (
     load_tokenizer,
     nearest,
     principal_axes,
-    revive_codes,
     train_tokenizer,
     usage,
 )
@@ -71,7 +73,10 @@ class SmallTokenizer(Tokenizer):
 
 DATA = np.random.default_rng(0).standard_normal((60, 5, 6)).astype(np.float32)
 CONFIG = TrainConfig(steps=60, batch_size=8, precision="fp32", log_every=10)
-g = lambda seed=0: torch.Generator().manual_seed(seed)
+
+
+def g(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 def test_five_updates_are_those_of_vector_quantize_pytorch():
@@ -171,33 +176,33 @@ def test_kmeans_with_few_or_no_vectors():
         kmeans(torch.ones(0, 3), 5)
 
 
-def test_revival_moves_dead_codes_onto_batch_vectors_and_resets_their_counts():
+def test_a_reset_moves_dead_codes_onto_batch_vectors_and_resets_their_counts():
     vq = VectorQuantizer(8, 2)
     vq.counts.copy_(torch.tensor([10.0, 10, 10, 10, 10, 10, 0.3, 0.1]))
     before = vq.codebook.clone()
     z = torch.randn(40, 2, generator=g())
     uniform = vq.counts.sum() / 8
-    assert revive_codes(vq, z) == 2 and torch.equal(vq.codebook[:6], before[:6])
+    assert vq.reset_dead_codes(z) == 2 and torch.equal(vq.codebook[:6], before[:6])
     for k in (6, 7):
         assert (
             (z == vq.codebook[k]).all(1).any()
             and vq.counts[k] == uniform
             and torch.allclose(vq.sums[k], vq.codebook[k] * uniform)
         )
-    assert revive_codes(vq, z) == 0  # a revived code is left in peace
+    assert vq.reset_dead_codes(z) == 0  # a code that was reset is left in peace
 
 
-def test_revival_is_a_share_so_many_codes_and_few_vectors_are_no_trouble():
+def test_a_reset_is_by_share_so_many_codes_and_few_vectors_are_no_trouble():
     vq = VectorQuantizer(1024, 4)
     codes = vq.codebook.clone()  # 256 vectors a step for 1,024 codes
     for step in range(9):
         vq(codes[torch.randint(1024, (1, 256), generator=g(step))])
-    assert revive_codes(vq, codes) == 0
+    assert vq.reset_dead_codes(codes) == 0
     vq.revive = 0.0
     for _ in range(200):
         vq(codes[:1].expand(1, 256, 4))
     vq.revive = 0.05
-    assert revive_codes(vq, codes) == 1023
+    assert vq.reset_dead_codes(codes) == 1023
 
 
 def test_masked_positions_have_no_say():
@@ -340,15 +345,13 @@ def test_stopped_at_any_moment_it_ends_with_the_same_weights(tmp_path, how):
         stderr=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    while not (out / "checkpoint.pt").exists() and job.poll() is None:
+    while not (out / "last.pt").exists() and job.poll() is None:
         time.sleep(0.01)
     job.send_signal(how)
-    assert (
-        job.wait() != 0 and (out / "checkpoint.pt").exists() and not (out / "config.json").exists()
-    )
+    assert job.wait() != 0 and (out / "last.pt").exists() and not (out / "config.json").exists()
     again = SmallTokenizer()
     rows = train_tokenizer(again, DATA, replace(CONFIG, save_every=0.05), out=out)
-    assert again.fingerprint == whole.fingerprint and not (out / "checkpoint.pt").exists()
+    assert again.fingerprint == whole.fingerprint and not (out / "last.pt").exists()
     assert [(r["step"], r["loss"], r["perplexity"]) for r in rows] == [
         (r["step"], r["loss"], r["perplexity"]) for r in history
     ]
@@ -394,7 +397,7 @@ def test_ctrl_c_inside_a_step_waits_for_its_end_and_the_rest_is_the_same(tmp_pat
     Stopped.__name__ = cls.__name__
     with pytest.raises(KeyboardInterrupt):
         train_tokenizer(Stopped(settings), data, c, out=tmp_path, show=False)
-    assert (tmp_path / "checkpoint.pt").exists() and train_tokenizer(
+    assert (tmp_path / "last.pt").exists() and train_tokenizer(
         again, data, c, out=tmp_path, show=False
     )[-1]["loss"] == rows[-1]["loss"]
     assert again.fingerprint == whole.fingerprint
@@ -404,7 +407,10 @@ def test_a_time_budget_becomes_steps_once_and_is_repeated(tmp_path):
     c = replace(CONFIG, steps=None, seconds=0.3)
     a, b = SmallTokenizer(), SmallTokenizer()
     rows = train_tokenizer(a, DATA, c, out=tmp_path)
-    again = train_tokenizer(b, DATA, c, out=tmp_path, resume=False)
+    note = json.loads((tmp_path / "training.json").read_text())
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "training.json").write_text(json.dumps({**note, "done": False}))
+    again = train_tokenizer(b, DATA, c, out=tmp_path / "again")
     assert rows[-1]["step"] == again[-1]["step"] >= 1 and a.fingerprint == b.fingerprint
 
 
@@ -416,7 +422,7 @@ def test_another_training_in_the_folder_is_refused(tmp_path):
         (SmallTokenizer(), DATA[1:], CONFIG),
         (narrow, DATA, CONFIG),
     ):
-        with pytest.raises(ConfigMismatch, match="another tokenizer"):
+        with pytest.raises(ConfigMismatch, match="other settings"):
             train_tokenizer(tok, data, c, out=tmp_path)
 
 
@@ -425,7 +431,7 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path):
     broken = np.full_like(DATA, np.nan)
     with pytest.raises(BadInput, match="not every number is finite"):
         train_tokenizer(SmallTokenizer(), broken, c, out=tmp_path)
-    (tmp_path / "checkpoint.pt").write_bytes(b"PK half a file")
+    (tmp_path / "last.pt").write_bytes(b"PK half a file")
     with pytest.raises(BadInput, match="damaged"):
         train_tokenizer(SmallTokenizer(), broken, c, out=tmp_path)
 
@@ -561,3 +567,45 @@ def test_what_is_encoded_can_be_trained_on():
     table = nn.Embedding(32, 4)
     table(ids).sum().backward()
     assert table.weight.grad is not None and not tok.decode(ids).is_inference()
+
+
+# several processes
+
+
+class WithoutNorm(SmallTokenizer):
+    "Its statistics are those of the codebook alone, which all processes share."
+
+    def to_latents(self, x, lengths=None):
+        return self.enc(x), None
+
+
+TOGETHER = """
+import sys; sys.path.insert(0, {tests!r})
+import test_vq as t
+t.train_tokenizer(t.WithoutNorm(), t.DATA, t.CONFIG, out={out!r})
+"""
+
+
+def test_two_processes_learn_what_one_does(tmp_path):
+    one = WithoutNorm()
+    rows = train_tokenizer(one, DATA, CONFIG)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    together = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, ACCELERATE_USE_CPU="true")
+    sizes = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", OMP_NUM_THREADS="1")
+    code = TOGETHER.format(tests=str(Path(__file__).parent), out=str(tmp_path / "two"))
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, **together, **sizes, "RANK": str(r), "LOCAL_RANK": str(r)},
+        )
+        for r in range(2)
+    ]
+    assert [job.wait(timeout=200) for job in jobs] == [0, 0]
+    two = WithoutNorm()
+    two.load_state_dict(load_file(tmp_path / "two" / "model.safetensors"))
+    for (name, a), b in zip(one.state_dict().items(), two.state_dict().values()):
+        assert torch.allclose(a.float(), b.float(), atol=1e-4), name
+    note = json.loads((tmp_path / "two" / "training.json").read_text())
+    assert note["processes"] == 2 and note["steps"] == rows[-1]["step"]

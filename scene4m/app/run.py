@@ -55,15 +55,17 @@ from scene4m.describe import (
     tokenize_arrays,
 )
 from ..evaluate import evaluate_folder, read_truth, save_judge, train_judge
-from ..finetune import TRACKERS, FinetuneConfig, arithmetic, finetune, stages_of, start_text
+from ..finetune import FinetuneConfig, arithmetic, finetune, stages_of, start_text
 from ..fourm import DEFAULTS, FourM, config_modalities
+from ..base.hub import find_folder
 from ..base.media import modality_states
+from ..base.training import TRACKERS
 from ..mel import MelFrontEnd, columns_for
 from ..tokenize import tokenize_dataset
 from ..worlds.ceiling import CEILING, best_accuracy
 from ..worlds.scene import WORLD_VERSION
 from ..worlds.toystreet import StreetClips, write_street
-from ..vq import TrainConfig, find_folder, load_tokenizer, train_tokenizer
+from ..vq import TrainConfig, load_tokenizer, train_tokenizer
 from ..world import World, labels_in
 from ..worlds.street import WORLD
 from ..worlds.vggsound import vggsound_rows

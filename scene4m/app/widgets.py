@@ -32,7 +32,7 @@ from ..base.show import code_palette, contact_sheet, frame_difference, masked_cl
 from ..base.show import usage_histogram
 from ..describe import SENSES, ClipArrays, Describer, Description, keep_senses
 from ..describe import sense_batch, senses_sentence, tokenize_arrays
-from ..finetune import caption_entry
+from ..objective import caption_entry
 from ..generate import fill_grid, generate_text, given_text
 from ..masking import Alphas, UnifiedMasking
 from ..mel import MelFrontEnd
