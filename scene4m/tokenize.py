@@ -162,10 +162,7 @@ def tokenize_dataset(
     "Turns every clip into tokens. What the folder holds of the same clips and tokenizers stays."
     dataset, out = _as_dataset(dataset_dir), Path(out_dir)
     given = (("audio", audio_stored, audio_tokenizer), ("video", video_stored, video_tokenizer))
-    prepare = prepare or {}
-    modalities = [StoredModality(n, s, t, prepare.get(n)) for n, s, t in given if t is not None]
-    if not modalities:
-        raise BadInput("There is no tokenizer to use; give one for audio, for video, or both.")
+    modalities = _modalities(given, prepare or {})
     keys = list(dataset.keys())
     if not keys:
         raise BadInput(f"{dataset_dir}: there are no clips to tokenize.")
@@ -188,6 +185,13 @@ def tokenize_dataset(
         sweep(jobs, head["modalities"])
         write_json(out / "tokens.json", dict(head, complete=True))
     return out
+
+
+def _modalities(given: tuple, prepare: dict) -> list[StoredModality]:
+    found = [StoredModality(n, s, t, prepare.get(n)) for n, s, t in given if t is not None]
+    if not found:
+        raise BadInput("There is no tokenizer to use; give one for audio, for video, or both.")
+    return found
 
 
 def _as_dataset(dataset):
