@@ -32,7 +32,7 @@ from scene4m.base.core import (
     read_json,
     seed_everything,
 )
-from .base.training import Optimiser, Trainer, learning_rate
+from .base.training import SCHEDULES, Optimiser, Trainer, learning_rate
 from .captions import FOURM_TOKENIZER, TextTokenizer
 from .fourm import FourM
 from scene4m.objective import (
@@ -71,6 +71,7 @@ class FinetuneConfig:
     batch_size: int = 32  # clips per step over all processes
     accumulate: int = 1  # parts that each process cuts its share of a batch into
     lr: float = 1.5e-3
+    schedule: str = "cosine"  # or `linear`, `constant`
     warmup: float = 0.05  # share of a stage's steps
     encoder_lr: float = 1.0  # of the encoder's blocks, as a share of `lr`
     muon_lr: float = 0.0  # of the trunk's matrices under Muon, as a share of `lr`; 0: AdamW for all
@@ -82,6 +83,7 @@ class FinetuneConfig:
     schemes: dict = field(default_factory=lambda: dict(SCHEMES))
     targets: int = 16  # tokens of each unseen grid to predict; 0: words only
     partial: float = 0.0  # how often an unseen grid is partly seen
+    token_dropout: float = 0.0  # share of a seen grid's tokens that a step leaves out
     # of the losses: a category weighs as much as two words of a caption
     weights: dict = field(
         default_factory=lambda: dict(caption=1.0, audio=0.3, video=0.3, category=0.08)
@@ -103,6 +105,10 @@ class FinetuneConfig:
         said = [k for k in ("steps", "epochs", "seconds") if getattr(self, k) is not None]
         if len(said) > 1:
             raise BadInput(f"Say how long to train in one way, not by {' and '.join(said)}.")
+        if self.schedule not in SCHEDULES:
+            raise BadInput(f"The schedule is {' or '.join(SCHEDULES)}, not {self.schedule!r}.")
+        if not 0 <= self.token_dropout < 1:
+            raise BadInput(f"token_dropout is a share from 0 to below 1, not {self.token_dropout}.")
 
 # %% ../nbs/course/11_finetune.ipynb #3ccf5210
 def stages_of(config: FinetuneConfig) -> tuple:
@@ -519,7 +525,8 @@ def after(self: FinetuneTrainer):
 def rate(self: FinetuneTrainer, step: int, steps: int) -> float:
     ends, stage = [0, *_stage_ends(self.stages, steps)], self.stages[self.stage]
     begin, end = ends[self.stage], ends[self.stage + 1]
-    return learning_rate(step - begin, end - begin, stage.lr or self.c.lr, self.c.warmup)
+    rate = stage.lr or self.c.lr
+    return learning_rate(step - begin, end - begin, rate, self.c.warmup, self.c.schedule)
 
 
 @patch

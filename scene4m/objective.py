@@ -268,7 +268,11 @@ def part(self: ModalityDropout, scheme, has, places, seeds, draws, shown, replac
     for m in (m for m in self.grids if has[m]):
         ids = torch.from_numpy(self.ds.ids(m, places))
         if m in seen:
-            batch[m] = seen_entry(self.corrupt(m, ids, replaced[m]) if replaced else ids)
+            ids = self.corrupt(m, ids, replaced[m]) if replaced else ids
+            kept = max(1, round(ids.shape[1] * (1 - c.token_dropout)))
+            order = torch.from_numpy(draws[m]).argsort(1)
+            whole = kept == ids.shape[1]
+            batch[m] = seen_entry(ids) if whole else grid_entry(ids, order, kept, 0)
         elif c.targets:
             order = torch.from_numpy(draws[m]).argsort(1)
             batch[m] = grid_entry(ids, order, shown[m], min(c.targets, ids.shape[1]))

@@ -36,7 +36,7 @@ from scene4m.base.core import (
 )
 from .base.hub import find_folder, push_folder, read_weights, save_folder
 from .base.metrics import codebook_usage, perplexity
-from .base.training import Trainer, learning_rate
+from .base.training import SCHEDULES, Trainer, learning_rate
 
 # %% ../nbs/course/04_vq.ipynb #983fad93
 def nearest(
@@ -465,7 +465,7 @@ class TrainConfig:
     lr: float = 2e-3
     codebook_lr: float | None = None  # of a codebook trained by gradient; None = lr
     weight_decay: float = 0.01
-    schedule: str = "cosine"  # or `constant`
+    schedule: str = "cosine"  # or `linear`, `constant`
     warmup: float = 0.02  # share of the steps in which the rate rises
     axes: int = 0  # clips whose principal axes are the first weights; 0: random weights
     continuous: float = 0.15  # share of the steps before k-means starts the codebook; 0: none
@@ -483,8 +483,8 @@ class TrainConfig:
     def __post_init__(self):
         if sum(x is not None for x in (self.seconds, self.steps, self.epochs)) != 1:
             raise BadInput("Say how long to train by exactly one of seconds, steps and epochs.")
-        if self.schedule not in ("cosine", "constant"):
-            raise BadInput(f"The schedule is 'cosine' or 'constant', not {self.schedule!r}.")
+        if self.schedule not in SCHEDULES:
+            raise BadInput(f"The schedule is {' or '.join(SCHEDULES)}, not {self.schedule!r}.")
 
 
 @patch

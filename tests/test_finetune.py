@@ -193,6 +193,26 @@ def test_the_category_is_asked_for_in_every_step_and_never_shown(tokens):
             ]
 
 
+def test_token_dropout_leaves_tokens_out_and_asks_for_none_of_them(tokens):
+    run = FinetuneTrainer(tokens, "unused", FinetuneConfig(steps=1, token_dropout=0.5, **TEST))
+    left = []
+    for step in (2, 2, 3):
+        for p in run.data(step, run.places, "both"):
+            for e in (p.batch[m] for m in ("audio", "video") if m in p.batch):
+                seen, n = ~e["input_mask"], e["input_mask"].shape[1]
+                assert (seen.sum(1) == round(n / 2)).all() and e["target_mask"].all()
+            if "video" in p.batch:
+                left.append((step, p.batch["video"]["input_mask"]))
+    first, again, other = (next(m for s, m in group) for group in _in_threes(left))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def _in_threes(left: list) -> list:
+    "What was drawn in three equally long runs, apart."
+    n = len(left) // 3
+    return [left[:n], left[n : 2 * n], left[2 * n :]]
+
+
 def test_labels_are_learnt_and_kept(tokens, tmp_path):
     weights = dict(caption=1.0, audio=0.3, video=0.3, category=0.3)
     finetune(tokens, tmp_path / "r", FinetuneConfig(steps=60, lr=5e-3, weights=weights, **TEST))

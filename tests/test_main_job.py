@@ -90,6 +90,16 @@ def test_the_environment_says_whether_bfloat16_is_fast(monkeypatch):
     assert has_fast_bf16("cpu")
 
 
+def test_a_processor_with_bfloat16_is_tried_before_it_is_believed(monkeypatch):
+    monkeypatch.delenv("SCENE4M_FAST_BF16", raising=False)
+    for there, gain, fast in ((True, 2.0, True), (True, 0.7, False), (False, 2.0, False)):
+        monkeypatch.setattr(core, "_cpu_has_bf16", lambda there=there: there)
+        monkeypatch.setattr(core, "_bf16_gain", lambda gain=gain: gain)
+        assert has_fast_bf16("cpu") is fast
+    monkeypatch.undo()
+    assert core._bf16_gain() > 0
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_a_number_of_steps(name):
     preset = get_preset(name)

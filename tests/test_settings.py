@@ -61,7 +61,9 @@ def refused(tmp_path, *args):
         ("audio.lr=fast", "audio.lr is to be a number, not 'fast'"),
         ("train.seed=3", "There is no setting train.seed. The seed is set by --seed."),
         ("train.precision=fp8", "Precision 'fp8' is unknown"),
-        ("audio.schedule=steep", "The schedule is 'cosine' or 'constant', not 'steep'"),
+        ("audio.schedule=steep", "The schedule is cosine or linear or constant, not 'steep'"),
+        ("train.schedule=steep", "The schedule is cosine or linear or constant, not 'steep'"),
+        ("train.token_dropout=1.0", "token_dropout is a share from 0 to below 1, not 1.0"),
         ("audio.preset=best", "There is no preset 'best'"),
         ("train.preset=best", "There is no preset 'best' of training"),
         (
