@@ -269,10 +269,11 @@ def measure_text(size: str, rounds: int, n: int = 120) -> dict:
     import torch
     from scene4m.worlds import toystreet
     from scene4m.worlds.street import parse_caption
-    from scene4m.describe import ClipArrays, load_checkpoint, sense_batch, tokenize_arrays
+    from scene4m.describe import ClipArrays, seen_batch, tokenize_arrays
+    from scene4m.scene_model import SceneModel
     from scene4m.generate import generate_text
 
-    checkpoint = load_checkpoint(device="cpu")
+    checkpoint = SceneModel.from_pretrained(device="cpu")
     clips = []
     n = n if size == "b" else 4
     for scene in (
@@ -283,7 +284,7 @@ def measure_text(size: str, rounds: int, n: int = 120) -> dict:
         clips.append(ClipArrays(frames, mel, dict(audio="used", video="used")))
         if len(clips) == n:
             break
-    batch = sense_batch(tokenize_arrays(checkpoint, clips).ids)
+    batch = seen_batch(tokenize_arrays(checkpoint, clips).ids)
     model, decode = checkpoint.model, checkpoint.text.decode
     want = generate_text(model, batch, max_tokens=40)
     meant = [parse_caption(decode(t)) for t in want]

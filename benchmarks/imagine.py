@@ -23,8 +23,9 @@ from scene4m.worlds import toystreet
 from scene4m.worlds.ceiling import ClipProbe, fit_probe, read_clips, split_answers
 from scene4m.worlds.street import LABELS, write_caption
 from scene4m.base.core import machine, make_generator, make_rng
-from scene4m.describe import SENSES, ClipArrays, imagine, load_checkpoint, tokenize_arrays
-from scene4m.evaluate import judge_mels, load_judge
+from scene4m.describe import MODALITIES, ClipArrays, imagine, tokenize_arrays
+from scene4m.scene_model import SceneModel
+from scene4m.evaluate import load_probe
 from scene4m.base.metrics import bootstrap_interval
 
 KEPT = Path(__file__).resolve().parent / "imagine.json"
@@ -70,16 +71,16 @@ class Bench:
     "The clips, the judges, and a table that grows row by row."
 
     def __init__(self, clips: int, practice: int, epochs: int):
-        self.ck = load_checkpoint()
+        self.ck = SceneModel.from_pretrained()
         self.scenes, arrays = held_out(self.ck, clips)
         self.tokens = tokenize_arrays(self.ck, arrays).ids
         self.truth = np.array([LABELS.index(s.label) for s in self.scenes])
         self.words = [
             write_caption(s.attributes, make_rng("imagine", i)) for i, s in enumerate(self.scenes)
         ]
-        self.eye, self.ear = picture_judge(practice, epochs), load_judge(self.ck.folder)
+        self.eye, self.ear = picture_judge(practice, epochs), load_probe(self.ck.folder)
         mels, frames = np.stack([a.mel for a in arrays]), np.stack([a.frames for a in arrays])
-        self.real = dict(audio=judge_mels(self.ear, torch.from_numpy(mels)), video=self.eye(frames))
+        self.real = dict(audio=self.ear.answers(torch.from_numpy(mels)), video=self.eye(frames))
         self.rows = []
 
     @torch.no_grad()
@@ -87,12 +88,14 @@ class Bench:
         "The category that a judge finds in tokens."
         if sense == "audio":
             return np.concatenate(
-                [judge_mels(self.ear, self.ck.audio_tokenizer.decode(i)) for i in ids.split(64)]
+                [self.ear.answers(self.ck.tokenizers["audio"].decode(i)) for i in ids.split(64)]
             )
         return self.eye(
             np.concatenate(
                 [
-                    self.ck.video_tokenizer.to_frames(self.ck.video_tokenizer.decode(i)).numpy()
+                    self.ck.tokenizers["video"]
+                    .to_frames(self.ck.tokenizers["video"].decode(i))
+                    .numpy()
                     for i in ids.split(64)
                 ]
             )
@@ -136,7 +139,7 @@ class Bench:
 
     def floor_and_ceiling(self):
         "What the judges make of real clips and of their tokens."
-        for sense in SENSES:
+        for sense in MODALITIES:
             self.row(NAMES[sense], "the clip itself", "real", self.real[sense] == self.truth)
             self.row(
                 NAMES[sense],
@@ -147,7 +150,7 @@ class Bench:
 
     def one_sense(self, target: str):
         "One sense from the other and from the true sentence."
-        other, name = SENSES[target == "audio"], NAMES[target]
+        other, name = MODALITIES[target == "audio"], NAMES[target]
         for how, settings in WAYS.items():
             self.row(
                 name,

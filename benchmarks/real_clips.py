@@ -5,7 +5,7 @@ speaker, a recording, a fold of Freesound clips) are left out in turn, so that n
 once. Each turn is a complete `scene4m run --data FOLDER`, and goes on where it was stopped; with `--packaged` it begins with the packaged
 tokenizers and model, which have only met the toy street, instead of with nothing. In the end the packaged model, or that of --model, which
 knows only the toy street, is asked about every real video (`--videos`), and about which clips it says that they are unlike anything in training
-(`--strange`): real ones, as it should, and held-out ones of the street, as it should not. All figures are printed with n and with what a
+(`--ood`): real ones, as it should, and held-out ones of the street, as it should not. All figures are printed with n and with what a
 constant answer would score."""
 
 import argparse
@@ -21,7 +21,8 @@ sys.path[:] = [
 
 from scene4m.worlds.street import DOG, ENGINE, MAN, POLICE, WOMAN, parse_caption
 from scene4m.base.core import Scene4MError, get_preset, write_json
-from scene4m.describe import SENSES, SHIPPED, Describer, load_checkpoint, look
+from scene4m.describe import MODALITIES, Describer, clip_features
+from scene4m.scene_model import SHIPPED, SceneModel
 from scene4m.evaluate import read_clips
 from scene4m.base.metrics import bootstrap_interval
 from scene4m.app.run import run_pipeline
@@ -67,7 +68,7 @@ def small_preset(steps: int, packaged: bool):
         return get_preset(
             "toy", audio=dict(steps=steps), video=dict(steps=steps), train=dict(steps=steps)
         )
-    own = {s: dict(pretrained=str(SHIPPED / f"{s}_tokenizer")) for s in SENSES}
+    own = {s: dict(pretrained=str(SHIPPED / f"{s}_tokenizer")) for s in MODALITIES}
     return get_preset(
         "toy", **own, model=dict(pretrained=str(SHIPPED)), train=dict(steps=steps, lr=1e-3)
     )
@@ -147,8 +148,8 @@ def ask_about_videos(real: Path, out: Path, model) -> None:
     )
 
 
-def how_many_are_strange(real: Path, out: Path, model, n: int) -> None:
-    checkpoint = load_checkpoint(model)
+def how_many_are_ood(real: Path, out: Path, model, n: int) -> None:
+    checkpoint = SceneModel.from_pretrained(model)
     rows = read_manifest(real)
     street = write_street(out / "street", n, seed=77, workers=1)
     kinds = {
@@ -159,16 +160,17 @@ def how_many_are_strange(real: Path, out: Path, model, n: int) -> None:
     print("\n| unlike anything in training | by ear | by eye | either |\n|---|---|---|---|")
     for kind, paths in kinds.items():
         clips = [c for c in read_clips(checkpoint, paths, workers=0) if not isinstance(c, str)]
-        looks = [{s: look(c, s, checkpoint.clip.seconds) for s in SENSES} for c in clips]
-        strange = [
-            {s: checkpoint.familiar[s](v[None])[0] > 1 for s, v in d.items() if v is not None}
-            for d in looks
+        found = [
+            {s: clip_features(c, s, checkpoint.clip.seconds) for s in MODALITIES} for c in clips
+        ]
+        odd = [
+            {s: checkpoint.detectors[s](v[None])[0] > 1 for s, v in d.items() if v is not None}
+            for d in found
         ]
         shares = [
-            f"{sum(d.get(s, False) for d in strange)} of {sum(s in d for d in strange)}"
-            for s in SENSES
+            f"{sum(d.get(s, False) for d in odd)} of {sum(s in d for d in odd)}" for s in MODALITIES
         ]
-        shares.append(f"{sum(any(d.values()) for d in strange)} of {len(clips)}")
+        shares.append(f"{sum(any(d.values()) for d in odd)} of {len(clips)}")
         print(f"| {kind} | {' | '.join(shares)} |")
 
 
@@ -184,12 +186,12 @@ def main():
     a.add_argument("--steps", type=int, default=300, help="of each training")
     a.add_argument("--packaged", action="store_true", help="go on from the packaged checkpoint")
     a.add_argument("--videos", action="store_true")
-    a.add_argument("--strange", action="store_true")
-    a.add_argument("--street", type=int, default=400, help="street clips for --strange")
+    a.add_argument("--ood", action="store_true")
+    a.add_argument("--street", type=int, default=400, help="street clips for --ood")
     args = a.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.strange:
-        how_many_are_strange(args.real, args.out, args.model, args.street)
+    if args.ood:
+        how_many_are_ood(args.real, args.out, args.model, args.street)
     elif args.videos:
         ask_about_videos(args.real, args.out, args.model)
     else:

@@ -18,10 +18,11 @@ ORDER = """
 base.core base.media base.metrics base.show base.page base.lists base.store base.downloads
 base.training base.hub
 world captions mel vq audio_tokenizer video_tokenizer curation tokenize
-masking attention fourm_weights fourm generate objective finetune describe transfer evaluate
+masking attention fourm_weights fourm generate ood scene_model objective finetune
+describe transfer evaluate
 worlds.vggsound worlds.street worlds.scene worlds.drawing worlds.sounding worlds.toystreet
 worlds.ceiling
-app.cosmos app.run app.panel app.widgets app.cli __main__
+app.cosmos app.long app.report app.run app.panel app.widgets app.cli __main__
 """.split()
 STOREYS = ["base", "", "worlds", "app"]  # "": the components
 

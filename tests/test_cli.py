@@ -354,7 +354,7 @@ def model(tmp_path_factory):
     from scene4m.audio_tokenizer import AudioTokenizer, AudioTokenizerConfig
     from scene4m.captions import TextTokenizer
     from scene4m.worlds.street import WORLD, grammar_texts
-    from scene4m.describe import save_checkpoint
+    from scene4m.scene_model import SceneModel
     from scene4m.fourm import FourM
     from scene4m.masking import Text, TokenGrid
     from scene4m.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
@@ -375,7 +375,8 @@ def model(tmp_path_factory):
         decoder_depth=1,
         num_heads=2,
     )
-    return save_checkpoint(tmp_path_factory.mktemp("model"), net, audio, video, text, world=WORLD)
+    model = SceneModel(net, dict(audio=audio, video=video), text, WORLD)
+    return model.save_pretrained(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

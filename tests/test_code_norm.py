@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scene4m.audio_tokenizer import AudioTokenizer, AudioTokenizerConfig
-from scene4m.describe import SHIPPED
+from scene4m.scene_model import SHIPPED
 from scene4m.base.core import read_json
 from scene4m.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 from scene4m.vq import CodeNorm, load_tokenizer

@@ -1,4 +1,4 @@
-"""From a file to a sentence: what is said, how surely, and what happens to files that are no clips."""
+"""From a file to a sentence: what is said, how surely, and what of files that are no clips."""
 
 import json
 import shutil
@@ -20,40 +20,40 @@ from scene4m.worlds.street import (
     score_directions,
 )
 from scene4m.base.core import BadInput, ConfigMismatch
+from scene4m.app.long import (
+    describe_long,
+    same_news,
+    speak,
+    speech_command,
+    to_vtt,
+    windows,
+)
 from scene4m.describe import (
     ClipArrays,
     Describer,
     Description,
-    acquaint,
+    fit_detectors,
     calibrate,
     category_probabilities,
-    decode_senses,
-    describe_long,
+    decode_tokens,
     fit_temperature,
     imagine,
     load_arrays,
-    load_checkpoint,
-    take,
     named_categories,
     read_out,
     remember,
-    same_news,
-    save_checkpoint,
     score_categories,
-    speak,
-    speech_command,
     stated_probability,
     tokenize_arrays,
-    to_vtt,
-    windows,
-    write_senses,
+    write_tokens,
     write_sentences,
 )
+from scene4m.scene_model import SceneModel
 from scene4m.generate import score_text
 from scene4m.base.media import read_clip, write_clip, write_wav
 from scene4m.worlds.toystreet import sample_scene, street_clip, street_seed, write_scene
 
-SHIPPED = pytest.importorskip("scene4m.describe").SHIPPED
+SHIPPED = pytest.importorskip("scene4m.scene_model").SHIPPED
 pytestmark = pytest.mark.skipif(
     not (SHIPPED / "config.json").exists(),
     reason="no checkpoint is in the package; make one with make pretrained",
@@ -113,7 +113,7 @@ def test_a_film_of_noise_is_not_taken_for_a_street(describer, tmp_path):
 
 
 def made(describer, split, n, seconds=10.0):
-    "Street clips as arrays; of those shorter than ten seconds the rest is silence and the last picture."
+    "Street clips as arrays; the rest of shorter ones is silence and the last frame."
     ck, out = describer.checkpoint, []
     for f, w in (street_clip(sample_scene(street_seed(split, i))) for i in range(n)):
         w, f = w.copy(), f.copy()
@@ -128,14 +128,14 @@ def made(describer, split, n, seconds=10.0):
 
 
 @pytest.mark.parametrize("seconds", [10.0, 5.0])
-def test_the_street_is_familiar_however_long_the_clip(describer, seconds):
-    strange = tokenize_arrays(describer.checkpoint, made(describer, "test", 24, seconds)).strange
+def test_the_street_is_in_distribution_however_long_the_clip(describer, seconds):
+    scores = tokenize_arrays(describer.checkpoint, made(describer, "test", 24, seconds)).ood
     for sense, most in (("audio", 3), ("video", 3)):
-        assert (strange[sense] > 1).sum() <= most and (strange[sense] >= 0).all()
+        assert (scores[sense] > 1).sum() <= most and (scores[sense] >= 0).all()
 
 
 def test_strangers_are_noticed_by_ear_and_by_eye(describer):
-    "A tone that rises, a hum and noise; grey stripes, a still colour and snow: none of them was ever met."
+    "A rising tone, a hum and noise; grey stripes, a flat colour and snow: all are OOD."
     t, ck, rng = np.arange(160_000) / 16_000, describer.checkpoint, np.random.default_rng(1)
     sounds = [
         np.sin(60 * t * (1 + t)) / 3,
@@ -152,7 +152,7 @@ def test_strangers_are_noticed_by_ear_and_by_eye(describer):
         ClipArrays(f, ck.front(torch.from_numpy(s.astype(np.float32))).numpy(), used)
         for f, s in zip(films, sounds)
     ]
-    assert all((s > 1).all() for s in tokenize_arrays(ck, clips).strange.values())
+    assert all((s > 1).all() for s in tokenize_arrays(ck, clips).ood.values())
     said = describer.describe_arrays(clips, list("abc"))
     assert all(
         d.abstains and d.reason == "the sound and the picture are unlike anything in training"
@@ -160,30 +160,19 @@ def test_strangers_are_noticed_by_ear_and_by_eye(describer):
     )
 
 
-def test_what_is_familiar_is_kept_with_the_checkpoint(describer, tmp_path):
+def test_detectors_are_kept_with_the_checkpoint(describer, tmp_path):
     from dataclasses import replace
 
-    ck = replace(describer.checkpoint, familiar={})
+    ck = replace(describer.checkpoint, detectors={})
     few, clips = made(describer, "val", 8), made(describer, "train", 24)
-    assert acquaint(ck, few) == {} and np.isnan(tokenize_arrays(ck, few).strange["audio"]).all(), (
+    assert fit_detectors(ck, few) == {} and np.isnan(tokenize_arrays(ck, few).ood["audio"]).all(), (
         "of eight clips nobody learns what is usual"
     )
     clips[0].mel = None
-    acquaint(ck, clips)
-    assert {s: len(f.points) for s, f in ck.familiar.items()} == dict(audio=23, video=24)
-    again = load_checkpoint(
-        save_checkpoint(
-            tmp_path,
-            ck.model,
-            ck.audio_tokenizer,
-            ck.video_tokenizer,
-            ck.text,
-            ck.settings,
-            familiar=ck.familiar,
-            world=ck.world,
-        )
-    )
-    own, kept = (tokenize_arrays(c, few).strange for c in (ck, again))
+    fit_detectors(ck, clips)
+    assert {s: len(f.points) for s, f in ck.detectors.items()} == dict(audio=23, video=24)
+    again = SceneModel.from_pretrained(ck.save_pretrained(tmp_path))
+    own, kept = (tokenize_arrays(c, few).ood for c in (ck, again))
     assert np.allclose(own["audio"], kept["audio"], rtol=0.02) and np.allclose(
         own["video"], kept["video"], rtol=0.02
     )
@@ -200,11 +189,11 @@ def test_files_that_are_no_clips(describer, tmp_path):
 
 def test_checkpoints_that_are_not_whole(tmp_path):
     with pytest.raises(BadInput, match="no model folder"):
-        load_checkpoint(tmp_path / "nowhere")
+        SceneModel.from_pretrained(tmp_path / "nowhere")
     copy = shutil.copytree(SHIPPED, tmp_path / "model")
     (copy / "text_tokenizer.json").unlink()
     with pytest.raises(BadInput, match="text_tokenizer.json"):
-        load_checkpoint(copy)
+        SceneModel.from_pretrained(copy)
 
 
 def test_a_checkpoint_with_another_tokenizer(tmp_path):
@@ -213,7 +202,7 @@ def test_a_checkpoint_with_another_tokenizer(tmp_path):
     settings["fingerprints"]["audio"] = "0" * 12
     (copy / "describe.json").write_text(json.dumps(settings))
     with pytest.raises(ConfigMismatch, match="audio tokenizer"):
-        load_checkpoint(copy)
+        SceneModel.from_pretrained(copy)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +218,7 @@ def test_a_checkpoint_without_one_of_its_tokenizers(tmp_path, part):
     copy = shutil.copytree(SHIPPED, tmp_path / "model")
     shutil.rmtree(copy / part) if (copy / part).is_dir() else (copy / part).unlink()
     with pytest.raises(BadInput) as e:
-        load_checkpoint(copy)
+        SceneModel.from_pretrained(copy)
     assert f"{copy}: the model folder has no {part}; copy the whole folder" in str(
         e.value
     ) and "\n" not in str(e.value)
@@ -276,10 +265,10 @@ def test_windows_of_a_long_recording_hold_until_the_next(describer, tmp_path):
 def test_a_recording_whose_header_says_nothing_or_too_much(
     describer, tmp_path, monkeypatch, claimed, ends_well
 ):
-    "What is there is described, to its end and no further; only who promised more is told that it breaks off."
+    "What is there is described to its end; only a header that promised more is contradicted."
     from dataclasses import replace
 
-    import scene4m.describe as module
+    import scene4m.app.long as module
 
     scenes = [street_clip(sample_scene(street_seed("test", i))) for i in (1, 2)]
     film = write_clip(
@@ -452,10 +441,10 @@ def test_a_world_that_does_not_fit_the_model_is_refused(tmp_path):
     shutil.copytree(SHIPPED, tmp_path / "m")
     (tmp_path / "m" / "world.json").write_text(json.dumps(dict(labels=["cat", "dog"])))
     with pytest.raises(ConfigMismatch, match="world.json has 2 labels, the model knows 14"):
-        load_checkpoint(tmp_path / "m")
+        SceneModel.from_pretrained(tmp_path / "m")
     (tmp_path / "m" / "world.json").unlink()
     with pytest.raises(BadInput, match="no world.json"):
-        load_checkpoint(tmp_path / "m")
+        SceneModel.from_pretrained(tmp_path / "m")
 
 
 def test_calibration_makes_the_right_answers_likelier(describer, street):
@@ -475,7 +464,7 @@ def test_calibration_makes_the_right_answers_likelier(describer, street):
     scores, truth = [], []  # with both senses and with each alone, as it will be used
     for senses in (("audio", "video"), ("audio",), ("video",)):
         heard_or_seen = np.flatnonzero(np.any([tokens.has[s] for s in senses], axis=0))
-        scores.append(score_categories(ck, take(tokens, heard_or_seen), senses))
+        scores.append(score_categories(ck, tokens.take(heard_or_seen), senses))
         truth += [ck.labels.index(scenes[i].label) for i in heard_or_seen]
     seen = np.concatenate(scores)
 
@@ -570,20 +559,20 @@ def test_any_sense_from_any_other_and_from_words(describer, street, how):
 def test_imagined_senses_become_files(describer, street, tmp_path):
     ck, (tokens, _) = describer.checkpoint, street
     ids = {s: t[1] for s, t in tokens.ids.items()}
-    made = decode_senses(ck, ids)
+    made = decode_tokens(ck, ids)
     assert (
         made["mel"].shape[0] == 80
         and np.abs(made["wave"]).max() > 0.01
         and made["frames"].shape == (16, 32, 32, 3)
     )
-    both = read_clip(write_senses(ck, ids, tmp_path / "a.mp4"))
+    both = read_clip(write_tokens(ck, ids, tmp_path / "a.mp4"))
     assert both.has_audio and both.has_video and not both.silent
-    assert read_clip(write_senses(ck, {"audio": ids["audio"]}, tmp_path / "a.wav")).has_audio
+    assert read_clip(write_tokens(ck, {"audio": ids["audio"]}, tmp_path / "a.wav")).has_audio
     for wrong in ({"video": ids["video"]}, ids):
         with pytest.raises(BadInput, match="mp4"):
-            write_senses(ck, wrong, tmp_path / "b.wav")
+            write_tokens(ck, wrong, tmp_path / "b.wav")
     with pytest.raises(BadInput, match="wav"):
-        write_senses(ck, {"audio": ids["audio"]}, tmp_path / "b.mp4")
+        write_tokens(ck, {"audio": ids["audio"]}, tmp_path / "b.mp4")
 
 
 def test_a_browser_reads_the_description_track(browser, tmp_path):
@@ -618,9 +607,15 @@ def test_a_browser_reads_the_description_track(browser, tmp_path):
         Thread(target=server.serve_forever, daemon=True).start()
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{server.server_port}/page.html")
-        cues = page.evaluate("""() => new Promise((done, fail) => { const t = document.querySelector("track"); t.track.mode = "hidden";
-            const read = () => done([t.track.kind, ...[...t.track.cues].map(c => [c.startTime, c.endTime, c.getCueAsHTML().textContent])]);
-            t.addEventListener("load", read); t.addEventListener("error", () => fail("the track is refused")); if (t.readyState === 2) read(); })""")
+        cues = page.evaluate("""() => new Promise((done, fail) => {
+            const t = document.querySelector("track");
+            const text = c => c.getCueAsHTML().textContent;
+            const cues = () => [...t.track.cues].map(c => [c.startTime, c.endTime, text(c)]);
+            const read = () => done([t.track.kind, ...cues()]);
+            t.track.mode = "hidden";
+            t.addEventListener("load", read);
+            t.addEventListener("error", () => fail("the track is refused"));
+            if (t.readyState === 2) read(); })""")
         server.shutdown()
     assert cues == ["descriptions", [0, 4.25, "A <b> & c → is here."], [4.25, 10, "Then a dog."]]
 

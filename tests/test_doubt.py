@@ -1,4 +1,4 @@
-"""What is said while not knowing: doubt, and nothing that could be taken for an answer; and how much of a recording was looked at."""
+"""Doubt comes first, and nothing that could be taken for an answer; what part was looked at."""
 
 import html
 import json
@@ -14,10 +14,13 @@ import torch
 from typer.testing import CliRunner
 
 from scene4m import describe, evaluate
+from scene4m.app.report import evaluate_folder
 from scene4m.app import cli, widgets
 from scene4m.worlds.street import LABELS, parse_caption
 from scene4m.base.core import ClipSpec
-from scene4m.describe import SHIPPED, Describer, describe_long, load_arrays, save_checkpoint, to_vtt
+from scene4m.app.long import describe_long, to_vtt
+from scene4m.describe import Describer, load_arrays
+from scene4m.scene_model import SHIPPED, SceneModel
 from scene4m.base.media import read_clip, write_clip
 from scene4m.worlds.toystreet import sample_scene, street_clip, street_seed, write_scene
 
@@ -91,7 +94,7 @@ def command(*args):
 
 
 def words_of(page):
-    "The text of a page, with what is written for those who cannot see its pictures; pictures and sounds themselves are left out."
+    "The text of a page, alternative texts included, without its pictures and sounds."
     page = re.sub(r'(src|style|d|points)="[^"]*"', "", page)
     return html.unescape(re.sub(r"<style.*?</style>|<script.*?</script>", "", page, flags=re.S))
 
@@ -267,12 +270,12 @@ def test_masking_hides_no_words_that_the_model_does_not_stand_by(folder, doubter
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory, doubting_folder):
-    "The page of an evaluation of four clips by a model that never commits itself, and its examples alone."
+    "The report of four clips by a model that always abstains, and its examples alone."
     from scene4m.worlds.toystreet import write_street
 
     place = tmp_path_factory.mktemp("report")
     street = write_street(place / "clips", 4, seed=78, workers=1)
-    evaluate.evaluate_folder(street, doubting_folder, workers=0, out=place)
+    evaluate_folder(street, doubting_folder, workers=0, out=place)
     page = (place / "report.html").read_text(encoding="utf-8")
     return page, re.findall(
         r"<table.*?</table>", page[page.index("Clips and what is said") :], flags=re.S
@@ -365,16 +368,16 @@ def test_headers_that_say_too_little_too_much_or_nothing(folder, header, filled,
 # ---- found by reading
 
 
-def test_keeping_a_judge_leaves_the_callers_weights_alone(tmp_path):
-    judge = evaluate.MelJudge(14).eval()
+def test_keeping_a_probe_leaves_the_callers_weights_alone(tmp_path):
+    probe = evaluate.MelProbe(14).eval()
     with torch.no_grad():
-        for p in judge.parameters():
+        for p in probe.parameters():
             p.add_(1e-5)
-    before = {k: v.clone() for k, v in judge.state_dict().items()}
-    evaluate.save_judge(judge, tmp_path)
-    after = judge.state_dict()
+    before = {k: v.clone() for k, v in probe.state_dict().items()}
+    evaluate.save_probe(probe, tmp_path)
+    after = probe.state_dict()
     assert all(v.dtype == after[k].dtype and torch.equal(v, after[k]) for k, v in before.items())
-    kept = evaluate.load_judge(tmp_path).state_dict()
+    kept = evaluate.load_probe(tmp_path).state_dict()
     assert all(
         torch.allclose(v.float(), kept[k].float(), rtol=1e-2, atol=1e-2) for k, v in before.items()
     )
@@ -386,7 +389,7 @@ def test_the_likelihood_of_many_captions_is_computed_in_batches(folder, describe
     clip = describe.ClipArrays(
         frames, ck.front(torch.from_numpy(wave)).numpy(), dict(audio="used", video="used")
     )
-    tokens = describe.take(describe.tokenize_arrays(ck, [clip]), [0] * 80)
+    tokens = describe.tokenize_arrays(ck, [clip]).take([0] * 80)
     tokens.has["audio"][70:] = False
     texts = [
         ck.text.encode(
@@ -438,9 +441,9 @@ def with_cosmos(tmp_path_factory):
         decoder_depth=1,
         num_heads=2,
     )
-    return save_checkpoint(
-        place / "model", net, audio, video, text, clip=ClipSpec(frames=17, size=32), world=WORLD
-    )
+    tokenizers = dict(audio=audio, video=video)
+    model = SceneModel(net, tokenizers, text, WORLD, ClipSpec(frames=17, size=32))
+    return model.save_pretrained(place / "model")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
@@ -462,7 +465,9 @@ def test_on_standard_output_there_are_answers_only(with_cosmos, folder, tmp_path
 def test_processes_that_read_clips_load_no_model(describer, folder, monkeypatch):
     "What they would print goes past the command line, straight to standard output."
     monkeypatch.setattr(
-        evaluate, "load_checkpoint", lambda *a: pytest.fail("a model was loaded to read a clip")
+        SceneModel,
+        "from_pretrained",
+        lambda *a: pytest.fail("a model was loaded to read a clip"),
     )
     ck = describer.checkpoint
     arrays = evaluate.read_clips(ck, [folder / "street.mp4", folder / "none.mp4"], workers=0)

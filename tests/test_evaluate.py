@@ -1,4 +1,4 @@
-"""The evaluation: its figures against ones worked out by hand, and a report that holds what it says."""
+"""The evaluation: figures against ones worked out by hand, and the report against both."""
 
 import json
 import re
@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from scene4m import evaluate as ev
+from scene4m.app.report import evaluate_folder, percent
 from scene4m.worlds.street import BUS, DOG, LABELS, MAN, WORLD, Attributes, write_captions
 from scene4m.base.core import BadInput
-from scene4m.describe import SHIPPED, ClipTokens, load_checkpoint, write_sentences
+from scene4m.describe import ClipTokens, write_sentences
+from scene4m.scene_model import SHIPPED, SceneModel
 
 shipped = pytest.mark.skipif(
     not (SHIPPED / "config.json").exists(),
@@ -38,7 +40,8 @@ def says(*labels):
 
 def test_lists_say_what_they_know(tmp_path):
     (tmp_path / "manifest.csv").write_text(
-        'file,label,group,captions,attributes,heard\na.mp4,dog barking,g1,"[""one"", ""two""]","{""night"": true, ""on_screen"": false}",False\n'
+        'file,label,group,captions,attributes,heard\na.mp4,dog barking,g1,"[""one"", ""two""]",'
+        '"{""night"": true, ""on_screen"": false}",False\n'
         "b.flac,dog barking,,a dog,,\nc.mp4,opera,,,,\n"
     )
     a, b = ev.read_truth(tmp_path, LABELS)
@@ -91,7 +94,7 @@ def test_lists_that_are_of_no_use(tmp_path, text, match):
 def test_a_place_for_the_report_is_looked_for_first(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="file/report: this folder cannot be made"):
-        ev.evaluate_folder(tmp_path, out=tmp_path / "file" / "report")
+        evaluate_folder(tmp_path, out=tmp_path / "file" / "report")
 
 
 @pytest.mark.parametrize("counts", [(1, 1), (5, 3, 2), (4, 4), (3, 1, 1, 1), (10,) * 14])
@@ -146,17 +149,17 @@ def test_knowing_when_not_to_speak():
     labels = [DOG, DOG, BUS, BUS]
     for i, q in enumerate((0.9, 0.3, 0.9, 0.2)):
         p[i, LABELS.index(DOG)] = q
-    tokens = SimpleNamespace(strange=dict(audio=np.full(4, np.nan), video=np.full(4, np.nan)))
+    tokens = SimpleNamespace(ood=dict(audio=np.full(4, np.nan), video=np.full(4, np.nan)))
     checkpoint = SimpleNamespace(settings=dict(threshold=0.5), labels=LABELS, world=WORLD)
     got = ev.abstention_figures(
-        checkpoint, tokens, says(DOG, DOG, DOG, DOG), p, [(l,) for l in labels]
+        checkpoint, tokens, says(DOG, DOG, DOG, DOG), p, [(name,) for name in labels]
     )
     assert got == dict(n=4, abstains=0.5, right_when_sure=0.5, right_when_unsure=0.5)
-    tokens.strange = dict(
+    tokens.ood = dict(
         audio=np.full(4, 0.9), video=np.array([0.1, 0.9, 1.8, np.nan])
     )  # the third picture is like nothing in training
     got = ev.abstention_figures(
-        checkpoint, tokens, says(DOG, DOG, DOG, DOG), p, [(l,) for l in labels]
+        checkpoint, tokens, says(DOG, DOG, DOG, DOG), p, [(name,) for name in labels]
     )
     assert got == dict(n=4, abstains=0.75, right_when_sure=1.0, right_when_unsure=1 / 3)
 
@@ -176,7 +179,7 @@ def test_nats_are_differences_to_knowing_nothing(monkeypatch):
         own = given.ids["audio"][0, 0] == 1
         return np.array(
             table[allowed] if own else [-10.0, -10.0]
-        )  # with a strange sound it is worse than nothing
+        )  # with another clip's sound it is worse than nothing
 
     monkeypatch.setattr(ev, "caption_nats", nats)
     checkpoint = SimpleNamespace(text=SimpleNamespace(encode=lambda t: [1]))
@@ -225,17 +228,17 @@ def test_intervals_draw_sources_together():
     assert ev.share_right([], []) == dict(n=0, accuracy=None, interval=None)
 
 
-def test_the_judge_is_kept_beside_the_model(tmp_path):
+def test_the_probe_is_kept_beside_the_model(tmp_path):
     mels = np.random.default_rng(0).normal(size=(14, 80, 64)).astype(np.float32)
-    judge = ev.train_judge(mels, list(LABELS), LABELS, steps=5)
-    assert ev.load_judge(tmp_path) is None
-    ev.save_judge(judge, tmp_path)
-    again = ev.load_judge(tmp_path)
+    probe = ev.train_probe(mels, list(LABELS), LABELS, steps=5)
+    assert ev.load_probe(tmp_path) is None
+    ev.save_probe(probe, tmp_path)
+    again = ev.load_probe(tmp_path)
     x = torch.from_numpy(mels)
-    assert torch.allclose(judge(x), again(x), atol=0.02)  # kept in 16 bits
+    assert torch.allclose(probe(x), again(x), atol=0.02)  # kept in 16 bits
     assert (
-        ev.imagine_and_judge(SimpleNamespace(audio_tokenizer=None), None, [], [], again)
-        == ev.imagine_and_judge(SimpleNamespace(audio_tokenizer=None), None, [1, 2], [], None)
+        ev.imagined_accuracy(SimpleNamespace(tokenizers={}), None, [], [], again)
+        == ev.imagined_accuracy(SimpleNamespace(tokenizers={}), None, [1, 2], [], None)
         == dict(n=0, accuracy=None, interval=None)
     )
 
@@ -252,10 +255,10 @@ def evaluated(tmp_path_factory):
     (folder / "broken.mp4").write_bytes(b"\0" * 2000)
     rows = (folder / "truth.csv").read_text().splitlines()
     first = rows[1].split(",", 1)[1]
-    strange = ",".join("opera" if c == "label" else "" for c in rows[0].split(","))
-    (folder / "truth.csv").write_text("\n".join([*rows, "broken.mp4," + first, strange]) + "\n")
+    unknown = ",".join("opera" if c == "label" else "" for c in rows[0].split(","))
+    (folder / "truth.csv").write_text("\n".join([*rows, "broken.mp4," + first, unknown]) + "\n")
     out = folder.parent / "report"
-    return ev.evaluate_folder(folder, workers=0, out=out), out, folder
+    return evaluate_folder(folder, workers=0, out=out), out, folder
 
 
 @shipped
@@ -293,7 +296,7 @@ def test_the_page_and_the_file_agree(evaluated):
     stored, page = json.loads((out / "report.json").read_text()), (out / "report.html").read_text()
     assert (
         stored["category_accuracy"] == report["category_accuracy"]
-        and ev.percent(stored["category_accuracy"]) in page
+        and percent(stored["category_accuracy"]) in page
     )
     for name in ("both", "audio", "swapped"):
         assert str(round(stored["nats_gained"][name], 2)) in page
@@ -309,7 +312,7 @@ def test_the_page_and_the_file_agree(evaluated):
 @shipped
 def test_the_same_clips_give_the_same_figures(evaluated):
     report, _, folder = evaluated
-    again = ev.evaluate_folder(folder, workers=0)
+    again = evaluate_folder(folder, workers=0)
     assert {k: v for k, v in again.items() if k != "seconds"} == {
         k: v for k, v in report.items() if k != "seconds"
     }
@@ -318,7 +321,7 @@ def test_the_same_clips_give_the_same_figures(evaluated):
 @shipped
 def test_nothing_is_said_of_nothing_and_single_clips_score_like_many(evaluated):
     _, _, folder = evaluated
-    checkpoint = load_checkpoint()
+    checkpoint = SceneModel.from_pretrained()
     clips = ev.read_truth(folder)[:4]
     tokens = ev.tokenize_arrays(checkpoint, ev.read_clips(checkpoint, [c.file for c in clips], 0))
     swap = np.array([1, 2, 3, 0])
@@ -335,10 +338,10 @@ def test_nothing_is_said_of_nothing_and_single_clips_score_like_many(evaluated):
     texts = [checkpoint.text.encode(c.captions[0]) for c in clips]
     many = ev.caption_nats(checkpoint, tokens, texts)
     for i in range(4):
-        assert ev.caption_nats(checkpoint, ev.take(tokens, [i]), texts[i : i + 1])[
-            0
-        ] == pytest.approx(many[i], abs=1e-3)
-    deaf = ClipTokens(tokens.ids, dict(tokens.has, audio=np.zeros(4, bool)), tokens.strange)
+        assert ev.caption_nats(checkpoint, tokens.take([i]), texts[i : i + 1])[0] == pytest.approx(
+            many[i], abs=1e-3
+        )
+    deaf = ClipTokens(tokens.ids, dict(tokens.has, audio=np.zeros(4, bool)), tokens.ood)
     assert ev.caption_nats(checkpoint, deaf, texts, ("audio",)) == pytest.approx(
         ev.caption_nats(checkpoint, tokens, texts, ()), abs=1e-3
     )

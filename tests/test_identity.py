@@ -17,7 +17,7 @@ from scene4m.base.core import BadInput, ConfigMismatch, file_hash, get_preset
 from scene4m.base import store
 from scene4m.base.store import ShardJob
 from scene4m.curation import ClipDataset, CurationSettings, _jobs, curate
-from scene4m.evaluate import MelJudge
+from scene4m.evaluate import MelProbe
 from scene4m.finetune import FinetuneConfig, finetune
 from scene4m.base.media import write_wav
 from scene4m.app.run import MelFeature, StreetSplits, run_pipeline, train_sense
@@ -335,7 +335,7 @@ def run(folder, out) -> dict:
 def hasty(monkeypatch):
     "The classifier of imagined sounds learns nothing here: that takes the longest."
     monkeypatch.setattr(
-        run_module, "train_judge", lambda mels, truth, labels, **more: MelJudge(len(labels)).eval()
+        run_module, "train_probe", lambda mels, truth, labels, **more: MelProbe(len(labels)).eval()
     )
 
 

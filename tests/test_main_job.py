@@ -15,7 +15,7 @@ import scene4m.app.cli as cli
 from scene4m.base import core
 from scene4m.app import run
 from scene4m.base.core import LATER, PRESETS, get_preset, has_fast_bf16, progress
-from scene4m.evaluate import verdict, verdict_html
+from scene4m.app.report import verdict, verdict_html
 from scene4m.base.training import Muon, Optimiser
 from scene4m.app.run import Stages, count_files, expected_seconds, time_left
 

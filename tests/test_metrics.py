@@ -6,14 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from scene4m.worlds.street import LABELS, Attributes, parse_caption, write_caption, write_captions
+from scene4m.worlds.street import Attributes, parse_caption, write_caption, write_captions
 from scene4m.base.core import BadInput, make_rng
 from scene4m.base.metrics import (
     attribute_accuracy,
     bleu,
     bootstrap_interval,
     caption_diversity,
-    category_accuracy,
     chance_level,
     cider_d,
     cider_d_scores,
@@ -327,16 +326,6 @@ def test_exact_chance_by_trying_every_sentence():
     ]
     assert chance_level(truths)["exact"] == max(
         attribute_accuracy([s] * 31, truths)["exact"] for s in every
-    )
-
-
-def test_categories():
-    truth = [LABELS[i % 14] for i in range(28)]
-    assert category_accuracy(truth, truth) == 1 and category_accuracy([None] * 28, truth) == 0
-    assert (
-        category_accuracy([LABELS[0]] * 28, truth)
-        == pytest.approx(1 / 14)
-        == category_accuracy([LABELS[0]] * 28, truth, balanced=True)
     )
 
 

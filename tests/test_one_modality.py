@@ -1,11 +1,10 @@
-"What a model is trained on is what it describes with: one modality alone, frames of another size, sentences of full length."
+"One modality alone, frames of another size, sentences of full length."
 
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from scene4m.audio_tokenizer import AudioTokenizer
 from scene4m.worlds.street import LABELS
@@ -14,12 +13,11 @@ from scene4m.describe import (
     ClipArrays,
     Describer,
     calibrate,
-    load_checkpoint,
-    save_checkpoint,
     tokenize_arrays,
     write_sentences,
 )
-from scene4m.evaluate import evaluate_folder
+from scene4m.scene_model import SceneModel
+from scene4m.app.report import evaluate_folder
 from scene4m.finetune import FinetuneConfig, finetune
 from scene4m.objective import caption_entry
 from scene4m.base.media import write_wav
@@ -68,12 +66,9 @@ def trained(request, tmp_path_factory):
 
 def test_a_checkpoint_of_one_modality_describes_with_it(trained, tmp_path):
     sense, folder = trained
-    checkpoint = load_checkpoint(folder, "cpu")
+    checkpoint = SceneModel.from_pretrained(folder, "cpu")
     other = "video" if sense == "audio" else "audio"
-    assert (
-        getattr(checkpoint, f"{other}_tokenizer") is None
-        and getattr(checkpoint, f"{sense}_tokenizer") is not None
-    )
+    assert list(checkpoint.tokenizers) == [sense]
     clip = ClipArrays(
         np.zeros((16, 32, 32, 3), np.uint8),
         np.zeros((80, 624), np.float32),
@@ -82,18 +77,7 @@ def test_a_checkpoint_of_one_modality_describes_with_it(trained, tmp_path):
     tokens = tokenize_arrays(checkpoint, [clip, clip])
     assert tokens.has[sense].all() and not tokens.has[other].any()
     calibrate(checkpoint, tokens, [LABELS[0], LABELS[1]])
-    again = load_checkpoint(
-        save_checkpoint(
-            tmp_path / "m",
-            checkpoint.model,
-            checkpoint.audio_tokenizer,
-            checkpoint.video_tokenizer,
-            checkpoint.text,
-            checkpoint.settings,
-            world=checkpoint.world,
-        ),
-        "cpu",
-    )
+    again = SceneModel.from_pretrained(checkpoint.save_pretrained(tmp_path / "m"), "cpu")
     assert write_sentences(again, tokens) == write_sentences(checkpoint, tokens)
     assert not (tmp_path / "m" / f"{other}_tokenizer").exists()
     scenes = [s for s in map(sample_scene, range(99)) if s.heard and s.label in LABELS[:8]][:3]
@@ -117,7 +101,7 @@ def test_a_sentence_is_read_as_long_as_it_was_trained(trained, monkeypatch):
     from scene4m import describe
 
     _, folder = trained
-    checkpoint = load_checkpoint(folder, "cpu")
+    checkpoint = SceneModel.from_pretrained(folder, "cpu")
     words = list(range(210, 210 + 60))
     entry = caption_entry([words], FinetuneConfig().max_words)
     learnt = entry["tensor"][0][~entry["target_mask"][0]].tolist()
@@ -138,7 +122,7 @@ def test_a_sentence_is_read_as_long_as_it_was_trained(trained, monkeypatch):
 
 
 def test_frames_of_another_size_train_and_a_rate_that_was_too_high_is_lowered(tmp_path):
-    "The whole run on frames of 64 pixels; the audio tokenizer and then 4M diverge, and the same command goes on with a lower rate."
+    "The run on frames of 64 pixels; trainings diverge, and it goes on with a lower rate."
     quick = {**SMALL, "data": dict(n_train=8, n_val=4, n_test=4, ceiling=None)}
 
     def run(audio_lr, lr):
@@ -164,10 +148,10 @@ def test_frames_of_another_size_train_and_a_rate_that_was_too_high_is_lowered(tm
         run(1e-3, 1e30)
     assert not (tmp_path / "training" / "model.safetensors").exists()
     report = run(1e-3, 1e-3)
-    checkpoint = load_checkpoint(tmp_path / "model", "cpu")
+    checkpoint = SceneModel.from_pretrained(tmp_path / "model", "cpu")
     assert (
         report["n"] == 4
-        and checkpoint.video_tokenizer.grid() == (2, 16, 16)
+        and checkpoint.tokenizers["video"].grid() == (2, 16, 16)
         and checkpoint.clip.size == 64
     )
     notes = [

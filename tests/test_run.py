@@ -8,7 +8,8 @@ import pytest
 from scene4m.worlds.street import DOG, HORN
 from scene4m.base.core import BadInput, get_preset
 from scene4m.describe import Describer
-from scene4m.evaluate import derange, evaluate_folder, read_truth
+from scene4m.app.report import evaluate_folder
+from scene4m.evaluate import derange, read_truth
 from scene4m.base.media import write_wav
 from scene4m.app.run import Stages, run_pipeline
 from scene4m.worlds.toystreet import render_sound, sample_scene, write_scene

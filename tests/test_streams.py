@@ -11,7 +11,8 @@ from scene4m import curation
 from scene4m.base import media
 from scene4m.base.core import BadInput, ClipSpec
 from scene4m.base.lists import folder_rows
-from scene4m.describe import Description, describe_long
+from scene4m.app.long import describe_long
+from scene4m.describe import Description
 from scene4m.base.media import FrameSpec, probe, read_clip
 from scene4m.transfer import read_frames
 from scene4m.world import World

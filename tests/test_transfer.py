@@ -1,4 +1,4 @@
-"""The transfer study on weights that these tests write themselves: files, refusals, and what a summary keeps."""
+"""The transfer study on weights made here: files, refusals, and what a summary keeps."""
 
 import json
 import shutil
@@ -209,7 +209,7 @@ def test_what_is_seen_and_what_is_only_heard_are_counted_apart():
 
 
 def test_both_parts_learn_what_they_are_shown(words):
-    "Two colours, told apart by the base; two kinds of film, told apart by the T5: right on everything after a short training."
+    "Two colours, told apart by the base; two kinds of video, told apart by the T5."
     torch.set_num_threads(1)
     said = ("a red car is passing by.", "a blue dog is barking.")
     frames = np.zeros((8, 32, 32, 3), np.uint8)

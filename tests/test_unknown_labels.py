@@ -9,7 +9,7 @@ from scene4m.world import label_places
 from scene4m.worlds.street import LABELS
 from scene4m.base.core import BadInput
 from scene4m.describe import calibrate
-from scene4m.evaluate import train_judge
+from scene4m.evaluate import train_probe
 
 
 @pytest.mark.parametrize(
@@ -17,9 +17,9 @@ from scene4m.evaluate import train_judge
     [
         lambda labels: label_places(labels, LABELS),
         lambda labels: calibrate(SimpleNamespace(labels=LABELS), None, labels),
-        lambda labels: train_judge(np.zeros((3, 80, 16), np.float32), labels, LABELS, steps=1),
+        lambda labels: train_probe(np.zeros((3, 80, 16), np.float32), labels, LABELS, steps=1),
     ],
-    ids=["label_places", "calibrate", "train_judge"],
+    ids=["label_places", "calibrate", "train_probe"],
 )
 @pytest.mark.parametrize("wrong", ["cat meowing", "", None])
 def test_an_unknown_label_is_told(use, wrong):

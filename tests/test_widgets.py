@@ -45,7 +45,7 @@ def clip():
 
 @pytest.fixture(scope="module")
 def tokenizers(describer):
-    return describer.checkpoint.audio_tokenizer, describer.checkpoint.video_tokenizer
+    return describer.checkpoint.tokenizers["audio"], describer.checkpoint.tokenizers["video"]
 
 
 def picture(part) -> np.ndarray:
@@ -378,8 +378,8 @@ def test_there_and_back(clip, describer):
 # ---- whatever is handed over
 
 ALL = dict(
-    audio=lambda c, d: w.AudioWidget(c, d.checkpoint.audio_tokenizer),
-    video=lambda c, d: w.VideoWidget(c, d.checkpoint.video_tokenizer),
+    audio=lambda c, d: w.AudioWidget(c, d.checkpoint.tokenizers["audio"]),
+    video=lambda c, d: w.VideoWidget(c, d.checkpoint.tokenizers["video"]),
     masking=lambda c, d: w.MaskingWidget(c, d),
     describe=lambda c, d: w.DescribeWidget(d, [c]),
     imagine=lambda c, d: w.ImagineWidget(d, [c]),

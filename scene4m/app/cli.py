@@ -273,7 +273,7 @@ def run(
     recipe = read_recipe(preset, settings)
     if data and read_settings(settings).get("data"):
         raise BadInput("--set data. is about the toy street, which is left out with --data.")
-    from scene4m.evaluate import verdict
+    from scene4m.app.report import verdict
     from scene4m.app.run import run_pipeline
 
     out = out or Path("runs") / (data.resolve().stem if data else preset)
@@ -605,7 +605,8 @@ def _loader(model, whole: bool, device=None):
     "A function that loads a describer and gives back what describes one clip: as one description, or stretch by stretch."
 
     def load():
-        from scene4m.describe import Describer, describe_long
+        from scene4m.app.long import describe_long
+        from scene4m.describe import Describer
 
         describer = Describer.from_pretrained(model, device)
         return (
@@ -619,7 +620,7 @@ def _loader(model, whole: bool, device=None):
 
 def _say_aloud(text: str):
     "Speaks `text`; with an empty text, only makes sure that there is a voice."
-    from scene4m.describe import speak, speech_command
+    from scene4m.app.long import speak, speech_command
 
     if text:
         speak(text)
@@ -645,7 +646,7 @@ def _check_place(path: Path, clip: Path):
 
 def _write_vtt(path: Path, descriptions: list):
     from scene4m.base.core import atomic_write
-    from scene4m.describe import to_vtt
+    from scene4m.app.long import to_vtt
 
     atomic_write(path, to_vtt(descriptions))
     typer.echo(f"The subtitles are in {path}", err=True)
@@ -763,7 +764,7 @@ def evaluate(
     device: Device = None,
 ):
     "Measure a model on clips whose answers are known."
-    from scene4m.evaluate import evaluate_folder
+    from scene4m.app.report import evaluate_folder
 
     with only_answers():
         report = evaluate_folder(
@@ -871,9 +872,9 @@ def serve_app(
 
     if importlib.util.find_spec("voila") is None:
         raise BadInput('The app needs Voila: pip install "scene4m[lab]".')
-    from scene4m.describe import load_checkpoint
+    from scene4m.scene_model import SceneModel
 
-    load_checkpoint(model, device)  # what the page could not open is refused here
+    SceneModel.from_pretrained(model, device)  # what the page could not open is refused here
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:

@@ -46,15 +46,10 @@ from scene4m.base.core import (
 )
 from .cosmos import CosmosTokenizer
 from ..curation import ClipDataset, curate
-from scene4m.describe import (
-    Checkpoint,
-    ClipArrays,
-    acquaint,
-    calibrate,
-    save_checkpoint,
-    tokenize_arrays,
-)
-from ..evaluate import evaluate_folder, read_truth, save_judge, train_judge
+from ..describe import ClipArrays, fit_detectors, calibrate, tokenize_arrays
+from ..scene_model import SceneModel
+from .report import evaluate_folder
+from ..evaluate import read_truth, save_probe, train_probe
 from ..finetune import FinetuneConfig, arithmetic, finetune, stages_of, start_text
 from ..fourm import DEFAULTS, FourM, config_modalities
 from ..base.hub import find_folder
@@ -535,7 +530,7 @@ def train_model(out: Path, preset: Preset, seed: int, say=print, device: str | N
     finetune(out / "tokens", out / "training", config, model=base, text=words, renew="all")
 
 # %% ../../nbs/app/00_run.ipynb #5c933a24
-MET = 800  # training clips that say what is familiar
+MET = 800  # training clips that the OOD detectors are fitted on
 
 
 def put_together(out: Path, preset: Preset, seed: int, device: str | None = None) -> None:
@@ -543,45 +538,28 @@ def put_together(out: Path, preset: Preset, seed: int, device: str | None = None
     new = out / "model.new"
     shutil.rmtree(new, ignore_errors=True)
     device, there = pick_device(device), senses_of(out / "data")
-    audio, video = (
-        load_tokenizer(out / f"{s}_tokenizer", device) if s in there else None
-        for s in ("audio", "video")
-    )
-    model = FourM.from_pretrained(out / "training").to(device)
-    text = TextTokenizer.from_file(out / "training" / "text_tokenizer.json")
-    checkpoint = Checkpoint(
-        out / "model",
-        model.eval(),
-        audio,
-        video,
-        text,
-        {},
+    checkpoint = SceneModel(
+        FourM.from_pretrained(out / "training").to(device).eval(),
+        {s: load_tokenizer(out / f"{s}_tokenizer", device) for s in there},
+        TextTokenizer.from_file(out / "training" / "text_tokenizer.json"),
+        World.load(out / "training"),
         preset.clip,
-        world=World.load(out / "training"),
     )
     dataset = ClipDataset(out / "data")
     known = validation_clips(checkpoint, dataset)
     if known:
         calibrate(checkpoint, *known)
     keys = dataset.keys("train") or dataset.keys()
-    acquaint(checkpoint, (stored_clip(dataset, k) for k in keys[:: max(1, -(-len(keys) // MET))]))
-    save_checkpoint(
-        new,
-        model,
-        audio,
-        video,
-        text,
-        checkpoint.settings,
-        preset.clip,
-        checkpoint.familiar,
-        checkpoint.world,
+    fit_detectors(
+        checkpoint, (stored_clip(dataset, k) for k in keys[:: max(1, -(-len(keys) // MET))])
     )
+    checkpoint.save_pretrained(new)
     labels = dict(zip(dataset.manifest.key, dataset.manifest.label))
     heard = set(dataset.keys(modality="audio"))
     keys = [k for k in keys if k in heard and set(labels_in(labels[k])) & set(checkpoint.labels)]
     if keys:
-        save_judge(
-            train_judge(
+        save_probe(
+            train_probe(
                 dataset.stack("mel", keys),
                 [labels_in(labels[k])[0] for k in keys],
                 checkpoint.labels,

@@ -30,8 +30,14 @@ from ..base.page import audio_html, clip_player, frame_png, table_html
 from ..base.show import attention_picture, audio_reconstruction, category_bars
 from ..base.show import code_palette, contact_sheet, frame_difference, masked_clip
 from ..base.show import usage_histogram
-from ..describe import SENSES, ClipArrays, Describer, Description, keep_senses
-from ..describe import sense_batch, senses_sentence, tokenize_arrays
+from scene4m.describe import (
+    MODALITIES,
+    ClipArrays,
+    Describer,
+    Description,
+    keep_modalities,
+)
+from ..describe import seen_batch, states_sentence, tokenize_arrays
 from ..objective import caption_entry
 from ..generate import fill_grid, generate_text, given_text
 from ..masking import Alphas, UnifiedMasking
@@ -295,13 +301,13 @@ def as_arrays(sample: Sample, front) -> ClipArrays:
     return ClipArrays(sample.frames, mel, states, sample.seconds, sample.part)
 
 
-def describe_sample(describer, sample: Sample, modalities=SENSES) -> Description:
+def describe_sample(describer, sample: Sample, modalities=MODALITIES) -> Description:
     "What the model says about a clip with some of its modalities."
-    arrays = keep_senses(as_arrays(sample, describer.checkpoint.front), modalities)
+    arrays = keep_modalities(as_arrays(sample, describer.checkpoint.front), modalities)
     return describer.describe_arrays([arrays], [sample.name])[0]
 
 
-def given_tokens(describer, sample: Sample, modalities=SENSES) -> dict:
+def given_tokens(describer, sample: Sample, modalities=MODALITIES) -> dict:
     "The tokens (1, n) of the modalities that a clip has, by name."
     arrays = as_arrays(sample, describer.checkpoint.front)
     tokens = tokenize_arrays(describer.checkpoint, [arrays])
@@ -372,7 +378,7 @@ class MaskingWidget(Panel):
             counted.append(f"{name}: {n}")
         p.words.value = "".join(told)
         self.report(f"Tokens {'; '.join(counted)}")
-        grids = {s: grid_masks(masked[s], kinds[s]) for s in SENSES if s in self.ids}
+        grids = {s: grid_masks(masked[s], kinds[s]) for s in MODALITIES if s in self.ids}
         p.picture.figure(masked_clip(self.sample.frames, self.mel, **grids))
 
     def static(self) -> str:
@@ -387,7 +393,7 @@ def attention_on(
 ) -> dict:  # modality → (words, tokens): attention of each word, mean over layers and heads
     "Where the decoder looks while it writes a sentence."
     with model.watch_attention() as seen:
-        out = model({**sense_batch(given), "caption": caption_entry([words])}, order=["caption"])
+        out = model({**seen_batch(given), "caption": caption_entry([words])}, order=["caption"])
     layers = [layer[0][0].mean(0) for name, layer in seen.items() if name.endswith("cross_attn")]
     maps = torch.stack(layers).mean(0)[:, model.config["num_register_tokens"] :]
     found = {}
@@ -424,7 +430,7 @@ def _said_html(said: Description) -> str:
     "A description as a line that a screen reader announces, sure only where it commits itself."
     sure = "" if said.abstains else f"Confidence {said.confidence:.0%}. "
     part = f"<br>{html.escape(said.part)}" if said.part else ""
-    used, text = html.escape(senses_sentence(said.senses)), html.escape(said.description)
+    used, text = html.escape(states_sentence(said.senses)), html.escape(said.description)
     return f'<p role="status"><strong>{text}</strong><br>{sure}{used}{part}</p>'
 
 # %% ../../nbs/app/01_widgets.ipynb #c4390f2c
@@ -499,7 +505,7 @@ class DescribeWidget(Panel):
 def run(self: DescribeWidget) -> None:
     "Describes the chosen clip and shows what is said, how surely, and where the model looked."
     p, ck = self.parts, self.describer.checkpoint
-    modalities = tuple(s for s in SENSES if getattr(p, s).value)
+    modalities = tuple(s for s in MODALITIES if getattr(p, s).value)
     if self.sample is None:
         raise BadInput("There is no clip yet; open one.")
     if not modalities:
@@ -528,7 +534,7 @@ def draw(self: DescribeWidget, given: dict) -> str:
     ck, p = self.describer.checkpoint, self.parts
     generator = make_generator("sentence", p.seed.value)
     how = dict(max_tokens=ck.caption_tokens, temperature=p.temperature.value)
-    ids = generate_text(ck.model, sense_batch(given), rows=1, generator=generator, **how)
+    ids = generate_text(ck.model, seen_batch(given), rows=1, generator=generator, **how)
     return ck.text.decode(ids[0])
 
 
@@ -549,8 +555,12 @@ def look(self: DescribeWidget) -> None:
 def modality_table(describer: Describer, sample: Sample) -> str:
     "What the model says with both modalities and with each alone, as an HTML table."
     states = as_arrays(sample, describer.checkpoint.front).senses
-    there, rows = {s for s in SENSES if states[s] == "used"}, []
-    for name, given in (("both", SENSES), ("sound only", ("audio",)), ("picture only", ("video",))):
+    there, rows = {s for s in MODALITIES if states[s] == "used"}, []
+    for name, given in (
+        ("both", MODALITIES),
+        ("sound only", ("audio",)),
+        ("picture only", ("video",)),
+    ):
         if not set(given) <= there:
             continue
         said = describe_sample(describer, sample, given)
@@ -561,7 +571,7 @@ def modality_table(describer: Describer, sample: Sample) -> str:
     return table_html(rows, f"{sample.name}: what the model says with which modalities")
 
 # %% ../../nbs/app/01_widgets.ipynb #fe22a8d3
-MODALITIES = {"sound": "audio", "picture": "video", "words": "caption"}
+BY_NAME = {"sound": "audio", "picture": "video", "words": "caption"}
 
 
 def imagine_from(
@@ -574,7 +584,7 @@ def imagine_from(
 ):  # wave (N,), frames (T, H, W, 3), or a sentence
     "What the model imagines of one modality, given others."
     ck = describer.checkpoint
-    batch = sense_batch({s: given[s] for s in SENSES if s in given})
+    batch = seen_batch({s: given[s] for s in MODALITIES if s in given})
     if given.get("caption"):
         batch["caption"] = given_text([ck.text.encode(given["caption"])])
     if not batch:
@@ -585,8 +595,8 @@ def imagine_from(
         return ck.text.decode(ids[0])
     ids = fill_grid(ck.model, batch, wanted, steps=steps, **how)
     if wanted == "video":
-        return ck.video_tokenizer.to_frames(ck.video_tokenizer.decode(ids))[0].cpu().numpy()
-    return ck.front.invert(ck.audio_tokenizer.decode(ids)[0].float().cpu()).numpy()
+        return ck.tokenizers["video"].to_frames(ck.tokenizers["video"].decode(ids))[0].cpu().numpy()
+    return ck.front.invert(ck.tokenizers["audio"].decode(ids)[0].float().cpu()).numpy()
 
 # %% ../../nbs/app/01_widgets.ipynb #df4acc32
 class ImagineWidget(Panel):
@@ -597,7 +607,7 @@ class ImagineWidget(Panel):
         model=None,  # a model folder or a `Describer`; None: the model in the package
         clips=(),  # to begin with, anything `open_clip` takes
     ):
-        kinds = list(MODALITIES)
+        kinds = list(BY_NAME)
         hint = "From what was imagined to the modality it came from"
         super().__init__(
             "From one modality to another",
@@ -624,8 +634,8 @@ class ImagineWidget(Panel):
 
     def start(self) -> tuple:
         "What is to be imagined from: the name of its modality, and the thing itself."
-        p, s, name = self.parts, self.parts.clips.chosen, MODALITIES[self.parts.given.value]
-        if name == MODALITIES[p.wanted.value]:
+        p, s, name = self.parts, self.parts.clips.chosen, BY_NAME[self.parts.given.value]
+        if name == BY_NAME[p.wanted.value]:
             raise BadInput("From and to are the same; choose two different ones.")
         if name == "caption":
             return name, p.words.value
@@ -642,7 +652,7 @@ class ImagineWidget(Panel):
     def run(self) -> None:
         "Imagines what was asked for and shows it beside what it was imagined from."
         name, thing = self.start()
-        p, wanted = self.parts, MODALITIES[self.parts.wanted.value]
+        p, wanted = self.parts, BY_NAME[self.parts.wanted.value]
         if wanted == "caption":  # where the model is in doubt, its words are not shown
             said = describe_sample(self.describer, p.clips.chosen, (name,))
             if said.abstains:
@@ -679,9 +689,9 @@ def back(self: ImagineWidget) -> None:
 @patch
 def show_chain(self: ImagineWidget) -> None:
     "Shows each station: pictures under one slider, sounds in players, words in lines."
-    named: dict = {name: {} for name in MODALITIES.values()}
+    named: dict = {name: {} for name in BY_NAME.values()}
     for place, name, thing in self.chain:
-        word = next(k for k, v in MODALITIES.items() if v == name)
+        word = next(k for k, v in BY_NAME.items() if v == name)
         named[name][f"{place}: {word}"] = thing
     self.parts.outcome.value = "".join(
         f'<p role="status">{k}: <strong>{html.escape(v)}</strong></p>'
