@@ -23,7 +23,7 @@ from scene4m.worlds import toystreet
 from scene4m.base.core import get_preset
 from scene4m.curation import ClipDataset
 from scene4m.mel import MelFrontEnd
-from scene4m.app.run import STORED, tokenizer_class
+from scene4m.app.run import STORED, TOKENIZERS
 from scene4m.vq import CodeNorm, VectorQuantizer, evaluate_tokenizer, train_tokenizer, usage
 
 WAYS = {
@@ -84,7 +84,7 @@ def train_real(sense: str, data: str, with_norm: bool, seed: int, steps: int) ->
         keys = [k for k in ds.keys(part) if rows.loc[k][f"has_{sense}"]][:n]
         return ds.stack(STORED[sense], keys)
 
-    cls = tokenizer_class(sense)
+    cls = TOKENIZERS[sense]
     own = {f.name for f in fields(cls.config_class)}
     settings = {
         k: v

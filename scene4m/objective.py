@@ -231,7 +231,7 @@ def corrupt(
         by >= 0, near[ids.long(), by.clamp(min=0) % near.shape[1]].to(ids.dtype), ids
     )
 
-
+# %% ../nbs/course/10b_objective.ipynb #e9fb9003
 @patch
 def __call__(
     self: ModalityDropout, step: int, places: np.ndarray, scheme: str | None = None

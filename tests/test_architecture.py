@@ -22,7 +22,7 @@ masking attention fourm_weights fourm generate ood scene_model objective finetun
 describe transfer evaluate
 worlds.vggsound worlds.street worlds.scene worlds.drawing worlds.sounding worlds.toystreet
 worlds.ceiling
-app.cosmos app.long app.report app.run app.panel app.widgets app.cli __main__
+app.cosmos app.long app.report app.run app.panel app.widgets app.doctor app.cli __main__
 """.split()
 STOREYS = ["base", "", "worlds", "app"]  # "": the components
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from scene4m.app import cli
+from scene4m.app import cli, doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
@@ -23,6 +23,7 @@ COMMANDS = (
     "train-video",
     "tokenize",
     "finetune",
+    "calibrate",
     "evaluate",
     "describe",
     "transfer",
@@ -239,17 +240,10 @@ def test_one_bad_clip_does_not_stop_the_others(monkeypatch):
         if clip == "bad.mp4":
             raise ValueError("bad.mp4: broken")
 
-    seen = []
-    assert (
-        cli.describe_clips(
-            ["a.mp4", "bad.mp4", "c.mp4"],
-            lambda: lambda c: [Said(c)],
-            lambda d, _: seen.append(d),
-            check,
-        )
-        == 1
-    )
-    assert [set(d) for d in seen] == [{"file"}, {"file", "error"}, {"file"}]
+    clips = ["a.mp4", "bad.mp4", "c.mp4"]
+    seen = list(cli.describe_clips(clips, lambda: lambda c: [Said(c)], check))
+    assert [description is None for _, description in seen] == [False, True, False]
+    assert [set(d) for d, _ in seen] == [{"file"}, {"file", "error"}, {"file"}]
 
 
 # --- being stopped
@@ -309,9 +303,8 @@ def test_the_doctor_looks_at_everything_and_says_what_to_do():
 
 
 def test_the_doctor_fails_where_something_needed_is_missing(monkeypatch):
-    monkeypatch.setattr(
-        cli, "requires", lambda name: ["no-such-package>=1", "ghost>=2; extra == 'dev'"]
-    )
+    needs = ["no-such-package>=1", "ghost>=2; extra == 'dev'"]
+    monkeypatch.setattr(doctor, "requires", lambda name: needs)
     done = inside("doctor")
     assert done.exit_code == 1 and "no-such-package" in done.stdout and "ghost" not in done.stdout
 
@@ -320,11 +313,11 @@ def test_the_cure_of_torchaudio_touches_compiled_files_only(monkeypatch, tmp_pat
     for name in ("__init__.py", "_torchaudio.abi3.so", "libtorchaudio.so", "libctc.so"):
         (tmp_path / name).touch()
     answers = iter([False, True])
-    monkeypatch.setattr(cli, "torchaudio_lib", lambda: tmp_path)
-    monkeypatch.setattr(cli, "imports_cleanly", lambda package: next(answers))
+    monkeypatch.setattr(doctor, "_torchaudio_lib", lambda: tmp_path)
+    monkeypatch.setattr(doctor, "imports_cleanly", lambda package: next(answers))
     monkeypatch.setattr("torch.version.cuda", None)
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    found = cli.check_torchaudio(fix=True)
+    found = doctor.check_torchaudio(fix=True)
     assert (
         found["state"] == "ok"
         and "3 files" in found["found"]
@@ -334,11 +327,11 @@ def test_the_cure_of_torchaudio_touches_compiled_files_only(monkeypatch, tmp_pat
 
 def test_the_cure_is_not_given_where_torch_is_built_for_cuda(monkeypatch, tmp_path):
     (tmp_path / "_torchaudio.abi3.so").touch()
-    monkeypatch.setattr(cli, "torchaudio_lib", lambda: tmp_path)
-    monkeypatch.setattr(cli, "imports_cleanly", lambda package: False)
+    monkeypatch.setattr(doctor, "_torchaudio_lib", lambda: tmp_path)
+    monkeypatch.setattr(doctor, "imports_cleanly", lambda package: False)
     monkeypatch.setattr("torch.version.cuda", "13.2")
     assert (
-        cli.check_torchaudio(fix=True)["state"] == "missing"
+        doctor.check_torchaudio(fix=True)["state"] == "missing"
         and (tmp_path / "_torchaudio.abi3.so").exists()
     )
 
@@ -546,8 +539,11 @@ def test_clips_to_tokens_to_model_command_by_command(tmp_path):
         ["train-video", data, "--out", video, *quick("video.steps=4")],
         ["tokenize", data, "--out", tokens, "--audio", audio, "--video", video],
         ["finetune", tokens, "--out", model, *training],
+        ["calibrate", data, "--model", model, "--out", tmp_path / "done"],
     ):
         done = inside(*args)
         assert done.exit_code == 0, (args[0], done.output)
-    done = inside("describe", "--json", "--model", model, next(street.glob("*.mp4")))
-    assert done.exit_code == 0 and FORM <= set(json.loads(done.stdout)), done.output
+    for folder in (model, tmp_path / "done"):
+        done = inside("describe", "--json", "--model", folder, next(street.glob("*.mp4")))
+        assert done.exit_code == 0 and FORM <= set(json.loads(done.stdout)), done.output
+    assert "temperature" in json.loads((tmp_path / "done" / "describe.json").read_text())

@@ -1,5 +1,6 @@
 "Where things are computed: the device that is picked, what it can do, and the option that names it."
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -73,6 +74,7 @@ COMPUTES = {
     "train-video": ["data"],
     "tokenize": ["data"],
     "finetune": ["tokens"],
+    "calibrate": ["data"],
     "describe": ["CLIP"],
     "evaluate": ["STREET"],
     "transfer": ["CLIP", "--t5", "none"],
@@ -120,21 +122,18 @@ def test_a_run_computes_where_it_is_told(monkeypatch, tmp_path):
     from scene4m.app import run
     from scene4m.base.core import get_preset
 
-    said = {}
-    for name in ("train_both", "make_tokens", "train_model", "put_together"):
-        monkeypatch.setattr(run, name, lambda *args, name=name: said.setdefault(name, args[-1]))
-    monkeypatch.setattr(
-        run,
-        "evaluate_folder",
-        lambda *args, device, **kw: said.setdefault("evaluate_folder", device),
-    )
+    said, works = {}, ("train_both", "make_tokens", "train_model", "calibrate_model")
+
+    def note(*args, name, **how):
+        said[name] = how["device"] if "device" in how else args[-1]
+
+    for name in (*works, "evaluate_folder"):
+        monkeypatch.setattr(run, name, partial(note, name=name))
     monkeypatch.setattr(run, "make_street", lambda *args: None)
     data = SimpleNamespace(identity="clips")
-    stubs = dict(check_answers=None, ClipDataset=data, seconds_of={}, run_facts={}, read_json={})
-    stubs |= dict.fromkeys(("learnt", "weights_in", "tokens_in", "file_hash"), "content")
+    stubs = dict(check_answers=None, ClipDataset=data, run_facts={}, read_json={})
+    stubs |= dict.fromkeys(("_learnt", "content", "file_hash"), "content")
     for name, found in stubs.items():
         monkeypatch.setattr(run, name, lambda *args, found=found, **kw: found)
     run.run_pipeline(tmp_path, preset=get_preset("toy"), say=lambda line: None, device="cpu")
-    assert said == dict.fromkeys(
-        ("train_both", "make_tokens", "train_model", "put_together", "evaluate_folder"), "cpu"
-    )
+    assert said == dict.fromkeys((*works, "evaluate_folder"), "cpu")

@@ -123,7 +123,7 @@ def test_a_sentence_is_read_as_long_as_it_was_trained(trained, monkeypatch):
 
 def test_frames_of_another_size_train_and_a_rate_that_was_too_high_is_lowered(tmp_path):
     "The run on frames of 64 pixels; trainings diverge, and it goes on with a lower rate."
-    quick = {**SMALL, "data": dict(n_train=8, n_val=4, n_test=4, ceiling=None)}
+    quick = {**SMALL, "data": dict(n_train=8, n_val=4, n_test=4)}
 
     def run(audio_lr, lr):
         calm = dict(

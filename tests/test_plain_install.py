@@ -15,7 +15,7 @@ from packaging.version import Version
 from typer.testing import CliRunner
 
 from scene4m import curation
-from scene4m.app import cli
+from scene4m.app import cli, doctor
 from scene4m.base import media
 from scene4m.base.lists import FileRow
 
@@ -115,7 +115,7 @@ def test_a_worker_that_cannot_start_says_why(monkeypatch, tmp_path):
 
 
 def test_the_doctor_reads_encodes_and_trains(monkeypatch, tmp_path):
-    found = {f["name"]: f for f in cli.check_work()}
+    found = {f["name"]: f for f in doctor.check_work()}
     assert {n: f["state"] for n, f in found.items()} == dict(
         reading="ok", encoding="ok", training="ok"
     )
@@ -128,7 +128,7 @@ def test_the_doctor_reads_encodes_and_trains(monkeypatch, tmp_path):
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     )
-    found = cli.check_work()
+    found = doctor.check_work()
     assert [f["name"] for f in found] == ["reading"] and found[0]["state"] == "missing"
     assert "TypeError: unexpected keyword argument" in found[0]["found"]
 

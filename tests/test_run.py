@@ -15,7 +15,7 @@ from scene4m.app.run import Stages, run_pipeline
 from scene4m.worlds.toystreet import render_sound, sample_scene, write_scene
 
 SMALL = dict(
-    data=dict(n_train=32, n_val=14, n_test=14, ceiling=None),
+    data=dict(n_train=32, n_val=14, n_test=14),
     audio=dict(steps=6, seconds=None),
     video=dict(steps=6, seconds=None),
     model=dict(dim=32, encoder_depth=1, decoder_depth=1, num_heads=2),

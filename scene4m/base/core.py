@@ -100,7 +100,7 @@ class Preset:
 # %% ../../nbs/base/00_core.ipynb #e673ffe3
 TOY = Preset(
     "toy",
-    data=dict(n_train=3700, n_val=300, n_test=420, ceiling=None),
+    data=dict(n_train=3700, n_val=300, n_test=420),
     audio=dict(steps=260),
     video=dict(
         steps=300, decay=0.95, revive=0.05, continuous=0.05
