@@ -285,7 +285,7 @@ def test_no_solution_text_is_given_away(releases, name):
             secret += pairs(c.source.splitlines()[2:-1])
         if mark(c).get("grade") and c.cell_type == "markdown":
             secret += re.split(r"(?<=[.;:])\s", c.source)
-    secret = {squeezed(s) for s in secret if len(squeezed(s)) >= 24}
+    secret = {squeezed(s) for s in secret if len(squeezed(s)) >= 32}
     public = {k: squeezed("\n".join(c.source for c in v)) for k, v in releases.items()}
     public |= {
         p.name: squeezed("\n".join(c.source for c in nbformat.read(p, 4).cells))

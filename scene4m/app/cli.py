@@ -342,7 +342,8 @@ def download(
     if archive:
         counts = downloads.add_archive(listed, archive, out)
         added, missing = counts.pop("unpacked", 0), counts.pop("missing")
-        typer.echo(f"{out}: {added} clips added from {archive}, {missing} of the list are missing")
+        told = f"{added} clips added from {archive}, {missing} of the list are still missing"
+        typer.echo(f"{out}: {told}")
         for reason, n in sorted(counts.items()):
             typer.echo(f"  left out, {reason}: {n}")
         return
@@ -359,7 +360,7 @@ def download(
     told = ", ".join(f"{k} {v}" for k, v in sorted(counts.items()))
     typer.echo(f"{out}: {told or 'nothing was left to fetch'}")
     if counts.keys() & set(downloads.PASSING):
-        typer.echo("What was throttled or failed may work another day: give the command again.")
+        typer.echo("What was throttled or failed may work another day: give the same command again.")
 
 # %% ../../nbs/app/02_cli.ipynb #e32000op
 def _train_tokenizer(modality, data, out, preset, seed, settings, device):
