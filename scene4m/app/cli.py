@@ -360,7 +360,9 @@ def download(
     told = ", ".join(f"{k} {v}" for k, v in sorted(counts.items()))
     typer.echo(f"{out}: {told or 'nothing was left to fetch'}")
     if counts.keys() & set(downloads.PASSING):
-        typer.echo("What was throttled or failed may work another day: give the same command again.")
+        typer.echo(
+            "What was throttled or failed may work another day: give the same command again."
+        )
 
 # %% ../../nbs/app/02_cli.ipynb #e32000op
 def _train_tokenizer(modality, data, out, preset, seed, settings, device):
