@@ -1,4 +1,4 @@
-"""Settings of nbgrader for this course; every nbgrader command that is started in this folder reads them."""
+"""Settings of nbgrader for this course, read by every command that is started in this folder."""
 
 from nbgrader.preprocessors import (
     CheckCellMetadata,
@@ -19,7 +19,8 @@ c.ExecutePreprocessor.timeout = 300  # seconds that one cell of a submission may
 class ForgetCopies(DeduplicateIds):
     """Makes plain cells of those that a student copied; of equal ones the last is graded.
 
-    nbgrader itself leaves an empty mark on a copy, takes it for one of an old version, and stops grading the whole class."""
+    nbgrader itself leaves an empty mark on a copy, takes it for one of an old version, and stops
+    grading the whole class."""
 
     def preprocess(self, nb, resources):
         nb, resources = super().preprocess(nb, resources)

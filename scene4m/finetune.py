@@ -253,7 +253,7 @@ def _start_from_codebooks(model, ds: TokenDataset, config: FinetuneConfig):
 
 @torch.no_grad()
 def _start_encoder_at_zero(model):
-    "What the encoder's blocks add begins as 0: the decoder first learns from the tokens as they are."
+    "What the encoder's blocks add begins as 0: the decoder first learns from the bare tokens."
     for block in model.encoder:
         block.attn.proj.weight.zero_()
         block.mlp.fc2.weight.zero_()

@@ -19,7 +19,7 @@ from .vq import Tokenizer, VectorQuantizer, start_on_axes
 
 # %% ../nbs/course/06_video_tokenizer.ipynb #52a732a3
 def to_patches(x: torch.Tensor, patch: tuple) -> torch.Tensor:
-    "(B, t, h, w, C·a·b·c) from (B, C, T, H, W): every block of a × b × c pixels becomes one vector."
+    "(B, t, h, w, C·a·b·c) from (B, C, T, H, W): each block of a × b × c pixels is one vector."
     B, C, T, H, W = x.shape
     a, b, c = patch
     x = x.reshape(B, C, T // a, a, H // b, b, W // c, c)

@@ -282,7 +282,7 @@ class CodeNorm(nn.Module):
 
 # %% ../nbs/course/04_vq.ipynb #b25e1c09
 class Tokenizer(nn.Module):
-    """What every tokenizer of this package can do. A subclass brings a `quantizer` and four methods:
+    """What every tokenizer can do. A subclass brings a `quantizer` and four methods:
 
     `to_latents(batch, lengths) -> (z (B, N, D), mask (B, N) or None)`,
     `from_latents(z, grid) -> batch`, `grid(shape) -> tuple`, and

@@ -42,7 +42,7 @@ REASONS = {
 
 
 class ClipRefused(BadInput):
-    "A clip that cannot be used; `reason` is a key of `REASONS`, the message says which file and why."
+    "A clip that cannot be used: `reason` is a key of `REASONS`, the message says which and why."
 
     def __init__(self, reason: str, message: str):
         assert reason in REASONS, reason
@@ -65,7 +65,7 @@ def frame_times(
 # %% ../../nbs/base/01_media.ipynb #147ea99c
 @dataclass(frozen=True)
 class FrameSpec:
-    "Which pictures to take from a clip: `frames` of them at t = k / fps, each `size` pixels high and wide."
+    "Which pictures to take: `frames` of them at t = k / fps, each `size` pixels high and wide."
 
     frames: int = 16  # number of frames
     fps: float = 1.6  # frames per second that are kept
@@ -143,7 +143,9 @@ def _check_file(path) -> str:
 
 # %% ../../nbs/base/01_media.ipynb #fd53a069
 class _Bytes:
-    "A file without a name: the demuxer cannot take `%d`, `http:` or `concat:` in a name for an instruction, nor open a second file."
+    """A file without a name, so that the demuxer opens no second one.
+
+    It cannot take `%d`, `http:` or `concat:` in a name for an instruction."""
 
     def __init__(self, file):
         self.read, self.seek, self.tell, self.file = file.read, file.seek, file.tell, file
@@ -229,7 +231,7 @@ def _header(path, container, video, audio, rotation: int = 0) -> ClipInfo:
 
 
 def _quarter_turns(frame) -> int:
-    "How often the picture must be turned by 90 degrees counter-clockwise; an impossible angle counts as none."
+    "Quarter turns counter-clockwise that the picture needs; an impossible angle counts as none."
     degrees = int(getattr(frame, "rotation", 0) or 0)
     return (degrees // 90) % 4 if abs(degrees) <= 360 and degrees % 90 == 0 else 0
 
@@ -238,7 +240,7 @@ def probe(
     path,  # a file
     timeout: float = 10.0,  # seconds
 ) -> ClipInfo:  # the header, and the rotation of the first picture
-    "What a file holds, without decoding more than one frame. Raises `ClipRefused` for a file that cannot be opened."
+    "What a file holds; decodes one frame at most. Raises `ClipRefused` if it cannot be opened."
     with _open(path, timeout) as container:
         video, audio = _pick(container)
         turns = 0
@@ -300,7 +302,7 @@ class _OneClock:
         self.first.setdefault(i, packet.pts * unit if packet.pts is not None else when)
 
     def begins(self, streams) -> list:
-        "The second at which each stream begins: what the header says, unless its packets say something else."
+        "The second at which each stream begins: its header's, or its packets' if they differ."
         said = [(_start_of(s), self.first[s.index]) for s in streams if s.index in self.first]
         return [
             told if told is not None and abs(told - first) < 0.5 else first for told, first in said
@@ -351,7 +353,8 @@ def _demux(container, streams, stop: float, clock, start: float = 0.0, one=None)
             if size > MAX_BYTES or len(kept[i]) > MAX_PACKETS:
                 raise ClipRefused(
                     "too large",
-                    f"{clock.path!r}: more than {MAX_BYTES >> 20} MB or {MAX_PACKETS} packets in one clip.",
+                    f"{clock.path!r}: more than {MAX_BYTES >> 20} MB "
+                    f"or {MAX_PACKETS} packets in one clip.",
                 )
     except av.error.FFmpegError:
         pass  # a file that breaks off: what came before is used
@@ -359,7 +362,7 @@ def _demux(container, streams, stop: float, clock, start: float = 0.0, one=None)
 
 # %% ../../nbs/base/01_media.ipynb #1e490004
 def _forget(packet, kept: list, start: float) -> int:
-    "Drops packets that are of no use for what begins at `start`, before `packet` joins them; returns their bytes."
+    "Drops packets of no use from `start` on, before `packet` joins them; returns their bytes."
     when = packet.pts if packet.pts is not None else packet.dts
     before = when is not None and float(when * packet.time_base) <= start
     if packet.stream.type == "video" and before and packet.is_keyframe:
@@ -374,7 +377,7 @@ def _forget(packet, kept: list, start: float) -> int:
 
 # %% ../../nbs/base/01_media.ipynb #10a00061
 def _packets(container, streams, start: float, stop: float, clock, one=None) -> dict:
-    "The packets of each stream from a key frame at or before `start` up to `stop` seconds, by stream index."
+    "Packets by stream index, from a key frame at or before `start` up to `stop` seconds."
     import av
 
     if one:
@@ -415,7 +418,7 @@ def _reformat(frame, *size, **how):
 
 
 def _shrink(frame, limit: int = 2_100_000):
-    "The frame itself, or a smaller copy of a picture that is larger than full HD, so that a handful of them fits into memory."
+    "The frame, or a smaller copy if it is larger than full HD, so that a handful fits into memory."
     pixels = frame.width * frame.height
     if pixels <= limit:
         return frame
@@ -429,7 +432,7 @@ def _shrink(frame, limit: int = 2_100_000):
 
 # %% ../../nbs/base/01_media.ipynb #2a3a905c
 def _decode_all(context, packets, times, clock, fps: float = 25.0):
-    "The frame shown at each of `times`, by decoding every packet; slow and right whatever the file is."
+    "The frame shown at each of `times`, by decoding every packet: slow, and right for any file."
     import av
 
     shown, last, k, count, unit = [None] * len(times), None, 0, 0, packets[0].time_base
@@ -468,7 +471,9 @@ SKIPPABLE = (
 
 
 def _decode_skipping(context, packets, times, clock):
-    "As `_decode_all`, bit for bit, but frames that nothing refers to and nobody asked for are skipped; None for a broken stream."
+    """As `_decode_all`, bit for bit, without frames that nothing refers to and nobody asked for.
+
+    None for a broken stream."""
     import av
 
     stamps = sorted({p.pts for p in packets if not p.is_discard})
@@ -493,7 +498,7 @@ def _decode_skipping(context, packets, times, clock):
 
 # %% ../../nbs/base/01_media.ipynb #9b65d4f3
 def _decode_video(stream, packets, times, clock):
-    "(frames or None, how they were decoded): exact-skip where the file allows it, every frame otherwise."
+    "(frames or None, how they were decoded): exact-skip if the file allows it, else every frame."
     context = stream.codec_context
     context.thread_count, context.thread_type = 1, "NONE"
     if not packets:
@@ -513,7 +518,7 @@ def _decode_video(stream, packets, times, clock):
 
 # %% ../../nbs/base/01_media.ipynb #684ade32
 def _one_bar(luma, width: int) -> int:
-    "`width` if the first `width` lines are a bar: broad enough, flat, and with a sharp edge; else 0."
+    "`width` if the first `width` lines are a bar: broad enough, flat, with a sharp edge; else 0."
     if width < max(1, 0.02 * luma.shape[1]):
         return 0
     edge = luma[:, : width + 3, ::4]
@@ -546,7 +551,7 @@ def _side_bars(luma: np.ndarray) -> tuple[int, int]:
 def find_bars(
     frames: np.ndarray,  # uint8 (T, H, W, 3), or luma (T, H, W) with black at 16 as video stores it
 ) -> tuple[int, int, int, int]:  # (top, bottom, left, right) in pixels
-    "The black bars around a picture; four zeros where there are none. Raises `BadInput` for an array of another shape."
+    "The black bars around a picture, or four zeros. Raises `BadInput` for another shape."
     frames = np.asarray(frames)
     if frames.ndim == 4 and frames.shape[3] == 3:
         luma = (16 + frames @ np.array([0.257, 0.504, 0.098])).astype(np.uint8)
@@ -627,7 +632,8 @@ def _views(frames, specs, crop) -> tuple[list, tuple]:
     crop = tuple(2 * math.ceil(c / 2) for c in crop)  # whole chroma samples
     if sum(crop[:2]) >= first.height or sum(crop[2:]) >= first.width:
         raise BadInput(
-            f"crop={_turned(crop, turns)} leaves nothing of a picture of {first.width} x {first.height} pixels."
+            f"crop={_turned(crop, turns)} leaves nothing "
+            f"of a picture of {first.width} x {first.height} pixels."
         )
     if any(crop) and len(same) == len(distinct):
         cut = dict(zip(map(id, distinct), _cut(distinct, crop)))
@@ -656,7 +662,9 @@ def _channels(frame) -> np.ndarray:
 
 
 def _weights(layout) -> np.ndarray:
-    "How much of each channel goes into one: the centre whole, left and right at 0.7, what is behind at half, no low-frequency effects."
+    """How much of each channel goes into one.
+
+    The centre whole, left and right at 0.7, what is behind at half, no low-frequency effects."""
     names = [channel.name for channel in layout.channels]
     if len(names) < 3:
         return np.full(len(names), 1 / len(names), np.float32)
@@ -670,9 +678,9 @@ def _weights(layout) -> np.ndarray:
 
 
 def _mono(pieces: list) -> list:
-    """[(seconds, float32 (N,)), …] of [(seconds, weights, float32 (channels, N)), …]: the channels, mixed.
+    """[(seconds, float32 (N,)), …] of [(seconds, weights, float32 (channels, N)), …], mixed.
 
-    Where little is left of the loudest of them, as with channels of opposite phase, that one is taken in their place."""
+    Where little is left of the loudest channel, as with opposite phases, that one is taken."""
     mixed = [(when, weights @ x) for when, weights, x in pieces]
 
     def energy(rows):
@@ -689,7 +697,9 @@ def _mono(pieces: list) -> list:
 
 # %% ../../nbs/base/01_media.ipynb #490819a6
 def _decode_audio(stream, packets, clock, longest: float = 3600.0):
-    "(seconds or None, rate, weights, float32 (channels, N)) of each decoded frame, up to `longest` seconds; what does not decode is left out."
+    """(seconds or None, rate, weights, float32 (channels, N)) of each decoded frame.
+
+    Up to `longest` seconds; what does not decode is left out."""
     import av
 
     context, total = stream.codec_context, 0.0
@@ -708,7 +718,7 @@ def _decode_audio(stream, packets, clock, longest: float = 3600.0):
 
 # %% ../../nbs/base/01_media.ipynb #c3b257fe
 def _place(pieces, rate: int, origin: float, seconds: float) -> tuple[np.ndarray, float]:
-    "float32 (seconds · rate,): pieces of sound laid where their time stamps say, and the second at which they end."
+    "(float32 (seconds · rate,), end in seconds): pieces of sound laid at their time stamps."
     out, position = np.zeros(round(seconds * rate), np.float32), None
     for when, samples in pieces:
         there = None if when is None else round((when - origin) * rate)
@@ -744,7 +754,7 @@ def resample(
     sr_in: int,  # Hz
     sr_out: int,  # Hz
 ) -> np.ndarray:  # float32 (ceil(N · sr_out / sr_in),)
-    "The same sound at another rate, low-passed so that nothing folds back. Raises `BadInput` for a rate that is not positive."
+    "The same sound at another rate, without aliasing. Raises `BadInput` for a rate of 0 or less."
     import torch
 
     if not (sr_in > 0 and sr_out > 0):
@@ -774,7 +784,9 @@ class Clip:
 
 # %% ../../nbs/base/01_media.ipynb #10a0003a
 def modality_states(has_audio, silent, has_video) -> dict:
-    "What a clip gives to each modality: `used`, `missing`, or for a muted sound `silent`: not heard, in training as in describing."
+    """What a clip gives to each modality: `used`, `missing`, or `silent` for a muted sound.
+
+    What is silent is not heard, in training as in describing."""
     sound = "missing" if not has_audio else "silent" if silent else "used"
     return dict(audio=sound, video="used" if has_video else "missing")
 
@@ -801,7 +813,7 @@ def _check_request(specs, start, seconds, sr, crop):
 
 # %% ../../nbs/base/01_media.ipynb #33ee382c
 def _time_zero(packets, sound, begins) -> float:
-    "The second at which the clip begins: the first picture or sound that is shown, whichever is earlier."
+    "The second at which the clip begins: that of the first picture or sound that is shown."
     stamps = [p.pts for p in packets if p.pts is not None and not p.is_discard]
     first = [float(min(stamps) * packets[0].time_base)] if stamps else []
     if sound and sound[1][0][0] is not None:
@@ -819,7 +831,7 @@ def _seconds_seen(packets, origin: float, seconds: float) -> float:
 
 # %% ../../nbs/base/01_media.ipynb #b6645413
 def _read_sound(stream, packets, clock, longest: float):
-    "(rate, [(seconds, samples), …]) or None; a file that changes its rate is followed as far as the first rate goes."
+    "(rate, [(seconds, samples), …]) or None; a file is followed up to where its rate changes."
     pieces = list(_decode_audio(stream, packets, clock, longest))
     if not pieces:
         return None
@@ -833,7 +845,7 @@ _FLOORS = {"pcm_u8": 0.012, "pcm_alaw": 5e-4, "pcm_mulaw": 5e-4}  # what such co
 
 
 def _is_silent(wave, codec: str) -> bool:
-    "Whether nothing rises above what the codec itself makes of silence: a step or two of coarse samples, else -80 dB."
+    "Whether nothing rises above a codec's own silence: a step or two if coarse, else -80 dB."
     return wave is None or float(np.abs(wave).max(initial=0)) < _FLOORS.get(codec, 1e-4)
 
 
@@ -899,12 +911,14 @@ def read_clip(
     *,
     specs=(FrameSpec(),),  # which pictures; several sizes and rates come from one decode
     start: float = 0.0,  # seconds into the file
-    seconds: float = 10.0,  # length of the clip; a shorter file holds its last picture and is filled with silence
+    seconds: float = 10.0,  # length; a shorter file holds its last picture, then is silent
     sr: int = 16_000,  # sampling rate of the sound in Hz
     crop="auto",  # "auto" finds black bars, None keeps them, or (top, bottom, left, right)
     timeout: float = 20.0,  # seconds
 ) -> Clip:
-    "Pictures and sound of one clip. Raises `ClipRefused` for a file that cannot be used, `BadInput` for a window that cannot be."
+    """Pictures and sound of one clip.
+
+    Raises `ClipRefused` for a file that cannot be used, `BadInput` for a window that cannot be."""
     specs = tuple(specs)
     _check_request(specs, start, seconds, sr, crop)
     clock = _Clock(path, timeout)
@@ -921,7 +935,7 @@ def read_clip(
 
 # %% ../../nbs/base/01_media.ipynb #b756ece5
 def _limit_memory(extra: int):
-    "Lets this process take `extra` bytes more than it holds now (Linux; elsewhere only the time is limited)."
+    "Lets this process take `extra` bytes more than now (Linux; elsewhere only time is limited)."
     with contextlib.suppress(ImportError, OSError, ValueError, StopIteration):
         import resource
 
@@ -992,7 +1006,7 @@ def _serve(conn, memory: int):
 
 # %% ../../nbs/base/01_media.ipynb #441bc0a2
 class IsolatedReader:
-    "Reads clips in a process of its own: a decoder that hangs, dies or takes all memory costs one clip and nothing else."
+    "Reads clips in a process of its own: a decoder that hangs, dies or eats memory costs one clip."
 
     def __init__(self, memory: int = 2 << 30):  # bytes that decoding one clip may take
         self.memory = memory
@@ -1006,7 +1020,7 @@ class IsolatedReader:
         self.close()
 
     def read(self, path, *, timeout: float = 20.0, **options) -> Clip:
-        "As `read_clip`, with the same arguments. Raises `ClipRefused`, also for a stalled or crashed decoder."
+        "As `read_clip`; raises `ClipRefused` also for a stalled or crashed decoder."
         if self.process is None:
             self._begin()
         try:
@@ -1041,7 +1055,7 @@ class IsolatedReader:
 
 # %% ../../nbs/base/01_media.ipynb #df073fb8
 def _why_it_ended(reader: IsolatedReader, path, timeout: float) -> ClipRefused:
-    "The refusal for a clip whose decoder was ended by the clock or by itself; the next clip gets a fresh process."
+    "The refusal for a clip whose decoder stalled or crashed; the next one gets a fresh process."
     reader.process.join(0.2)
     code, name = reader.process.exitcode, os.fspath(path)
     reader.close()
@@ -1124,7 +1138,8 @@ def write_clip(
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
         raise BadInput(
-            f"write_clip takes uint8 frames of shape (T, H, W, 3), not {frames.dtype} {frames.shape}."
+            f"write_clip takes uint8 frames of shape (T, H, W, 3), "
+            f"not {frames.dtype} {frames.shape}."
         )
     frames = np.pad(
         frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge"
@@ -1132,7 +1147,7 @@ def write_clip(
     name = Path(path).suffix.lstrip(".").lower() or "mp4"
     if name not in ("mp4", "mkv", "mov", "m4v"):
         raise BadInput(f"{path}: clips are written as .mp4, .mov or .mkv, not as .{name}.")
-    # by name, not through `f`: FFmpeg would write through a callback, and a Ctrl-C that arrives in a callback is lost
+    # by name, not through `f`: FFmpeg would write through a callback, where a Ctrl-C is lost
     return atomic_write(
         path,
         lambda f: _encode(
@@ -1154,7 +1169,7 @@ def write_side_by_side(
     fps: float = 1.6,  # frames per second
     sr: int = 16_000,  # Hz
 ) -> Path:
-    "Writes two films beside each other, with sound, through moviepy. Raises `BadInput` where their shapes differ."
+    "Writes two films side by side, with sound, by moviepy. Raises `BadInput` if shapes differ."
     if np.shape(left) != np.shape(right):
         raise BadInput(f"The two films differ in shape: {np.shape(left)} and {np.shape(right)}.")
     from moviepy import ImageSequenceClip, clips_array

@@ -60,9 +60,9 @@ def orthogonalise(
     x: torch.Tensor,  # (n, rows, columns) matrices of one shape
     steps: int = 5,
 ) -> torch.Tensor:  # the same shape, float32
-    """The nearest matrices whose singular values are all about 1, by Newton-Schulz (Jordan et al., 2024).
+    """The nearest matrices whose singular values are all about 1.
 
-    It computes in the arithmetic that is fast on the device."""
+    By Newton-Schulz (Jordan et al., 2024), in the arithmetic that is fast on the device."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = x.shape[1] > x.shape[2]
     x = (x.mT if tall else x).to(torch.bfloat16 if has_fast_bf16(x.device) else torch.float32)
@@ -231,8 +231,8 @@ def _only_slower(new: dict, old: dict) -> bool:
 def go_on(path, settings: dict, renew: str = "") -> dict | None:
     """The note of the training in a folder, if one with these `settings` may go on there.
 
-    None where there is none, or where it is to be made anew: for `renew="clips"` one of other clips, for
-    "all" any other. Raises `ConfigMismatch` for another training."""
+    None where there is none, or where it is to be made anew: for `renew="clips"` one of other
+    clips, for "all" any other. Raises `ConfigMismatch` for another training."""
     if not Path(path).exists():
         return None
     note = read_json(path)
