@@ -60,7 +60,7 @@ run: setup  ## everything from clips to a report, on the toy street
 
 test: dev chromium  ## ruff, types, spelling, every notebook and every quick test
 	@echo "→ ruff: notebooks, exported modules, tests and scripts"
-	@$(BIN)/python -m ruff check --quiet scene4m scripts tests benchmarks
+	@$(BIN)/python -m ruff check --quiet nbs scene4m scripts tests benchmarks
 	@$(BIN)/python -m ruff format --check --quiet nbs scripts tests benchmarks setup.py
 	@echo "→ mypy: exported modules"
 	@$(BIN)/python -m mypy

@@ -210,7 +210,10 @@ def sound_figures(x, y, lengths) -> dict:
 
 def ids_of(tok, data, lengths=None, size: int = 100) -> torch.Tensor:
     "Ids (N, n) of stored clips."
-    part = lambda i: None if lengths is None else lengths[i : i + size]
+
+    def part(i):
+        return None if lengths is None else lengths[i : i + size]
+
     return torch.cat(
         [
             tok.encode(tok.to_model(torch.from_numpy(np.array(data[i : i + size]))), part(i))
@@ -330,11 +333,15 @@ def listening(n: int = 3) -> None:
 
     front, clips = MelFrontEnd(), toystreet.StreetClips("test", n)
     mels = [front(toystreet.render_sound(clips.scene(i))) for i in range(n)]
-    power = lambda mel: (10 ** (front.db(mel) / 10) - front.floor).clamp(min=0)
+
+    def power(mel):
+        return (10 ** (front.db(mel) / 10) - front.floor).clamp(min=0)
+
     options = dict(n_iter=32, hop_length=256, n_fft=1024, length=160_000)
-    griffin = lambda magnitude: torch.from_numpy(
-        librosa.griffinlim(magnitude, **options).astype(np.float32)
-    )
+
+    def griffin(magnitude):
+        return torch.from_numpy(librosa.griffinlim(magnitude, **options).astype(np.float32))
+
     ways = {
         "ours": front.invert,
         "librosa, pseudo-inverse": lambda mel: griffin(
@@ -368,15 +375,19 @@ def speed(args) -> None:
     import subprocess
     import sys
 
-    job = lambda kind, threads: [
-        sys.executable,
-        __file__,
-        "--steps-of",
-        kind,
-        "--threads",
-        str(threads),
-    ]
-    env = lambda threads: {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    def job(kind, threads):
+        return [
+            sys.executable,
+            __file__,
+            "--steps-of",
+            kind,
+            "--threads",
+            str(threads),
+        ]
+
+    def env(threads):
+        return {**os.environ, "OMP_NUM_THREADS": str(threads)}
+
     start = time.perf_counter()
     for kind in ("video", "audio"):
         subprocess.run(job(kind, 2), check=True, env=env(2))
@@ -489,7 +500,10 @@ def print_videos(videos: dict) -> None:
         + f"{'':44}"
         + "".join(f"{n[:22]:>24}" for n in names)
     )
-    cell = lambda f: f"{f['psnr']:.1f} / {f['moving']:.1f}"
+
+    def cell(f):
+        return f"{f['psnr']:.1f} / {f['moving']:.1f}"
+
     for file, row in videos.items():
         print(f"{Path(file).name[:42]:44}" + "".join(f"{cell(row[n]):>24}" for n in names))
     mean = {
@@ -585,9 +599,12 @@ def report(args) -> None:
             }
             results["street, picture"]["reader"] = readers
             print("\nWhat a small reader of the tokens tells, % (chance)")
-            told = lambda r: "  ".join(
-                f"{a} {100 * v['accuracy']:.1f} ({100 * v['chance']:.0f})" for a, v in r.items()
-            )
+
+            def told(r):
+                return "  ".join(
+                    f"{a} {100 * v['accuracy']:.1f} ({100 * v['chance']:.0f})" for a, v in r.items()
+                )
+
             for n, r in readers.items():
                 print(f"{n:36}" + told(r), flush=True)
         videos = real_videos({n: t for n, t in kept.items() if not n.startswith("ours,")})

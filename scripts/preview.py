@@ -297,9 +297,10 @@ def neighbours(order: list[str], titles: dict, here: str) -> str:
     "Links to the page before and the page after."
     at = order.index(here) if here in order else 0
     before, after = order[at - 1] if at else None, order[at + 1] if at + 1 < len(order) else None
-    link = lambda name, text: (
-        f'<a href="{link_to(name, here)}">{text}</a>' if name else "<span></span>"
-    )
+
+    def link(name, text):
+        return f'<a href="{link_to(name, here)}">{text}</a>' if name else "<span></span>"
+
     return link(before, f"← {titles.get(before)}") + link(after, f"{titles.get(after)} →")
 
 

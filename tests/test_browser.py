@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -296,9 +297,9 @@ def test_static_twins_move_without_a_kernel(server, page, tmp_path):
         changes(
             page,
             player.locator(".s4-screen").first,
-            lambda: player.locator("input[type=range]").press("ArrowRight"),
+            partial(player.locator("input[type=range]").press, "ArrowRight"),
             screen,
-        )  # noqa: B023
+        )
         assert "frame 2 of 16" in player.locator("output").inner_text()
     for k in range(books.count()):
         book = books.nth(k)

@@ -366,7 +366,10 @@ def test_pages_fit_a_phone_and_the_button_turns_them_dark(folder, pages, browser
         assert window.evaluate("document.documentElement.scrollWidth") <= 390, (
             f"{name} is wider than a phone"
         )
-    colour = lambda: window.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    def colour():
+        return window.evaluate("getComputedStyle(document.body).backgroundColor")
+
     before = colour()
     window.click("#theme")
     assert colour() != before

@@ -144,7 +144,10 @@ def test_notebook_begins_as_they_all_do(path):
 def statements(source: str) -> tuple[int, int]:
     "How many statements a cell has, and how many the longest function in it."
     tree = ast.parse(re.sub(r"^[%!].*$", "pass", source, flags=re.M))
-    count = lambda node: sum(isinstance(n, ast.stmt) for n in ast.walk(node))
+
+    def count(node):
+        return sum(isinstance(n, ast.stmt) for n in ast.walk(node))
+
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
     return count(tree), max((count(f) - 1 for f in functions), default=0)
 
