@@ -189,7 +189,7 @@ def test_lab_runs_the_notebook_and_its_widgets_move(server, page, tmp_path):
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     page.wait_for_function("""() => { const marks = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.innerText);
-      return document.querySelector('[data-mime-type="application/vnd.jupyter.error"]') || (marks.length > 40 && marks.every(m => /\\d/.test(m))) }""")
+      return document.querySelector('[data-mime-type="application/vnd.jupyter.error"]') || (marks.length > 20 && marks.every(m => /\\d/.test(m))) }""")
     wrong = page.locator(
         '[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"]'
     )

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from scene4m import describe, evaluate
 from scene4m.app.report import evaluate_folder
-from scene4m.app import cli, widgets
+from scene4m.app import long, cli, widgets
 from scene4m.worlds.street import LABELS, parse_caption
 from scene4m.base.core import ClipSpec
 from scene4m.app.long import describe_long, to_vtt
@@ -186,7 +186,8 @@ def test_the_subtitle_file_holds_no_guess(folder, doubting_folder, tmp_path):
 
 def test_what_is_spoken_holds_no_guess(folder, doubting_folder, monkeypatch):
     spoken = []
-    monkeypatch.setattr(cli, "_say_aloud", spoken.append)
+    monkeypatch.setattr(long, "speech_command", lambda text: ["voice", text])
+    monkeypatch.setattr(long, "speak", spoken.append)
     done = command("describe", "--speak", "--model", doubting_folder, folder / "street.mp4")
     assert done.exit_code == 0 and gives_no_answer(" ".join(spoken))
 
@@ -323,7 +324,8 @@ def test_the_command_line_says_it_and_how_to_get_the_rest(folder, tmp_path):
 
 def test_it_is_spoken(folder, monkeypatch):
     spoken = []
-    monkeypatch.setattr(cli, "_say_aloud", spoken.append)
+    monkeypatch.setattr(long, "speech_command", lambda text: ["voice", text])
+    monkeypatch.setattr(long, "speak", spoken.append)
     command("describe", "--speak", folder / "minute.mp4")
     assert "first 10 seconds of 60" in spoken[-1]
 
