@@ -32,7 +32,7 @@ SHORTER = {
         "photographs(2000, 3)": "photographs(200, 3)",
         "steps=300, batch_size=24": "steps=60, batch_size=24",
         'films("train", 120, 4)': 'films("train", 24, 4)',
-        "steps=200, batch_size=8": "steps=40, batch_size=8",
+        "steps=200,\n    batch_size=8": "steps=40,\n    batch_size=8",
         'films("test", 80, 4)': 'films("test", 16, 4)',
         'films("train", 1500, 5)': 'films("train", 64, 5)',
         "TrainConfig(steps=150": "TrainConfig(steps=30",
